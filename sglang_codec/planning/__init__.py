@@ -1,0 +1,1 @@
+"""From the radix paths of a batch to a `Plan`. NumPy only."""

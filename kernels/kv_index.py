@@ -1,0 +1,100 @@
+"""Filling the KV index on the device: gather at plan time, append one slot per step."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+_GATHER_BLOCK = 1024
+_APPEND_BLOCK = 128
+
+
+@triton.jit
+def _gather_slots_kernel(
+    kv_index_ptr,  # [entries] int32
+    req_to_token_ptr,  # [pool rows, max context] int32
+    pool_rows_ptr,  # [B] integers
+    spans_ptr,  # [S, 4] int32: batch row, first token, tokens, first entry
+    req_stride,
+    BLOCK: tl.constexpr,
+):
+    """One program copies one block of one span."""
+    span = spans_ptr + tl.program_id(0) * 4
+    tokens = tl.load(span + 2)
+    offset = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    if tl.program_id(1) * BLOCK < tokens:
+        pool_row = tl.load(pool_rows_ptr + tl.load(span)).to(tl.int64)
+        source = req_to_token_ptr + pool_row * req_stride + tl.load(span + 1)
+        within = offset < tokens
+        slots = tl.load(source + offset, mask=within, other=0)
+        tl.store(kv_index_ptr + tl.load(span + 3) + offset, slots, mask=within)
+
+
+@triton.jit
+def _append_slots_kernel(
+    kv_index_ptr,  # [entries] int32
+    row_lengths_ptr,  # [capacity] int32
+    plan_ptr,  # packed plan, int32
+    append_base_offset,
+    seq_lens_ptr,  # [B] integers, the new token included
+    new_slots_ptr,  # [B] integers, the new token's KV slot
+    batch,
+    BLOCK: tl.constexpr,
+):
+    """One program records the length and the newest slot of one block of rows."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    within = row < batch
+    length = tl.load(seq_lens_ptr + row, mask=within, other=0).to(tl.int32)
+    tl.store(row_lengths_ptr + row, length, mask=within)
+    base = tl.load(plan_ptr + append_base_offset + row, mask=within, other=-1)
+    slot = tl.load(new_slots_ptr + row, mask=within, other=0).to(tl.int32)
+    # rows that the plan does not know (padding of a captured batch) have base -1
+    entry = base + length - 1
+    tl.store(kv_index_ptr + tl.where(base >= 0, entry, 0), slot, mask=within & (base >= 0))
+
+
+def gather_slots(
+    kv_index: torch.Tensor,
+    req_to_token: torch.Tensor,
+    pool_rows: torch.Tensor,
+    spans: torch.Tensor,
+    *,
+    longest: int,
+) -> None:
+    """Copy ``req_to_token[pool_rows[row], first:first + tokens]`` to ``kv_index[entry:]`` per span.
+
+    Args:
+        kv_index: int32 ``[entries]``. req_to_token: int32 ``[pool rows, max context]``.
+        pool_rows: ``[B]`` integer pool rows of the batch. spans: int32 ``[S, 4]``.
+        longest: tokens of the longest span.
+    """
+    if not len(spans):
+        return
+    grid = (len(spans), triton.cdiv(longest, _GATHER_BLOCK))
+    _gather_slots_kernel[grid](
+        kv_index, req_to_token, pool_rows, spans, req_to_token.stride(0), BLOCK=_GATHER_BLOCK
+    )
+
+
+def append_slots(
+    kv_index: torch.Tensor,
+    row_lengths: torch.Tensor,
+    plan: torch.Tensor,
+    seq_lens: torch.Tensor,
+    new_slots: torch.Tensor,
+    *,
+    append_base_offset: int,
+) -> None:
+    """Record ``seq_lens`` ``[B]`` and put each row's newest slot at the end of its tail."""
+    batch = len(seq_lens)
+    _append_slots_kernel[(triton.cdiv(batch, _APPEND_BLOCK),)](
+        kv_index,
+        row_lengths,
+        plan,
+        append_base_offset,
+        seq_lens,
+        new_slots,
+        batch,
+        BLOCK=_APPEND_BLOCK,
+    )

@@ -1,0 +1,303 @@
+"""PAC, prefix attention computation: one KV chunk, once, for every query row that shares it."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from sglang_codec.kernels.launch import LaunchConfig
+
+TASK_INTS = tl.constexpr(8)
+
+
+@triton.jit
+def _pac_task(
+    task,
+    kv_head,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    lse_ptr,
+    partial_out_ptr,
+    partial_lse_ptr,
+    plan_ptr,
+    kv_index_ptr,
+    row_lengths_ptr,
+    order_offset,
+    part_indptr_offset,
+    tasks_offset,
+    qk_scale,
+    q_row_stride,
+    q_head_stride,
+    k_slot_stride,
+    k_head_stride,
+    v_slot_stride,
+    v_head_stride,
+    out_row_stride,
+    out_head_stride,
+    num_qo_heads,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+    STAGES: tl.constexpr,
+    WRITE_LSE: tl.constexpr,
+):
+    """Attention of one query tile over one KV chunk for one KV head."""
+    record = plan_ptr + tasks_offset + task * TASK_INTS
+    kv_start = tl.load(record)
+    kv_len = tl.load(record + 1)
+    first = tl.load(record + 2)
+    queries = tl.load(record + 3)
+    part = tl.load(record + 4)
+    open_row = tl.load(record + 5)
+    open_base = tl.load(record + 6)
+    # an open chunk ends where its row ends now, not where it ended when the plan was made
+    row_length = tl.load(row_lengths_ptr + open_row, mask=open_row >= 0, other=0)
+    kv_len = tl.where(open_row >= 0, tl.minimum(row_length - open_base, kv_len), kv_len)
+
+    offs_row = tl.arange(0, ROWS)
+    offs_dim = tl.arange(0, HEAD_DIM)
+    offs_kv = tl.arange(0, BLOCK_KV)
+    query = offs_row // GROUP
+    head = kv_head * GROUP + offs_row % GROUP
+    valid = query < queries
+    row = tl.load(plan_ptr + order_offset + first + query, mask=valid, other=0).to(tl.int64)
+    q = tl.load(
+        q_ptr + row[:, None] * q_row_stride + head[:, None] * q_head_stride + offs_dim[None, :],
+        mask=valid[:, None],
+        other=0.0,
+    )
+    k_head_ptr = k_ptr + kv_head.to(tl.int64) * k_head_stride
+    v_head_ptr = v_ptr + kv_head.to(tl.int64) * v_head_stride
+
+    running_max = tl.full([ROWS], -float("inf"), tl.float32)
+    running_sum = tl.zeros([ROWS], tl.float32)
+    accumulator = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    for start in tl.range(0, kv_len, BLOCK_KV, num_stages=STAGES):
+        token = start + offs_kv
+        # beyond the end the last token is read again: always a valid slot of this very chunk, so
+        # its weight of zero never meets a NaN, and the loads need no mask
+        slot = tl.load(kv_index_ptr + kv_start + tl.minimum(token, kv_len - 1)).to(tl.int64)
+        k = tl.load(k_head_ptr + slot[None, :] * k_slot_stride + offs_dim[:, None])
+        scores = tl.dot(q, k, input_precision="ieee") * qk_scale
+        scores = tl.where((token < kv_len)[None, :], scores, -float("inf"))
+        new_max = tl.maximum(running_max, tl.max(scores, 1))
+        rescale = tl.exp2(running_max - new_max)
+        weights = tl.exp2(scores - new_max[:, None])
+        running_sum = running_sum * rescale + tl.sum(weights, 1)
+        v = tl.load(v_head_ptr + slot[:, None] * v_slot_stride + offs_dim[None, :])
+        accumulator = accumulator * rescale[:, None]
+        accumulator = tl.dot(weights.to(v.dtype), v, accumulator, input_precision="ieee")
+        running_max = new_max
+
+    # an open chunk may still be empty: weight zero, LSE -inf
+    is_empty = running_sum == 0.0
+    result = accumulator / tl.where(is_empty, 1.0, running_sum)[:, None]
+    lse = tl.where(is_empty, -float("inf"), running_max + tl.log2(running_sum))
+
+    part_count = tl.load(plan_ptr + part_indptr_offset + row + 1, mask=valid, other=0) - tl.load(
+        plan_ptr + part_indptr_offset + row, mask=valid, other=0
+    )
+    is_final = valid & (part_count == 1)
+    tl.store(
+        out_ptr + row[:, None] * out_row_stride + head[:, None] * out_head_stride + offs_dim[None, :],
+        result.to(out_ptr.dtype.element_ty),
+        mask=is_final[:, None],
+    )
+    if WRITE_LSE:
+        tl.store(lse_ptr + row * num_qo_heads + head, lse, mask=is_final)
+    is_partial = valid & (part_count > 1)
+    partial = (part + query).to(tl.int64) * num_qo_heads + head
+    tl.store(
+        partial_out_ptr + partial[:, None] * HEAD_DIM + offs_dim[None, :],
+        result,
+        mask=is_partial[:, None],
+    )
+    tl.store(partial_lse_ptr + partial, lse, mask=is_partial)
+
+
+@triton.jit
+def _pac_kernel(
+    q_ptr,  # [B, Hq, D]
+    k_ptr,  # [num_slots, Hkv, D]
+    v_ptr,  # [num_slots, Hkv, D]
+    out_ptr,  # [B, Hq, D]
+    lse_ptr,  # [B, Hq] fp32, base 2
+    partial_out_ptr,  # [parts, Hq, D] fp32
+    partial_lse_ptr,  # [parts, Hq] fp32, base 2
+    plan_ptr,  # packed plan, int32
+    kv_index_ptr,  # [entries] int32
+    row_lengths_ptr,  # [B] int32
+    order_offset,
+    part_indptr_offset,
+    tasks_offset,
+    qk_scale,
+    q_row_stride,
+    q_head_stride,
+    k_slot_stride,
+    k_head_stride,
+    v_slot_stride,
+    v_head_stride,
+    out_row_stride,
+    out_head_stride,
+    num_slots,
+    num_qo_heads,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS_0: tl.constexpr,
+    BLOCK_KV_0: tl.constexpr,
+    STAGES_0: tl.constexpr,
+    ROWS_1: tl.constexpr,
+    BLOCK_KV_1: tl.constexpr,
+    STAGES_1: tl.constexpr,
+    WRITE_LSE: tl.constexpr,
+):
+    """One program walks the tasks of one slot for one KV head, the larger query tiles first."""
+    slot = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    large = plan_ptr + num_slots + 1 + slot
+    for task in tl.range(tl.load(large), tl.load(large + 1), num_stages=1):
+        _pac_task(
+            task,
+            kv_head,
+            q_ptr,
+            k_ptr,
+            v_ptr,
+            out_ptr,
+            lse_ptr,
+            partial_out_ptr,
+            partial_lse_ptr,
+            plan_ptr,
+            kv_index_ptr,
+            row_lengths_ptr,
+            order_offset,
+            part_indptr_offset,
+            tasks_offset,
+            qk_scale,
+            q_row_stride,
+            q_head_stride,
+            k_slot_stride,
+            k_head_stride,
+            v_slot_stride,
+            v_head_stride,
+            out_row_stride,
+            out_head_stride,
+            num_qo_heads,
+            GROUP,
+            HEAD_DIM,
+            ROWS_1,
+            BLOCK_KV_1,
+            STAGES_1,
+            WRITE_LSE,
+        )
+    small = plan_ptr + slot
+    for task in tl.range(tl.load(small), tl.load(small + 1), num_stages=1):
+        _pac_task(
+            task,
+            kv_head,
+            q_ptr,
+            k_ptr,
+            v_ptr,
+            out_ptr,
+            lse_ptr,
+            partial_out_ptr,
+            partial_lse_ptr,
+            plan_ptr,
+            kv_index_ptr,
+            row_lengths_ptr,
+            order_offset,
+            part_indptr_offset,
+            tasks_offset,
+            qk_scale,
+            q_row_stride,
+            q_head_stride,
+            k_slot_stride,
+            k_head_stride,
+            v_slot_stride,
+            v_head_stride,
+            out_row_stride,
+            out_head_stride,
+            num_qo_heads,
+            GROUP,
+            HEAD_DIM,
+            ROWS_0,
+            BLOCK_KV_0,
+            STAGES_0,
+            WRITE_LSE,
+        )
+
+
+def pac(
+    q: torch.Tensor,
+    k_buffer: torch.Tensor,
+    v_buffer: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    partial_out: torch.Tensor,
+    partial_lse: torch.Tensor,
+    plan: torch.Tensor,
+    kv_index: torch.Tensor,
+    row_lengths: torch.Tensor,
+    *,
+    order_offset: int,
+    part_indptr_offset: int,
+    tasks_offset: int,
+    num_slots: int,
+    sm_scale: float,
+    config: LaunchConfig,
+) -> None:
+    """Run every task of a packed plan.
+
+    Args:
+        q, out: ``[B, Hq, D]``. k_buffer, v_buffer: ``[num_slots, Hkv, D]``. The last dimension of
+            each is contiguous.
+        lse: ``[B, Hq]`` fp32 contiguous, base 2, or None.
+        partial_out: ``[parts, Hq, D]`` fp32 contiguous; partial_lse: ``[parts, Hq]``.
+        plan: packed plan (`PlanLayout`), int32; the offsets say where its sections begin.
+        kv_index: int32 KV slots. row_lengths: int32 ``[B]``, KV tokens of each row now.
+        sm_scale: factor of the scores before the softmax.
+
+    Rows with one part are written to `out` (and `lse`); the others leave partials for `por`.
+    """
+    num_qo_heads, head_dim = q.shape[1], q.shape[2]
+    num_kv_heads = k_buffer.shape[1]
+    small, large = config.tiles
+    _pac_kernel[(num_slots, num_kv_heads)](
+        q,
+        k_buffer,
+        v_buffer,
+        out,
+        lse if lse is not None else partial_lse,
+        partial_out,
+        partial_lse,
+        plan,
+        kv_index,
+        row_lengths,
+        order_offset,
+        part_indptr_offset,
+        tasks_offset,
+        sm_scale * 1.4426950408889634,  # log2(e): the softmax runs in base 2
+        q.stride(0),
+        q.stride(1),
+        k_buffer.stride(0),
+        k_buffer.stride(1),
+        v_buffer.stride(0),
+        v_buffer.stride(1),
+        out.stride(0),
+        out.stride(1),
+        num_slots,
+        num_qo_heads,
+        GROUP=num_qo_heads // num_kv_heads,
+        HEAD_DIM=head_dim,
+        ROWS_0=small.rows,
+        BLOCK_KV_0=small.block_kv,
+        STAGES_0=small.stages,
+        ROWS_1=large.rows,
+        BLOCK_KV_1=large.block_kv,
+        STAGES_1=large.stages,
+        WRITE_LSE=lse is not None,
+        num_warps=config.num_warps,
+    )

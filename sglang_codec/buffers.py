@@ -1,0 +1,66 @@
+"""Fixed-capacity device memory of plans and partials: addresses never change, values do."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout
+
+
+class PlanBuffers:
+    """Everything on the device that the kernels of one plan read or write besides Q, K, V and O.
+
+    Args:
+        layout: sections of the packed plan and the capacities.
+        num_qo_heads, head_dim: size of a partial row.
+        device: where the tensors live.
+    """
+
+    def __init__(
+        self, layout: PlanLayout, *, num_qo_heads: int, head_dim: int, device: torch.device
+    ) -> None:
+        capacity = layout.capacity
+        self.layout = layout
+        self.device = device
+        self.plan = torch.zeros(layout.size, dtype=torch.int32, device=device)
+        self.kv_index = torch.zeros(max(capacity.kv_index, 1), dtype=torch.int32, device=device)
+        self.row_lengths = torch.zeros(capacity.rows, dtype=torch.int32, device=device)
+        # zeros, not empty: an unwritten partial has weight zero, but zero times NaN is NaN
+        self.partial_out = torch.zeros(
+            max(capacity.parts, 1), num_qo_heads, head_dim, dtype=torch.float32, device=device
+        )
+        self.partial_lse = torch.full(
+            (max(capacity.parts, 1), num_qo_heads), -float("inf"), device=device
+        )
+
+    @property
+    def capacity(self) -> PlanCapacity:
+        return self.layout.capacity
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory in bytes."""
+        tensors = (self.plan, self.kv_index, self.row_lengths, self.partial_out, self.partial_lse)
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def upload(self, plan: Plan) -> None:
+        """Make `plan` the current one: a single host-to-device copy on the current stream.
+
+        Raises:
+            PlanCapacityError: the plan does not fit; the buffers are unchanged.
+        """
+        staging = self._staging(self.layout.size)
+        used = self.layout.pack(plan, staging.numpy())
+        self.plan[:used].copy_(staging[:used], non_blocking=True)
+
+    def to_device(self, values: np.ndarray) -> torch.Tensor:
+        """An int32 device copy of host values, without waiting for it."""
+        staging = self._staging(values.size)
+        staging.numpy()[:] = values.ravel()
+        return staging.to(self.device, non_blocking=True).view(values.shape)
+
+    def _staging(self, size: int) -> torch.Tensor:
+        # a fresh pinned tensor every time: the host may be a step ahead of a pending copy, and the
+        # caching host allocator reuses the memory only after the copy
+        return torch.empty(size, dtype=torch.int32, pin_memory=self.device.type == "cuda")

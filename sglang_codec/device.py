@@ -1,0 +1,134 @@
+"""What the planner and the kernels need to know of the machine they run on."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+
+import torch
+
+from sglang_codec.kernels.launch import INTERPRETED, INTERPRETED_SMS, LaunchConfig, launch_config
+from sglang_codec.planning.cost_model import COST_TABLES, CostModel, roofline_cost_model
+from sglang_codec.planning.plan import PlanSpec
+
+GPU_HEAD_DIMS = (64, 128)
+MAX_GROUP = 16
+GPU_DTYPES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Device:
+    """One machine: launch configuration, multiprocessors and ceilings."""
+
+    name: str
+    config: LaunchConfig
+    num_sms: int
+    bandwidth: float  # bytes per second
+    flops: float  # fp16 matrix operations per second
+
+    @property
+    def is_interpreted(self) -> bool:
+        return self.config is INTERPRETED
+
+
+@functools.cache
+def describe_device(device: torch.device, head_dim: int) -> Device:
+    """The machine behind `device`.
+
+    Raises:
+        RuntimeError: a CPU device while Triton is not interpreted.
+    """
+    if device.type != "cuda":
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            raise RuntimeError(
+                f"device {device}: without a CUDA GPU the kernels run in Triton's interpreter only; "
+                "set TRITON_INTERPRET=1 before the process starts"
+            )
+        return Device("interpreter", INTERPRETED, INTERPRETED_SMS, 1e10, 1e11)
+    properties = torch.cuda.get_device_properties(device)
+    capability = (properties.major, properties.minor)
+    bandwidth, flops = _ceilings(properties)
+    return Device(
+        properties.name,
+        launch_config(capability, head_dim),
+        properties.multi_processor_count,
+        bandwidth,
+        flops,
+    )
+
+
+def plan_spec(
+    device: Device,
+    *,
+    num_qo_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    kv_element_bytes: int,
+    tail_headroom: int = 0,
+) -> PlanSpec:
+    """The planner's view of a device and an attention shape."""
+    return PlanSpec(
+        group=num_qo_heads // num_kv_heads,
+        head_dim=head_dim,
+        kv_element_bytes=kv_element_bytes,
+        row_tiles=device.config.row_tiles,
+        block_kv=min(tile.block_kv for tile in device.config.tiles),
+        num_slots=device.config.num_slots(device.num_sms, num_kv_heads),
+        tail_headroom=tail_headroom,
+    )
+
+
+def cost_model(device: Device, spec: PlanSpec, num_kv_heads: int) -> CostModel:
+    """The measured table of this GPU and head dimension if there is one, else a roofline."""
+    if not device.is_interpreted:
+        table = COST_TABLES / f"{_table_name(device.name)}_d{spec.head_dim}.json"
+        if table.exists():
+            return CostModel.from_json(table)
+    return roofline_cost_model(
+        head_dim=spec.head_dim,
+        kv_element_bytes=spec.kv_element_bytes,
+        num_ctas=spec.num_slots * num_kv_heads,
+        bandwidth=device.bandwidth,
+        flops=device.flops,
+        task_overhead_us=2.0,
+    )
+
+
+def check_shape(
+    num_qo_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raise ValueError for an attention shape that the kernels do not have."""
+    if num_kv_heads < 1 or num_qo_heads % num_kv_heads:
+        raise ValueError(
+            f"num_qo_heads = {num_qo_heads} must be a multiple of num_kv_heads = {num_kv_heads}"
+        )
+    if num_qo_heads // num_kv_heads > MAX_GROUP:
+        raise ValueError(
+            f"{num_qo_heads} query heads over {num_kv_heads} KV heads is a GQA group of "
+            f"{num_qo_heads // num_kv_heads}; at most {MAX_GROUP} is supported"
+        )
+    if device.type == "cuda":
+        if head_dim not in GPU_HEAD_DIMS:
+            raise ValueError(f"head_dim = {head_dim} is not supported; use one of {GPU_HEAD_DIMS}")
+        if dtype not in GPU_DTYPES:
+            raise ValueError(f"dtype = {dtype} is not supported on a GPU; use one of {GPU_DTYPES}")
+    else:
+        if head_dim < 16 or head_dim & (head_dim - 1):
+            raise ValueError(f"head_dim = {head_dim} must be a power of two, at least 16")
+        if dtype not in (*GPU_DTYPES, torch.float32):
+            raise ValueError(f"dtype = {dtype} is not supported; use float32, float16 or bfloat16")
+
+
+def _table_name(gpu: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in gpu.lower()).strip("_")
+
+
+def _ceilings(properties: torch.cuda._CudaDeviceProperties) -> tuple[float, float]:
+    """Bytes per second and fp16 matrix operations per second, from the device's own figures."""
+    clock = getattr(properties, "clock_rate", 1_500_000) * 1e3
+    memory_clock = getattr(properties, "memory_clock_rate", 0) * 1e3
+    bus = getattr(properties, "memory_bus_width", 0)
+    bandwidth = 2 * memory_clock * bus / 8 * 0.9 or 1e12
+    per_sm = {8: 2048, 9: 4096, 10: 8192}.get(properties.major, 1024)
+    return bandwidth, per_sm * properties.multi_processor_count * clock * 0.8

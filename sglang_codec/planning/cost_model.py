@@ -1,0 +1,113 @@
+"""Predicted microseconds of one task on one program slot, from a table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+COST_TABLES = Path(__file__).parent / "cost_tables"
+_ROW_GRID = (16, 32, 64, 128)
+_TOKEN_GRID = (0, 64, 256, 1024, 4096, 16384, 65536, 131072)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Bilinear interpolation in a table of task times; beyond the table it goes on linearly.
+
+    A task is the attention of one query tile over one chunk of KV tokens for one KV head, timed
+    while every other slot of the GPU is as busy, so that bandwidth is shared as in a real plan.
+
+    Args:
+        rows: ``[R]`` increasing M sizes of the query tile (requests x GQA group, padded).
+        tokens: ``[T]`` increasing KV lengths, the first 0.
+        us: ``[R, T]`` microseconds, increasing along tokens.
+        name: where the table comes from.
+    """
+
+    rows: np.ndarray
+    tokens: np.ndarray
+    us: np.ndarray
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.us.shape != (len(self.rows), len(self.tokens)) or len(self.tokens) < 2:
+            raise ValueError(
+                f"cost table {self.name!r}: us has shape {self.us.shape}, expected "
+                f"({len(self.rows)}, {len(self.tokens)}) with at least two token columns"
+            )
+        if (np.diff(self.us, axis=1) <= 0).any() or (np.diff(self.tokens) <= 0).any():
+            raise ValueError(f"cost table {self.name!r} must increase with tokens in every row")
+
+    def curve(self, rows: int) -> np.ndarray:
+        """us over `tokens` for a tile of `rows`, interpolated between the neighbouring tiles."""
+        return np.array([np.interp(rows, self.rows, column) for column in self.us.T])
+
+    def task_us(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Microseconds of tasks with ``rows`` ``[K]`` and ``tokens`` ``[K]``."""
+        rows, tokens = np.broadcast_arrays(np.asarray(rows), np.asarray(tokens, np.float64))
+        out = np.empty(tokens.shape)
+        for value in np.unique(rows):
+            pick = rows == value
+            out[pick] = _linear(tokens[pick], self.tokens, self.curve(int(value)))
+        return out
+
+    def most_tokens(self, rows: np.ndarray, us: float) -> np.ndarray:
+        """Largest token counts ``[K]`` (float) whose task takes at most `us`; below 0 if none."""
+        rows = np.asarray(rows)
+        out = np.empty(rows.shape)
+        for value in np.unique(rows):
+            out[rows == value] = _linear(np.array([us]), self.curve(int(value)), self.tokens)[0]
+        return out
+
+    @classmethod
+    def from_json(cls, path: Path) -> CostModel:
+        """Read a table written by ``scripts/profile_cost_model.py``."""
+        table = json.loads(path.read_text())["tables"][0]
+        return cls(
+            np.asarray(table["rows"]),
+            np.asarray(table["tokens"], np.float64),
+            np.asarray(table["us"], np.float64),
+            path.stem,
+        )
+
+
+def roofline_cost_model(
+    *,
+    head_dim: int,
+    kv_element_bytes: int,
+    num_ctas: int,
+    bandwidth: float,
+    flops: float,
+    task_overhead_us: float,
+) -> CostModel:
+    """A cost model from two ceilings, for a GPU without a measured table.
+
+    One of `num_ctas` equally busy CTAs owns ``1 / num_ctas`` of both ceilings; a token costs
+    ``max(2 D b / bandwidth, 4 M D / flops)`` of its share.
+
+    Args:
+        bandwidth: bytes per second of device memory.
+        flops: matrix floating-point operations per second in the KV dtype.
+        task_overhead_us: time of a task before its first token.
+    """
+    rows, tokens = np.array(_ROW_GRID), np.array(_TOKEN_GRID, np.float64)
+    seconds = np.maximum(
+        2 * head_dim * kv_element_bytes / bandwidth, 4 * rows * head_dim / flops
+    )
+    per_token = seconds * num_ctas * 1e6
+    return CostModel(rows, tokens, task_overhead_us + per_token[:, None] * tokens, "roofline")
+
+
+def _linear(x: np.ndarray, xp: np.ndarray, fp: np.ndarray) -> np.ndarray:
+    """`np.interp` with straight-line extrapolation at both ends."""
+    low = (fp[1] - fp[0]) / (xp[1] - xp[0])
+    high = (fp[-1] - fp[-2]) / (xp[-1] - xp[-2])
+    inside = np.interp(x, xp, fp)
+    return np.where(
+        x > xp[-1],
+        fp[-1] + (x - xp[-1]) * high,
+        np.where(x < xp[0], fp[0] + (x - xp[0]) * low, inside),
+    )

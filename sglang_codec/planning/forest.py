@@ -1,0 +1,352 @@
+"""Runs of KV tokens and who reads them, from the radix paths of a decode batch."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sglang_codec.planning.paths import RadixPaths
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixForest:
+    """The sharing structure of one decode batch.
+
+    Nodes ``0 .. num_shared - 1`` are shared runs of KV tokens (at least two readers, parents before
+    children, no two consecutive runs with the same readers); node ``num_shared + p`` is the private
+    tail of the row at position ``p`` and may be empty. The nodes of a row's path tile its tokens.
+
+    Args:
+        order: int32 ``[B]``, batch rows depth first; a *position* indexes this array.
+        lengths: int32 ``[B]``, KV tokens of each batch row.
+        parent: int32 ``[N]``, parent node, -1 at a root.
+        start: int32 ``[N]``, first token of the run, counted from the start of the sequence.
+        length: int32 ``[N]``, tokens of the run.
+        first, last: int32 ``[N]``, readers are positions ``[first, last)``.
+        kv_slots: int32 ``[unique tokens]`` KV slot ids, node after node, or None when the slots are
+            known to the device only (SGLang's ``req_to_token``).
+        kv_offset: int64 ``[N]``, where each node begins in ``kv_slots``.
+    """
+
+    order: np.ndarray
+    lengths: np.ndarray
+    parent: np.ndarray
+    start: np.ndarray
+    length: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    kv_slots: np.ndarray | None = field(default=None, repr=False)
+    kv_offset: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def batch(self) -> int:
+        return len(self.order)
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.parent)
+
+    @property
+    def num_shared(self) -> int:
+        return self.num_nodes - self.batch
+
+    @property
+    def readers(self) -> np.ndarray:
+        """int32 ``[N]``: rows that read each node."""
+        return self.last - self.first
+
+    @property
+    def unique_tokens(self) -> int:
+        """KV tokens that are read if every run is read once."""
+        return int(self.length.sum())
+
+    @property
+    def total_tokens(self) -> int:
+        """KV tokens that are read if every row reads its own sequence."""
+        return int(self.lengths.sum())
+
+    @property
+    def depth(self) -> int:
+        """Nodes on the longest path, tails included."""
+        depth = np.ones(self.num_nodes, np.int32)
+        for node in range(self.num_nodes):
+            if self.parent[node] >= 0:
+                depth[node] = depth[self.parent[node]] + 1
+        return int(depth[self.length > 0].max(initial=0))
+
+    @classmethod
+    def from_radix_paths(cls, paths: RadixPaths, lengths: np.ndarray) -> PrefixForest:
+        """Build the forest of a batch whose KV slots only the device knows.
+
+        Args:
+            paths: what the radix tree proves about the batch.
+            lengths: ``[B]`` KV tokens of each row. A path node that reaches beyond a row's tokens is
+                not used for that row.
+        """
+        lengths = np.asarray(lengths, np.int32)
+        if lengths.shape != (paths.batch,):
+            raise ValueError(
+                f"lengths has shape {lengths.shape}, but the paths describe {paths.batch} rows"
+            )
+        return cls(**_structure(paths, lengths))
+
+    @classmethod
+    def from_paths(cls, paths: Sequence[Sequence[tuple[Hashable, Any]]]) -> PrefixForest:
+        """Build the forest from named segments.
+
+        Args:
+            paths: ``paths[r]`` lists the segments of row ``r`` from root to leaf as ``(segment id,
+                KV slot ids)``. Rows that name the same id share that segment; an id must always
+                come with the same slots and the same parent. Segments may be empty.
+
+        Raises:
+            ValueError: an id with two parents or two sets of slots, or slots that are not a
+                one-dimensional array of non-negative integers.
+        """
+        known: dict[Hashable, _Segment] = {}
+        parent: list[int] = []
+        end: list[int] = []
+        leaf = np.full(len(paths), -1, np.int32)
+        lengths = np.zeros(len(paths), np.int32)
+        rows: list[list[np.ndarray]] = []
+        for row, path in enumerate(paths):
+            node, above, position, pieces = -1, None, 0, []
+            for name, given in path:
+                segment = known.get(name)
+                if segment is None:
+                    slots = _slot_array(given, f"segment {name!r} of row {row}")
+                    if len(slots):
+                        parent.append(node)
+                        end.append(position + len(slots))
+                        node = len(parent) - 1
+                    segment = known[name] = _Segment(node, above, given, slots)
+                else:
+                    segment.check_again(name, above, given, row)
+                node, above = segment.node, name
+                position += len(segment.slots)
+                pieces.append(segment.slots)
+            leaf[row] = node
+            lengths[row] = position
+            rows.append(pieces)
+        radix = RadixPaths(np.asarray(parent, np.int32), np.asarray(end, np.int32), leaf)
+        bounds = [np.cumsum([0, *map(len, pieces)]) for pieces in rows]
+
+        def slots_of(row: int, start: int, stop: int) -> list[np.ndarray]:
+            low = int(np.searchsorted(bounds[row], start, side="right")) - 1
+            out = []
+            while start < stop:
+                piece, base = rows[row][low], int(bounds[row][low])
+                out.append(piece[start - base : stop - base])
+                start = base + len(piece)
+                low += 1
+            return out
+
+        return _with_slots(_structure(radix, lengths), slots_of)
+
+    @classmethod
+    def from_kv_indices(cls, kv_indptr: Any, kv_indices: Any) -> PrefixForest:
+        """Find the sharing of a batch by comparing its KV slots.
+
+        Args:
+            kv_indptr: int ``[B + 1]``, row ``r`` owns ``kv_indices[kv_indptr[r]:kv_indptr[r + 1]]``.
+            kv_indices: int ``[total tokens]`` KV slot ids. Arrays or tensors (copied to the host).
+
+        Rows share the longest common prefix of their slots. Cost: one sort of the rows.
+        """
+        indices = _slot_array(kv_indices, "kv_indices")
+        indptr = np.asarray(_to_numpy(kv_indptr), np.int64)
+        if indptr.ndim != 1 or len(indptr) < 1 or indptr[0] != 0 or indptr[-1] != len(indices):
+            raise ValueError(
+                f"kv_indptr must be one-dimensional, start at 0 and end at len(kv_indices) = "
+                f"{len(indices)}; got shape {indptr.shape} and ends "
+                f"{indptr[:1].tolist()}..{indptr[-1:].tolist()}"
+            )
+        if (np.diff(indptr) < 0).any():
+            raise ValueError(f"kv_indptr decreases at row {int(np.argmax(np.diff(indptr) < 0))}")
+        rows = [indices[a:b] for a, b in zip(indptr[:-1], indptr[1:], strict=True)]
+        radix = _radix_paths_of_rows(rows)
+        lengths = np.diff(indptr).astype(np.int32)
+        return _with_slots(
+            _structure(radix, lengths), lambda row, start, stop: [rows[row][start:stop]]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The structure (not the slots) as JSON-ready lists; `from_dict` is the inverse."""
+        names = ("order", "lengths", "parent", "start", "length", "first", "last")
+        return {name: getattr(self, name).tolist() for name in names}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> PrefixForest:
+        return cls(**{name: np.asarray(data[name], np.int32) for name in data})
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """A named segment as its first row gave it."""
+
+    node: int
+    above: Hashable
+    given: Any
+    slots: np.ndarray
+
+    def check_again(self, name: Hashable, above: Hashable, given: Any, row: int) -> None:
+        if above != self.above:
+            raise ValueError(
+                f"segment {name!r} follows {above!r} in row {row} but {self.above!r} in an earlier "
+                "row; a segment id names one place in the tree, so use another id"
+            )
+        if given is self.given:
+            return
+        if not np.array_equal(_slot_array(given, f"segment {name!r} of row {row}"), self.slots):
+            raise ValueError(
+                f"segment {name!r} has other KV slots in row {row} than in an earlier row; rows "
+                "that share a segment id must share its slots"
+            )
+
+
+def _to_numpy(values: Any) -> np.ndarray:
+    if hasattr(values, "detach"):  # a torch tensor, without importing torch
+        values = values.detach().cpu().numpy()
+    return np.asarray(values)
+
+
+def _slot_array(values: Any, what: str) -> np.ndarray:
+    slots = _to_numpy(values)
+    if slots.size == 0:
+        return np.zeros(0, np.int32)
+    if slots.ndim != 1 or slots.dtype.kind not in "iu":
+        raise ValueError(
+            f"{what}: KV slots must be a one-dimensional integer array, got shape {slots.shape} "
+            f"and dtype {slots.dtype}"
+        )
+    low, high = int(slots.min()), int(slots.max())
+    if low < 0 or high > np.iinfo(np.int32).max:
+        raise ValueError(f"{what}: KV slots must lie in [0, 2^31), got {low}..{high}")
+    return slots.astype(np.int32, copy=False)
+
+
+def _structure(paths: RadixPaths, lengths: np.ndarray) -> dict[str, np.ndarray]:
+    """Prune, merge and order path nodes; everything but the slots of a `PrefixForest`."""
+    parent, end = paths.parent.tolist(), paths.end.tolist()
+    batch, num_paths = paths.batch, len(parent)
+    limits = lengths.tolist()
+    leaf = paths.leaf.tolist()
+    count = [0] * num_paths
+    for row in range(batch):
+        node = leaf[row]
+        while node >= 0 and end[node] > limits[row]:
+            node = parent[node]
+        leaf[row] = node
+        if node >= 0:
+            count[node] += 1
+    for node in range(num_paths - 1, -1, -1):
+        if parent[node] >= 0:
+            count[parent[node]] += count[node]
+
+    # a node survives with two readers; it joins its parent when the readers are the same
+    shared_of = [-1] * num_paths
+    shared_parent: list[int] = []
+    shared_start: list[int] = []
+    shared_end: list[int] = []
+    for node in range(num_paths):
+        above = parent[node]
+        shared_above = shared_of[above] if above >= 0 else -1
+        if count[node] < 2:
+            shared_of[node] = shared_above
+        elif above >= 0 and count[above] == count[node]:
+            shared_of[node] = shared_above
+            shared_end[shared_above] = end[node]
+        else:
+            shared_of[node] = len(shared_parent)
+            shared_parent.append(shared_above)
+            shared_start.append(end[above] if above >= 0 else 0)
+            shared_end.append(end[node])
+
+    num_shared = len(shared_parent)
+    children: list[list[int]] = [[] for _ in range(num_shared + 1)]  # last: the roots
+    own_rows: list[list[int]] = [[] for _ in range(num_shared + 1)]
+    for node, above in enumerate(shared_parent):
+        children[above].append(node)
+    for row in range(batch):
+        own_rows[shared_of[leaf[row]] if leaf[row] >= 0 else -1].append(row)
+
+    order: list[int] = []
+    tail_parent: list[int] = []
+    first = [0] * num_shared
+    last = [0] * num_shared
+    stack = [(-1, False)]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            last[node] = len(order)
+            continue
+        if node >= 0:
+            first[node] = len(order)
+            stack.append((node, True))
+        order.extend(own_rows[node])
+        tail_parent.extend([node] * len(own_rows[node]))
+        stack.extend((child, False) for child in reversed(children[node]))
+
+    order_array = np.asarray(order, np.int32)
+    ends = np.asarray([*shared_end, 0], np.int32)  # index -1: a row without a shared run
+    tail_start = ends[np.asarray(tail_parent, np.int64)]
+    starts = np.concatenate([np.asarray(shared_start, np.int32), tail_start])
+    shared_length = ends[:-1] - starts[:num_shared]
+    positions = np.arange(batch, dtype=np.int32)
+    return {
+        "order": order_array,
+        "lengths": lengths,
+        "parent": np.asarray(shared_parent + tail_parent, np.int32),
+        "start": starts,
+        "length": np.concatenate([shared_length, lengths[order_array] - tail_start]),
+        "first": np.concatenate([np.asarray(first, np.int32), positions]),
+        "last": np.concatenate([np.asarray(last, np.int32), positions + 1]),
+    }
+
+
+def _with_slots(structure: dict[str, np.ndarray], slots_of: Any) -> PrefixForest:
+    pieces: list[np.ndarray] = [np.zeros(0, np.int32)]
+    offset = np.zeros(len(structure["parent"]) + 1, np.int64)
+    np.cumsum(structure["length"], out=offset[1:])
+    rows = structure["order"][structure["first"]] if len(structure["order"]) else []
+    starts, lengths = structure["start"].tolist(), structure["length"].tolist()
+    for row, start, length in zip(rows, starts, lengths, strict=True):
+        if length:
+            pieces.extend(slots_of(int(row), start, start + length))
+    return PrefixForest(**structure, kv_slots=np.concatenate(pieces), kv_offset=offset[:-1])
+
+
+def _radix_paths_of_rows(rows: list[np.ndarray]) -> RadixPaths:
+    """Radix paths from equal slots: sort the rows, compare neighbours, nest the common prefixes."""
+    batch = len(rows)
+    # big-endian bytes sort like the slot sequences themselves
+    keys = [row.astype(">u4").tobytes() for row in rows]
+    by_key = sorted(range(batch), key=keys.__getitem__)
+    common = np.zeros(batch, np.int64)  # with the row sorted just before
+    for i in range(1, batch):
+        a, b = rows[by_key[i - 1]], rows[by_key[i]]
+        n = min(len(a), len(b))
+        differs = a[:n] != b[:n]
+        common[i] = int(np.argmax(differs)) if differs.any() else n
+    parent: list[int] = []
+    end: list[int] = []
+    leaf = np.full(batch, -1, np.int32)
+    work = [(0, batch, -1, 0)]  # sorted rows [low, high), the node above them, where it ends
+    while work:
+        low, high, above, above_end = work.pop()
+        if high - low < 2:
+            leaf[[by_key[i] for i in range(low, high)]] = above
+            continue
+        inner = common[low + 1 : high]
+        shortest = int(inner.min())
+        node = above
+        if shortest > above_end:
+            node = len(parent)
+            parent.append(above)
+            end.append(shortest)
+        cuts = [low, *(low + 1 + np.flatnonzero(inner == shortest)).tolist(), high]
+        work.extend((a, b, node, shortest) for a, b in zip(cuts[:-1], cuts[1:], strict=True))
+    return RadixPaths(np.asarray(parent, np.int32), np.asarray(end, np.int32), leaf)

@@ -1,0 +1,267 @@
+"""The plan of one decode batch: flat int32 arrays, and how they lie in one device buffer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+# columns of a task; the kernel reads them in this order
+TASK_FIELDS = (
+    "kv_start",  # first entry of the chunk in the KV index
+    "kv_len",  # tokens of the chunk; the most it may grow to if open
+    "first",  # first position (index into `order`) of the query tile
+    "queries",  # rows in the query tile
+    "part",  # partial row of the tile's first query
+    "open_row",  # batch row whose length bounds the chunk, -1 if the chunk is closed
+    "open_base",  # token at which an open chunk begins: its length is row length - open_base
+    "spare",
+)
+
+
+class PlanCapacityError(ValueError):
+    """A plan does not fit the buffers it was made for."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSpec:
+    """What the planner must know of the kernel and the GPU.
+
+    Args:
+        group: query heads per KV head.
+        head_dim: elements per head.
+        kv_element_bytes: bytes of one K or V element.
+        row_tiles: increasing M sizes (requests x group) that the kernel has; each a task class.
+        block_kv: granularity of chunks, in tokens.
+        num_slots: program slots per KV head.
+        tail_headroom: tokens by which a private tail may grow before it must be planned again.
+    """
+
+    group: int
+    head_dim: int
+    kv_element_bytes: int
+    row_tiles: tuple[int, ...]
+    block_kv: int
+    num_slots: int
+    tail_headroom: int = 0
+
+    def __post_init__(self) -> None:
+        if self.group > self.row_tiles[0]:
+            raise ValueError(
+                f"GQA group {self.group} is larger than the smallest row tile {self.row_tiles[0]}"
+            )
+
+    @property
+    def partial_bytes(self) -> int:
+        """One row's fp32 partial output and LSE for one KV head."""
+        return self.group * (self.head_dim + 1) * 4
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """K and V of one token for one KV head."""
+        return 2 * self.head_dim * self.kv_element_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlanCapacity:
+    """Sizes of the buffers a plan must fit: batch rows, tasks, partial rows, KV index entries."""
+
+    rows: int
+    tasks: int
+    parts: int
+    kv_index: int
+
+    def check(self, *, rows: int = 0, tasks: int = 0, parts: int = 0, kv_index: int = 0) -> None:
+        for name, need in (("rows", rows), ("tasks", tasks), ("parts", parts), ("kv_index", kv_index)):
+            limit = getattr(self, name)
+            if need > limit:
+                raise PlanCapacityError(
+                    f"the plan needs {need} {name} but the buffers hold {limit}; plan a smaller "
+                    f"batch or create the buffers with PlanCapacity({name}>={need})"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Tasks of one batch, assigned to program slots.
+
+    Args:
+        order: int32 ``[B]``, positions -> batch rows.
+        tasks: int32 ``[T, 8]``, see `TASK_FIELDS`; sorted by class, then slot, longest first.
+        slot_indptr: int32 ``[classes, slots + 1]``, tasks of a slot within a class.
+        part_indptr: int32 ``[B + 1]``, partial rows of each batch row in `part_rows`.
+        part_rows: int32 ``[P]``, partial rows in token order. A row with exactly one part is written
+            to the output directly and its entry is unused.
+        num_parts: partial rows that the tasks write.
+        append_base: int32 ``[B]``, the KV index entry of token ``t`` of row ``r``'s tail is
+            ``append_base[r] + t``.
+        max_lengths: int32 ``[B]``, KV tokens up to which the plan serves each row.
+        spans: int32 ``[S, 4]``, how the KV index is filled: ``(batch row, first token, tokens,
+            first entry)``.
+        kv_entries: entries of the KV index in use, headroom included.
+        node: int32 ``[T]`` forest node of each task; start: int32 ``[T]`` its first token.
+        slot: int32 ``[T]``; us: float ``[T]`` predicted microseconds.
+        row_tiles: M size of each class.
+        absorbed: bool ``[num_shared]`` nodes that joined their children.
+    """
+
+    order: np.ndarray
+    tasks: np.ndarray
+    slot_indptr: np.ndarray
+    part_indptr: np.ndarray
+    part_rows: np.ndarray
+    num_parts: int
+    append_base: np.ndarray
+    max_lengths: np.ndarray
+    spans: np.ndarray
+    kv_entries: int
+    node: np.ndarray
+    start: np.ndarray
+    slot: np.ndarray
+    us: np.ndarray
+    row_tiles: tuple[int, ...]
+    absorbed: np.ndarray
+    lengths: np.ndarray = field(repr=False)
+
+    @property
+    def batch(self) -> int:
+        return len(self.order)
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def num_slots(self) -> int:
+        return self.slot_indptr.shape[1] - 1
+
+    @property
+    def slot_load(self) -> np.ndarray:
+        """Predicted busy microseconds of each slot."""
+        return np.bincount(self.slot, weights=self.us, minlength=self.num_slots)
+
+    @property
+    def makespan_us(self) -> float:
+        return float(self.slot_load.max(initial=0.0))
+
+    @property
+    def kv_tokens_read(self) -> int:
+        """KV tokens that the plan reads per KV head, each query tile counted."""
+        planned = np.minimum(
+            self.tasks[:, 1],
+            np.where(
+                self.tasks[:, 5] >= 0,
+                self.lengths[np.maximum(self.tasks[:, 5], 0)] - self.tasks[:, 6],
+                self.tasks[:, 1],
+            ),
+        )
+        return int(planned.sum())
+
+    @property
+    def kv_tokens_stock(self) -> int:
+        """KV tokens that a backend reading every row's own sequence would read."""
+        return int(self.lengths.sum())
+
+    def explain(self, forest: Any = None) -> str:
+        """The plan (and its forest) as text, for people."""
+        from sglang_codec.explain import explain_text
+
+        dump = {"plan": self.to_dict()}
+        if forest is not None:
+            dump["forest"] = forest.to_dict()
+        return explain_text(dump)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that describe a plan in one line."""
+        load = self.slot_load
+        return {
+            "batch": self.batch,
+            "tasks": self.num_tasks,
+            "slots": self.num_slots,
+            "parts": self.num_parts,
+            "kv_tokens_read": self.kv_tokens_read,
+            "kv_tokens_stock": self.kv_tokens_stock,
+            "makespan_us": self.makespan_us,
+            "mean_load_us": float(load.mean()) if len(load) else 0.0,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Summary and tasks as JSON-ready values, for `python -m sglang_codec explain`."""
+        return {
+            **self.summary(),
+            "row_tiles": list(self.row_tiles),
+            "task_fields": list(TASK_FIELDS),
+            "task_table": self.tasks.tolist(),
+            "task_node": self.node.tolist(),
+            "task_start": self.start.tolist(),
+            "task_slot": self.slot.tolist(),
+            "task_us": [round(us, 3) for us in self.us.tolist()],
+            "order": self.order.tolist(),
+            "absorbed": np.flatnonzero(self.absorbed).tolist(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLayout:
+    """Where the sections of a packed plan begin (int32 elements).
+
+    The sections of fixed size come first, then the tasks, then the part lists, whose place
+    `part_indptr` carries as absolute offsets: one contiguous copy uploads a plan, and no address
+    that a captured graph knows depends on it.
+    """
+
+    capacity: PlanCapacity
+    num_classes: int
+    num_slots: int
+
+    @property
+    def order(self) -> int:
+        return _aligned(self.num_classes * (self.num_slots + 1))
+
+    @property
+    def part_indptr(self) -> int:
+        return self.order + _aligned(self.capacity.rows)
+
+    @property
+    def append_base(self) -> int:
+        return self.part_indptr + _aligned(self.capacity.rows + 1)
+
+    @property
+    def tasks(self) -> int:
+        return self.append_base + _aligned(self.capacity.rows)
+
+    @property
+    def size(self) -> int:
+        # a part is listed once per row that it belongs to, and a direct row has an unused entry
+        parts = self.capacity.parts + self.capacity.rows
+        return self.tasks + self.capacity.tasks * len(TASK_FIELDS) + parts
+
+    def pack(self, plan: Plan, out: np.ndarray) -> int:
+        """Write `plan` into `out` (int32 ``[size]``) and return the number of elements in use."""
+        self.capacity.check(
+            rows=plan.batch, tasks=plan.num_tasks, parts=plan.num_parts, kv_index=plan.kv_entries
+        )
+        if plan.slot_indptr.shape != (self.num_classes, self.num_slots + 1):
+            raise ValueError(
+                f"the plan has {plan.slot_indptr.shape[0]} classes and {plan.num_slots} slots, the "
+                f"buffers were made for {self.num_classes} and {self.num_slots}"
+            )
+        batch = plan.batch
+        parts = self.tasks + plan.tasks.size
+        out[: plan.slot_indptr.size] = plan.slot_indptr.ravel()
+        out[self.order : self.order + batch] = plan.order
+        indptr = out[self.part_indptr : self.part_indptr + self.capacity.rows + 1]
+        indptr[: batch + 1] = plan.part_indptr
+        indptr[batch + 1 :] = plan.part_indptr[-1]
+        indptr += parts
+        out[self.append_base : self.append_base + batch] = plan.append_base
+        out[self.append_base + batch : self.append_base + self.capacity.rows] = -1
+        out[self.tasks : parts] = plan.tasks.ravel()
+        out[parts : parts + len(plan.part_rows)] = plan.part_rows
+        return parts + len(plan.part_rows)
+
+
+def _aligned(elements: int) -> int:
+    # tasks are read as 32-byte records, so every section begins on such a boundary
+    return -(-elements // 8) * 8

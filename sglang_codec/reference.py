@@ -1,0 +1,40 @@
+"""The fp64 oracle: what decode attention is, without any kernel, plan or sharing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def decode_attention(
+    q: torch.Tensor,
+    k_buffer: torch.Tensor,
+    v_buffer: torch.Tensor,
+    rows: Sequence[torch.Tensor],
+    sm_scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Exact attention of each row over its own KV slots, in float64.
+
+    Args:
+        q: ``[B, Hq, D]``. k_buffer, v_buffer: ``[num_slots, Hkv, D]``.
+        rows: for each row its KV slots, in token order.
+
+    Returns:
+        float64 ``[B, Hq, D]`` and the base-2 log-sum-exp ``[B, Hq]``. A row without tokens is zero
+        with LSE -inf.
+    """
+    batch, num_qo_heads, head_dim = q.shape
+    num_kv_heads = k_buffer.shape[1]
+    out = torch.zeros(batch, num_qo_heads, head_dim, dtype=torch.float64, device=q.device)
+    lse = torch.full((batch, num_qo_heads), -float("inf"), dtype=torch.float64, device=q.device)
+    for row, slots in enumerate(rows):
+        if not len(slots):
+            continue
+        slots = slots.to(q.device, torch.int64)
+        k, v = k_buffer[slots].double(), v_buffer[slots].double()
+        grouped = q[row].double().view(num_kv_heads, -1, head_dim)
+        scores = torch.einsum("hgd,nhd->hgn", grouped, k) * sm_scale
+        out[row] = torch.einsum("hgn,nhd->hgd", scores.softmax(-1), v).reshape(-1, head_dim)
+        lse[row] = (scores.logsumexp(-1) / 0.6931471805599453).reshape(-1)
+    return out, lse

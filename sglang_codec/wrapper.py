@@ -1,0 +1,229 @@
+"""The public API: plan once per batch, run once per layer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from sglang_codec.attention import prefix_shared_attention
+from sglang_codec.buffers import PlanBuffers
+from sglang_codec.device import check_shape, cost_model, describe_device, plan_spec
+from sglang_codec.planning.cost_model import CostModel
+from sglang_codec.planning.forest import PrefixForest
+from sglang_codec.planning.plan import Plan, PlanCapacity, PlanCapacityError, PlanLayout
+from sglang_codec.planning.planner import kv_index_of, make_plan
+
+_MAX_SLOT = 2**31 - 1
+
+
+class PrefixSharedDecodeWrapper:
+    """Decode attention that reads each shared KV run once for all requests that need it.
+
+    ``plan`` takes the forest of a batch, ``run`` attends for one layer. ``run`` can be captured in a
+    CUDA graph; a later ``plan`` takes effect at the next replay, as long as it fits the buffers.
+
+    Args:
+        num_qo_heads: query heads, a multiple of `num_kv_heads`; at most 16 per KV head.
+        num_kv_heads: KV heads.
+        head_dim: 64 or 128 (on a CPU any power of two from 16).
+        dtype: of q, K, V and the output: float16 or bfloat16 (on a CPU also float32).
+        device: a CUDA device, or "cpu" with TRITON_INTERPRET=1.
+        capacity: sizes of the buffers. By default they grow with the plans until ``run`` is
+            captured in a CUDA graph; from then on a larger plan is refused.
+
+    Raises:
+        ValueError: an unsupported shape or dtype.
+    """
+
+    def __init__(
+        self,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cuda",
+        capacity: PlanCapacity | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        check_shape(num_qo_heads, num_kv_heads, head_dim, dtype, self.device)
+        self.num_qo_heads = num_qo_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.dtype = dtype
+        machine = describe_device(self.device, head_dim)
+        self.config = machine.config
+        self.spec = plan_spec(
+            machine,
+            num_qo_heads=num_qo_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            kv_element_bytes=dtype.itemsize,
+        )
+        self.cost_model: CostModel = cost_model(machine, self.spec, num_kv_heads)
+        self.launch_plan: Plan | None = None
+        self._fixed = capacity is not None
+        self._buffers = self._allocate(capacity) if capacity is not None else None
+        self._captured = False
+        self._sm_scale = 0.0
+        self._highest_slot = -1
+
+    def plan(self, forest: PrefixForest, sm_scale: float | None = None) -> Plan:
+        """Plan a batch and upload the plan.
+
+        Args:
+            forest: from `PrefixForest.from_paths` or `PrefixForest.from_kv_indices`.
+            sm_scale: factor of the scores; ``1 / sqrt(head_dim)`` by default.
+
+        Returns:
+            The plan, also at `launch_plan`.
+
+        Raises:
+            PlanCapacityError: the plan does not fit the buffers and they must not move.
+            ValueError: a forest without slots, or another `sm_scale` than the captured one.
+        """
+        scale = 1.0 / math.sqrt(self.head_dim) if sm_scale is None else float(sm_scale)
+        if not math.isfinite(scale):
+            raise ValueError(f"sm_scale = {scale} is not finite")
+        if self._captured and scale != self._sm_scale:
+            raise ValueError(
+                f"sm_scale = {scale}, but a CUDA graph was captured with {self._sm_scale}; capture "
+                "again, or use another wrapper"
+            )
+        may_grow = not (self._fixed or self._captured)
+        limits = _UNLIMITED if may_grow else self._buffers.capacity
+        plan = make_plan(forest, self.spec, self.cost_model, limits)
+        kv_index = kv_index_of(forest, plan)
+        need = PlanCapacity(plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries)
+        if may_grow and not _fits(need, self._buffers):
+            self._buffers = self._allocate(_rounded_up(need))
+        buffers = self._buffers
+        buffers.upload(plan)
+        if len(kv_index):
+            buffers.kv_index[: len(kv_index)].copy_(
+                torch.from_numpy(kv_index), non_blocking=False
+            )
+        self._sm_scale = scale
+        self._highest_slot = int(kv_index.max(initial=-1))
+        self.launch_plan = plan
+        return plan
+
+    def run(
+        self,
+        q: torch.Tensor,
+        k_buffer: torch.Tensor,
+        v_buffer: torch.Tensor,
+        *,
+        out: torch.Tensor | None = None,
+        return_lse: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Attend for one layer.
+
+        Args:
+            q: ``[B, num_qo_heads, head_dim]``. B may exceed the planned batch; the rows beyond it
+                (padding) become zero with LSE -inf.
+            k_buffer, v_buffer: ``[num_slots, num_kv_heads, head_dim]``, or with pages
+                ``[num_pages, page_size, num_kv_heads, head_dim]`` (a slot is
+                ``page * page_size + offset``). The last dimension is contiguous.
+            out: like q; allocated if None.
+            return_lse: also return the log-sum-exp of the scaled scores, fp32
+                ``[B, num_qo_heads]``, in base 2 (as FlashInfer's).
+
+        Raises:
+            RuntimeError: no plan yet. ValueError: a shape, dtype or device that does not match.
+        """
+        if self.launch_plan is None:
+            raise RuntimeError("run() before plan(): call plan(forest) for this batch first")
+        k_buffer, v_buffer = _without_pages(k_buffer), _without_pages(v_buffer)
+        self._check(q, k_buffer, v_buffer, out)
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            self._captured = True
+        if out is None:
+            out = torch.empty_like(q)
+        lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
+        prefix_shared_attention(
+            q,
+            k_buffer,
+            v_buffer,
+            out,
+            self._buffers,
+            sm_scale=self._sm_scale,
+            config=self.config,
+            lse=lse,
+        )
+        return (out, lse) if return_lse else out
+
+    def _allocate(self, capacity: PlanCapacity) -> PlanBuffers:
+        return PlanBuffers(
+            PlanLayout(capacity, len(self.spec.row_tiles), self.spec.num_slots),
+            num_qo_heads=self.num_qo_heads,
+            head_dim=self.head_dim,
+            device=self.device,
+        )
+
+    def _check(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor | None
+    ) -> None:
+        capacity = self._buffers.capacity
+        heads = (self.num_qo_heads, self.head_dim)
+        if q.ndim != 3 or q.shape[1:] != heads:
+            raise ValueError(f"q has shape {tuple(q.shape)}, expected [B, {heads[0]}, {heads[1]}]")
+        if q.shape[0] < self.launch_plan.batch:
+            raise ValueError(
+                f"q has {q.shape[0]} rows, but the plan is for {self.launch_plan.batch}; plan again"
+            )
+        if q.shape[0] > capacity.rows:
+            raise PlanCapacityError(
+                f"q has {q.shape[0]} rows but the buffers hold {capacity.rows}; create the wrapper "
+                f"with capacity=PlanCapacity(rows>={q.shape[0]}, ...)"
+            )
+        for name, buffer in (("k_buffer", k), ("v_buffer", v)):
+            if buffer.ndim != 3 or buffer.shape[1:] != (self.num_kv_heads, self.head_dim):
+                raise ValueError(
+                    f"{name} has shape {tuple(buffer.shape)}, expected [num_slots, "
+                    f"{self.num_kv_heads}, {self.head_dim}]"
+                )
+            if buffer.shape[0] <= self._highest_slot:
+                raise ValueError(
+                    f"{name} has {buffer.shape[0]} slots, but the plan uses slot "
+                    f"{self._highest_slot}"
+                )
+        tensors = {"q": q, "k_buffer": k, "v_buffer": v, "out": q if out is None else out}
+        if tensors["out"].shape != q.shape:
+            raise ValueError(f"out has shape {tuple(out.shape)}, expected {tuple(q.shape)}")
+        for name, tensor in tensors.items():
+            if tensor.dtype != self.dtype:
+                raise ValueError(f"{name} has dtype {tensor.dtype}, the wrapper {self.dtype}")
+            if tensor.device.type != self.device.type:
+                raise ValueError(f"{name} is on {tensor.device}, the wrapper on {self.device}")
+            if tensor.stride(-1) != 1:
+                raise ValueError(f"{name} must be contiguous in its last dimension")
+
+
+_UNLIMITED = PlanCapacity(_MAX_SLOT, _MAX_SLOT, _MAX_SLOT, _MAX_SLOT)
+
+
+def _fits(need: PlanCapacity, buffers: PlanBuffers | None) -> bool:
+    if buffers is None:
+        return False
+    have = buffers.capacity
+    return (
+        need.rows <= have.rows
+        and need.tasks <= have.tasks
+        and need.parts <= have.parts
+        and need.kv_index <= have.kv_index
+    )
+
+
+def _rounded_up(need: PlanCapacity) -> PlanCapacity:
+    def up(value: int, least: int) -> int:
+        return max(least, 1 << (value - 1).bit_length() if value > 1 else 1)
+
+    return PlanCapacity(
+        up(need.rows, 64), up(need.tasks, 512), up(need.parts, 512), up(need.kv_index, 4096)
+    )
+
+
+def _without_pages(buffer: torch.Tensor) -> torch.Tensor:
+    return buffer.flatten(0, 1) if buffer.ndim == 4 else buffer
