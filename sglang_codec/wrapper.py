@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from sglang_codec.attention import prefix_shared_attention
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import check_shape, cost_model, describe_device, plan_spec
+from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.plan import Plan, PlanCapacity, PlanCapacityError, PlanLayout
@@ -31,6 +33,7 @@ class PrefixSharedDecodeWrapper:
         device: a CUDA device, or "cpu" with TRITON_INTERPRET=1.
         capacity: sizes of the buffers. By default they grow with the plans until ``run`` is
             captured in a CUDA graph; from then on a larger plan is refused.
+        config: launch configuration in place of the one for this GPU.
 
     Raises:
         ValueError: an unsupported shape or dtype.
@@ -45,6 +48,7 @@ class PrefixSharedDecodeWrapper:
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cuda",
         capacity: PlanCapacity | None = None,
+        config: LaunchConfig | None = None,
     ) -> None:
         self.device = torch.device(device)
         check_shape(num_qo_heads, num_kv_heads, head_dim, dtype, self.device)
@@ -53,6 +57,8 @@ class PrefixSharedDecodeWrapper:
         self.head_dim = head_dim
         self.dtype = dtype
         machine = describe_device(self.device, head_dim)
+        if config is not None:
+            machine = dataclasses.replace(machine, config=config)
         self.config = machine.config
         self.spec = plan_spec(
             machine,

@@ -1,0 +1,115 @@
+"""Time launch configurations on rows that span the tables; the winner goes to kernels/launch.py.
+
+    python scripts/tune_launch.py --configs 16x64x5+64x64x3/4/2,16x128x2+64x64x3/4/2 --json OUT
+
+A configuration is `tiles/warps/programs per SM`, a tile `rows x KV tokens x stages`. Every result is
+checked against fp64 before it is timed. `--without-por` also times PAC alone, to tell the two apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from bench import tables, timing
+from bench.measure import limit_us
+from bench.problem import KVPool, Problem
+
+from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
+from sglang_codec import attention as attention_module
+from sglang_codec.kernels.launch import LaunchConfig, Tile
+
+ROWS = (
+    ("pat", "PAT-20", "32/8"),
+    ("codec", "ratio 0.05", "32/8"),
+    ("codec", "batch120k 64", "32/8"),
+    ("codec", "depth 6", "32/8"),
+    ("codec", "depth 2", "32/8"),
+    ("pat", "PAT-3", "32/8"),
+    ("pat", "PAT-11", "32/8"),
+    ("fasttree", "FT-10", "32/8"),
+    ("fasttree", "FT-1", "16/1"),
+    ("pat", "PAT-18", "32/32"),
+    ("controls", "8_8192", "32/8"),
+)
+
+
+def parse_config(text: str) -> LaunchConfig:
+    """`16x64x5+64x64x3/4/2` -> LaunchConfig."""
+    tiles, warps, ctas = text.split("/")
+    return LaunchConfig(
+        tuple(Tile(*map(int, tile.split("x"))) for tile in tiles.split("+")), int(warps), int(ctas)
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--configs", required=True)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--without-por", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    device = torch.device("cuda")
+    ceilings = timing.ceilings(device)
+    print(torch.cuda.get_device_name(), ceilings, flush=True)
+    pool = KVPool(getattr(torch, options.dtype), device)
+    por = attention_module.por
+    records = []
+    for row in tables.all_rows():
+        key = (row.table, row.name, row.heads)
+        if key not in ROWS or options.only not in " ".join(key):
+            continue
+        problem = Problem(row, pool)
+        forest = PrefixForest.from_paths(problem.paths)
+        limit = max(limit_us(problem, ceilings))
+        calls = timing.calls_per_replay(problem.layers, limit)
+        print(f"{' '.join(key)} limit {limit:.1f}", flush=True)
+        for text in options.configs.split(","):
+            record = {"row": key, "config": text, "limit_us": limit}
+            try:
+                wrapper = PrefixSharedDecodeWrapper(
+                    problem.num_qo_heads,
+                    problem.num_kv_heads,
+                    problem.head_dim,
+                    dtype=problem.dtype,
+                    config=parse_config(text),
+                )
+                wrapper.plan(forest, sm_scale=problem.sm_scale)
+                out = torch.full_like(problem.q, float("nan"))
+
+                def run(layer: int, wrapper=wrapper, out=out) -> torch.Tensor:
+                    return wrapper.run(problem.q, problem.k[layer], problem.v[layer], out=out)
+
+                record["err"] = problem.errors(run(0))[0]
+                samplers = {"us": timing.graph_sampler(run, problem.layers, calls)}
+                if options.without_por:
+                    attention_module.por = lambda *args, **kwargs: None
+                    samplers["pac_us"] = timing.graph_sampler(run, problem.layers, calls)
+                    attention_module.por = por
+                record |= timing.measure(samplers, calls, 2)
+                record["plan"] = wrapper.launch_plan.summary()
+            except Exception as error:
+                attention_module.por = por
+                record["why"] = f"{type(error).__name__}: {error}"[:160]
+            records.append(record)
+            shown = {k: v for k, v in record.items() if k in ("us", "pac_us", "err", "why")}
+            plan = record.get("plan", {})
+            print(
+                f"   {text:34s}",
+                " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items()),
+                f"{limit / record.get('us', 1e9):.0%}",
+                f"tasks {plan.get('tasks')} parts {plan.get('parts')} "
+                f"predicted {plan.get('makespan_us', 0):.1f}",
+                flush=True,
+            )
+        if options.json:
+            options.json.write_text(json.dumps({"ceilings": ceilings, "records": records}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""CodecDecodeBackend: SGLang's attention contract for decode -> plan, upload, attend."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sglang.srt.layers.attention import base_attn_backend
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+
+from sglang_codec.attention import prefix_shared_attention
+from sglang_codec.batch_planner import BatchPlanner
+from sglang_codec.buffers import PlanBuffers
+from sglang_codec.config import CodecConfig
+from sglang_codec.device import check_shape, cost_model, describe_device, plan_spec
+from sglang_codec.dump import PlanDump
+from sglang_codec.kernels.kv_index import append_slots, gather_slots
+from sglang_codec.layers import LayerSupport
+from sglang_codec.patches.fallbacks import FALLBACKS
+from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout
+from sglang_codec.sharing_check import check_sharing
+
+logger = logging.getLogger(__name__)
+
+# tokens by which tails may grow before a batch is planned again
+TAIL_HEADROOM = 128
+
+
+class CodecDecodeBackend(AttentionBackend):
+    """Decode attention that reads each shared KV run once; other modes are not its business.
+
+    Args:
+        model_runner: SGLang's, with its pools made and its model loaded.
+        config: settings of this process.
+        ordinary: makes (or returns) SGLang's own backend for layers that the kernels do not
+            support; called only if there are such layers.
+    """
+
+    def __init__(
+        self,
+        model_runner: Any,
+        config: CodecConfig,
+        ordinary: Callable[[], AttentionBackend],
+    ) -> None:
+        self.req_to_token_pool = model_runner.req_to_token_pool
+        self.token_to_kv_pool = model_runner.token_to_kv_pool
+        self.device = torch.device(model_runner.device)
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.config = config
+        self.layers = LayerSupport.of(model_runner)
+        self.ordinary = ordinary() if self.layers.delegated else None
+
+        shape = self.layers.shape
+        kv_dtype = self.token_to_kv_pool.get_key_buffer(shape.layer_id).dtype
+        check_shape(shape.num_qo_heads, shape.num_kv_heads, shape.head_dim, kv_dtype, self.device)
+        machine = describe_device(self.device, shape.head_dim)
+        self.launch_config = machine.config
+        spec = plan_spec(
+            machine,
+            num_qo_heads=shape.num_qo_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            kv_element_bytes=kv_dtype.itemsize,
+            tail_headroom=TAIL_HEADROOM,
+        )
+        rows = self.req_to_token_pool.req_to_token.shape[0]
+        capacity = PlanCapacity(
+            rows=rows,
+            tasks=4 * rows + 32 * spec.num_slots,
+            parts=4 * rows + 16 * spec.num_slots,
+            # every slot of the pool once, room for tails to grow, and for absorbed runs
+            kv_index=self._pool_slots() + rows * (TAIL_HEADROOM + 64),
+        )
+        layout = PlanLayout(capacity, len(spec.row_tiles), spec.num_slots)
+        self.buffers = PlanBuffers(
+            layout, num_qo_heads=shape.num_qo_heads, head_dim=shape.head_dim, device=self.device
+        )
+        self.planner = BatchPlanner(
+            spec, cost_model(machine, spec, shape.num_kv_heads), capacity, self._host_rows
+        )
+        self.dump = PlanDump(config.dump) if config.dump else None
+
+    @property
+    def limits(self) -> str:
+        """The capacities, for the start-up banner."""
+        capacity = self.buffers.capacity
+        return (
+            f"rows {capacity.rows}, tasks {capacity.tasks}, parts {capacity.parts}, "
+            f"KV index {capacity.kv_index}, {self.buffers.nbytes / 2**20:.0f} MiB"
+        )
+
+    # SGLang's contract -----------------------------------------------------------------------
+
+    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
+        """Plan if the batch changed and fill the KV index; everything that the host decides.
+
+        Reads `req_to_token` here and nowhere else: the scheduler may rewrite rows of finished
+        requests as soon as this has run.
+        """
+        if self.ordinary is not None:
+            self.ordinary.init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
+        rows = forward_batch.batch_size - (getattr(forward_batch, "num_padding", 0) or 0)
+        lengths = self._host_lengths(forward_batch, rows)
+        pool_rows = forward_batch.req_pool_indices[:rows]
+        codec_batch = getattr(forward_batch, "codec_batch", None)
+        if codec_batch is None and not in_capture and not _is_idle(forward_batch):
+            FALLBACKS.record("a decode batch without radix paths")
+        started = time.perf_counter()
+        plan = self.planner.plan_if_changed(codec_batch, lengths, pool_rows)
+        if plan is not None:
+            self._upload(plan, pool_rows)
+            self.planner.totals.plan_seconds += time.perf_counter() - started
+        if not in_capture and self.dump is not None:
+            self.dump.write(self.planner, FALLBACKS.counts, changed=plan is not None)
+
+    def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
+        """Record this step's lengths and append its new KV slots; part of a captured graph."""
+        if self.ordinary is not None:
+            self.ordinary.init_forward_metadata_in_graph(forward_batch)
+        append_slots(
+            self.buffers.kv_index,
+            self.buffers.row_lengths,
+            self.buffers.plan,
+            forward_batch.seq_lens,
+            forward_batch.out_cache_loc,
+            append_base_offset=self.buffers.layout.append_base,
+        )
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        """Nothing to allocate: the buffers are fixed from the start; check that they suffice."""
+        self.buffers.capacity.check(rows=max_bs)
+        if self.ordinary is not None:
+            self.ordinary.init_cuda_graph_state(max_bs, max_num_tokens)
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        return 1
+
+    def on_after_cuda_graph_warmup(self) -> None:
+        if self.ordinary is not None:
+            self.ordinary.on_after_cuda_graph_warmup()
+
+    def shared_read_ends(self, fm: Any) -> Any:
+        """Decode reads scheduler-owned tables before the replay only (SGLang >= 0.5.18)."""
+        ends = base_attn_backend.SharedReadEnds
+        if not fm.is_decode():
+            return super().shared_read_ends(fm)
+        if self.ordinary is not None:
+            return ends.max_of([ends.PRE_REPLAY, self.ordinary.shared_read_ends(fm)])
+        return ends.PRE_REPLAY
+
+    def forward_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """``q [B, Hq * D]``, ``k, v [B, Hkv, D]`` or None -> ``[B, Hq * D]``."""
+        if layer.layer_id in self.layers.delegated:
+            return self.ordinary.forward_decode(
+                q, k, v, layer, forward_batch, save_kv_cache, **kwargs
+            )
+        self.layers.check_arguments(layer, kwargs)
+        if save_kv_cache and k is not None:
+            self.token_to_kv_pool.set_kv_buffer(
+                layer, forward_batch.out_cache_loc, k, v, layer.k_scale, layer.v_scale
+            )
+        out = q.new_empty(q.shape[0], layer.tp_q_head_num * layer.v_head_dim)
+        prefix_shared_attention(
+            q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim),
+            self.token_to_kv_pool.get_key_buffer(layer.layer_id),
+            self.token_to_kv_pool.get_value_buffer(layer.layer_id),
+            out.view(-1, layer.tp_q_head_num, layer.v_head_dim),
+            self.buffers,
+            sm_scale=layer.scaling,
+            config=self.launch_config,
+        )
+        return out
+
+    def forward_extend(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        raise RuntimeError(
+            "codec decodes only: prefill goes to the backend named by --prefill-attention-backend "
+            "or SGLANG_CODEC_PREFILL_BACKEND"
+        )
+
+    # details ---------------------------------------------------------------------------------
+
+    def _upload(self, plan: Plan, pool_rows: torch.Tensor) -> None:
+        self.buffers.upload(plan)
+        spans = self.buffers.to_device(plan.spans)
+        table = self.req_to_token_pool.req_to_token
+        gather_slots(
+            self.buffers.kv_index,
+            table,
+            pool_rows,
+            spans,
+            longest=int(plan.spans[:, 2].max(initial=0)),
+        )
+        if self.config.check_sharing:
+            check_sharing(self.planner.forest, table, pool_rows)
+
+    def _pool_slots(self) -> int:
+        return self.token_to_kv_pool.get_key_buffer(self.layers.shape.layer_id).shape[0]
+
+    def _host_lengths(self, forward_batch: Any, rows: int) -> Any:
+        lengths = forward_batch.seq_lens_cpu
+        if lengths is None:  # a batch without a host copy: wait for the device's
+            FALLBACKS.record("sequence lengths only on the device (a synchronisation)")
+            lengths = forward_batch.seq_lens.cpu()
+        return lengths[:rows].numpy()
+
+    def _host_rows(self, pool_rows: torch.Tensor, lengths: Any) -> list[Any]:
+        """Every row's KV slots on the host; synchronises."""
+        table = self.req_to_token_pool.req_to_token[pool_rows][:, : int(lengths.max())].cpu()
+        return [row[:n].numpy() for row, n in zip(table, lengths.tolist(), strict=True)]
+
+
+def _is_idle(forward_batch: Any) -> bool:
+    mode = getattr(forward_batch, "actual_forward_mode", forward_batch.forward_mode)
+    return mode.is_idle()

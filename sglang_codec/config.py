@@ -1,0 +1,74 @@
+"""The one frozen configuration, and the only reader of `SGLANG_CODEC_*` variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+PREFIX = "SGLANG_CODEC_"
+
+_BOOLEANS = {
+    "1": True, "true": True, "yes": True, "on": True,
+    "0": False, "false": False, "no": False, "off": False,
+}  # fmt: skip
+
+
+class InvalidConfiguration(ValueError):
+    """A `SGLANG_CODEC_*` variable is unknown or has a value that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodecConfig:
+    """Settings of one process; every field is the variable `SGLANG_CODEC_<FIELD NAME>`.
+
+    Args:
+        prefill_backend: SGLang backend that prefills under `--attention-backend codec`; by
+            default chosen from the GPU.
+        check_sharing: compare on the device, for every shared run, the KV slots of all its readers.
+        dump: file to which the backend writes its latest forest and plan as JSON.
+        allow_untested_sglang: go on with an SGLang version that was not tried.
+    """
+
+    prefill_backend: str | None = None
+    check_sharing: bool = False
+    dump: str | None = None
+    allow_untested_sglang: bool = False
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> CodecConfig:
+        """Read the process environment (or `env`).
+
+        Raises:
+            InvalidConfiguration: naming the variable, its value and what is accepted.
+        """
+        env = os.environ if env is None else env
+        values: dict[str, Any] = {}
+        for name in sorted(n for n in env if n.startswith(PREFIX)):
+            if name not in _PARSERS:
+                raise InvalidConfiguration(
+                    f"{name} is not a variable of codec; accepted are {', '.join(_PARSERS)}"
+                )
+            values[name.removeprefix(PREFIX).lower()] = _PARSERS[name](name, env[name])
+        return cls(**values)
+
+
+def _boolean(name: str, text: str) -> bool:
+    try:
+        return _BOOLEANS[text.strip().lower()]
+    except KeyError:
+        raise InvalidConfiguration(
+            f"{name}={text!r} is not a switch; accepted are {', '.join(_BOOLEANS)}"
+        ) from None
+
+
+def _text(name: str, text: str) -> str:
+    if not text.strip():
+        raise InvalidConfiguration(f"{name} is empty; give it a value or unset it")
+    return text.strip()
+
+
+# annotations are strings here (PEP 563), so the parser is chosen by name
+_PARSER_OF_TYPE: dict[str, Callable[[str, str], Any]] = {"bool": _boolean, "str | None": _text}
+_PARSERS = {PREFIX + f.name.upper(): _PARSER_OF_TYPE[str(f.type)] for f in fields(CodecConfig)}

@@ -1,0 +1,150 @@
+"""SGLang's backend factory: refusals, patches, the decode child, the hybrid, the banner."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sglang_codec import __version__
+from sglang_codec.config import CodecConfig
+from sglang_codec.plugin import BACKEND_NAME
+from sglang_codec.refusals import (
+    UnsupportedConfiguration,
+    attention_layers,
+    check_supported,
+    setting,
+)
+from sglang_codec.versions import require_supported
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    from sglang_codec.backend import CodecDecodeBackend
+
+logger = logging.getLogger(__name__)
+
+
+def create_backend(model_runner: ModelRunner) -> AttentionBackend:
+    """The attention backend for `codec`: a decode child, and a stock prefill where needed.
+
+    SGLang builds the hybrid itself when the prefill backend has another name. When both names are
+    `codec` (`--attention-backend codec`), this builds it.
+    """
+    config = CodecConfig.from_env()
+    sglang_version = require_supported(allow_untested=config.allow_untested_sglang)
+    check_supported(model_runner)
+    prefill, decode = attention_backend_names(model_runner)
+    if decode != BACKEND_NAME:
+        raise UnsupportedConfiguration(
+            f"codec: --prefill-attention-backend {prefill} with --decode-attention-backend {decode}"
+            f" asks codec to prefill, and it only decodes; use --decode-attention-backend codec"
+        )
+    stock = prefill
+    if prefill == BACKEND_NAME:
+        stock = config.prefill_backend or default_prefill_backend(model_runner)
+        _check_stock_backend(stock)
+
+    from sglang_codec.patches.registry import apply_patches
+    from sglang_codec.patches.tree_core import prefer_readable_tree_core
+
+    apply_patches()
+    prefer_readable_tree_core()
+
+    from sglang_codec.backend import CodecDecodeBackend
+
+    ordinary = functools.cache(functools.partial(_build_stock_backend, model_runner, stock))
+    decode_child = CodecDecodeBackend(model_runner, config, ordinary)
+    logger.info(banner(model_runner, decode_child, sglang_version, stock))
+    if prefill != BACKEND_NAME:
+        return decode_child
+    from sglang.srt.layers.attention.hybrid_attn_backend import HybridAttnBackend
+
+    return HybridAttnBackend(
+        model_runner=model_runner,
+        prefill_backend=_build_stock_backend(model_runner, stock),
+        decode_backend=decode_child,
+    )
+
+
+def attention_backend_names(model_runner: ModelRunner) -> tuple[str, str]:
+    """Names of the prefill and the decode backend that this runner asks for."""
+    prefill = getattr(model_runner, "prefill_attention_backend_str", None)
+    decode = getattr(model_runner, "decode_attention_backend_str", None)
+    if prefill is None or decode is None:
+        # 0.5.17 puts the names on the runner only after it has built the backends
+        prefill, decode = model_runner.server_args.get_attention_backends()
+    return prefill, decode
+
+
+def default_prefill_backend(model_runner: ModelRunner) -> str:
+    """SGLang's fastest general backend for this machine."""
+    if model_runner.device == "cpu":
+        return "torch_native"
+    capability = torch.cuda.get_device_capability(model_runner.gpu_id)
+    if capability[0] == 9 and importlib.util.find_spec("sgl_kernel"):
+        return "fa3"
+    return "flashinfer" if importlib.util.find_spec("flashinfer") else "triton"
+
+
+def banner(
+    model_runner: ModelRunner, backend: CodecDecodeBackend, sglang_version: str, prefill: str
+) -> str:
+    """One line that says what runs and within which limits."""
+    if model_runner.device == "cpu":
+        device = "CPU (Triton interpreter)"
+    else:
+        index = model_runner.gpu_id
+        major, minor = torch.cuda.get_device_capability(index)
+        device = f"{torch.cuda.get_device_name(index)} (sm_{major}{minor})"
+    shape, delegated = backend.layers.shape, backend.layers.delegated
+    num_layers = sum(1 for _ in attention_layers(model_runner.model))
+    dtype = str(model_runner.kv_cache_dtype).removeprefix("torch.")
+    return (
+        f"codec {__version__} on SGLang {sglang_version}, {device}: "
+        f"tree reader {expected_reader(model_runner)}; prefill backend {prefill}; "
+        f"{shape.num_qo_heads}/{shape.num_kv_heads} heads of {shape.head_dim}, {dtype}, "
+        f"page size {model_runner.page_size}; limits {backend.limits}; "
+        f"{len(delegated)} of {num_layers} layers delegated to {prefill}"
+    )
+
+
+def expected_reader(model_runner: ModelRunner) -> str:
+    """Name of the tree reader that SGLang's default tree will get; the tree is built later."""
+    from sglang_codec.patches.tree_readers import ParentWalkReader, PathInfoReader
+
+    if setting(model_runner, "memory", "disable_radix_cache"):
+        return "none (radix cache disabled)"
+    try:
+        from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (
+            UnifiedTreeCoreInterface,
+        )
+    except ImportError:
+        return ParentWalkReader.name
+    has_path_info = hasattr(UnifiedTreeCoreInterface, "collect_path_info")
+    return PathInfoReader.name if has_path_info else ParentWalkReader.name
+
+
+def _check_stock_backend(name: str) -> None:
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+
+    if name == BACKEND_NAME or name not in ATTENTION_BACKENDS:
+        known = ", ".join(sorted(set(ATTENTION_BACKENDS) - {BACKEND_NAME}))
+        raise UnsupportedConfiguration(
+            f"codec: prefill backend {name!r} is not one of SGLang's ({known}); set "
+            f"SGLANG_CODEC_PREFILL_BACKEND or --prefill-attention-backend"
+        )
+
+
+def _build_stock_backend(model_runner: ModelRunner, name: str) -> AttentionBackend:
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+
+    backend: Any = ATTENTION_BACKENDS[name](model_runner)
+    # from 0.5.19 on SGLang binds a translator to the backends that it sees, not to our children
+    if getattr(backend, "kv_index_translator", model_runner) is None:
+        backend.kv_index_translator = model_runner.kv_index_translator
+    return backend

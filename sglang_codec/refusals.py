@@ -1,0 +1,250 @@
+"""Every start-up refusal, and the layers that SGLang's own backend must decode.
+
+Unsupported input is refused here, before a graph is captured, with the value found, the limit and
+the flag to change. `--use-ray` needs no check: its schedulers load no plugins, so SGLang itself
+says that `codec` is an invalid attention backend.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+MAX_GROUP_SIZE = 16
+GPU_HEAD_DIMS = (64, 128)
+MIN_INTERPRETED_HEAD_DIM = 16
+MIN_COMPUTE_CAPABILITY = (8, 0)
+
+_OTHER_BACKEND = "or use another --decode-attention-backend"
+
+
+class UnsupportedConfiguration(ValueError):
+    """This server configuration cannot be served by codec."""
+
+
+def check_supported(model_runner: Any) -> None:
+    """Check the whole configuration of a model runner, cheapest first.
+
+    Raises:
+        UnsupportedConfiguration: for the first thing that codec does not support.
+    """
+    for check in _CHECKS:
+        if reason := check(model_runner):
+            raise UnsupportedConfiguration(f"codec: {reason}")
+
+
+def delegated_layers(model: torch.nn.Module) -> dict[int, str]:
+    """Layer ids that codec's kernels do not support, with the reason; SGLang decodes these."""
+    reasons = {}
+    for layer in attention_layers(model):
+        if reason := _why_delegated(layer):
+            reasons[layer.layer_id] = reason
+    return reasons
+
+
+def attention_layers(model: torch.nn.Module) -> Iterator[Any]:
+    """The model's `RadixAttention` layers, also inside wrappers."""
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    return (module for module in model.modules() if isinstance(module, RadixAttention))
+
+
+def _why_delegated(layer: Any) -> str | None:
+    if layer.is_cross_attention:
+        return "cross attention"
+    if layer.sliding_window_size is not None and layer.sliding_window_size > -1:
+        return f"sliding window of {layer.sliding_window_size} tokens"
+    if layer.logit_cap > 0:
+        return f"logit cap {layer.logit_cap}"
+    if layer.xai_temperature_len > 0:
+        return f"xai temperature over {layer.xai_temperature_len} tokens"
+    return None
+
+
+def _device(runner: Any) -> str | None:
+    if runner.device == "cpu":
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            return None
+        return (
+            "device cpu runs codec's kernels only in Triton's interpreter; "
+            "set TRITON_INTERPRET=1 before the server starts"
+        )
+    if runner.device != "cuda" or torch.version.hip:
+        found = "hip" if torch.version.hip else runner.device
+        return f"device {found} is not supported, only NVIDIA GPUs are; {_OTHER_BACKEND}"
+    capability = torch.cuda.get_device_capability(runner.gpu_id)
+    if capability < MIN_COMPUTE_CAPABILITY:
+        return (
+            f"{torch.cuda.get_device_name(runner.gpu_id)} has compute capability {capability}, "
+            f"codec needs at least {MIN_COMPUTE_CAPABILITY}; {_OTHER_BACKEND}"
+        )
+    return None
+
+
+def _mla(runner: Any) -> str | None:
+    if runner.use_mla_backend:
+        return (
+            "the model uses multi-head latent attention (MLA), codec supports only multi-head and "
+            "grouped-query attention; choose an MLA backend with --attention-backend"
+        )
+    return None
+
+
+def _speculative(runner: Any) -> str | None:
+    algorithm = setting(runner, "spec", "speculative_algorithm")
+    if algorithm is not None or getattr(runner, "is_draft_worker", False):
+        return (
+            f"speculative decoding (--speculative-algorithm {algorithm}) verifies several tokens a "
+            f"step, codec decodes one; drop --speculative-algorithm {_OTHER_BACKEND}"
+        )
+    return None
+
+
+def _deterministic(runner: Any) -> str | None:
+    if setting(runner, "exec.deterministic", "enable_deterministic_inference"):
+        return (
+            "deterministic inference is on, and codec's reduction order depends on the batch; "
+            f"drop --enable-deterministic-inference {_OTHER_BACKEND}"
+        )
+    return None
+
+
+def _encoder_decoder(runner: Any) -> str | None:
+    if runner.model_config.is_encoder_decoder:
+        return (
+            "the model is an encoder-decoder with cross attention, codec supports decoder-only "
+            f"models; remove codec {_OTHER_BACKEND}"
+        )
+    return None
+
+
+def _switch(namespace: str, name: str, why: str) -> Callable[[Any], str | None]:
+    flag = "--" + name.replace("_", "-")
+
+    def check(runner: Any) -> str | None:
+        if setting(runner, namespace, name):
+            return f"{flag} is set: {why}; drop {flag} {_OTHER_BACKEND}"
+        return None
+
+    return check
+
+
+def _context_parallel(runner: Any) -> str | None:
+    size = setting(runner, "server_args", "dcp_size") or 1
+    if size > 1:
+        return (
+            f"--dcp-size {size} spreads one request's KV cache over GPUs, codec needs all of it on "
+            f"one (--dcp-size 1); {_OTHER_BACKEND}"
+        )
+    return None
+
+
+def _glue_graph(runner: Any) -> str | None:
+    from sglang.srt.environ import envs
+
+    name = "SGLANG_ENABLE_METADATA_GLUE_GRAPH"
+    variable = getattr(envs, name, None)
+    if variable is not None and variable.get():
+        return f"{name}=1 would record codec's host plan into a graph and freeze it; unset {name}"
+    return None
+
+
+def _kv_layout(runner: Any) -> str | None:
+    pool = runner.token_to_kv_pool
+    # pools of hybrid models keep the full-attention layers in an inner pool
+    pool = getattr(pool, "full_kv_pool", None) or pool
+    layout = getattr(pool, "kv_cache_layout", "nhd")
+    if layout != "nhd":
+        return (
+            f"the KV cache layout is {layout}, codec reads nhd; unset SGLANG_USE_HND_KVCACHE "
+            f"{_OTHER_BACKEND}"
+        )
+    return None
+
+
+def _kv_dtype(runner: Any) -> str | None:
+    model_dtype, kv_dtype = runner.model_config.dtype, runner.kv_cache_dtype
+    supported = [torch.bfloat16, torch.float16]
+    if runner.device == "cpu":
+        supported.append(torch.float32)
+    names = " or ".join(str(dtype).removeprefix("torch.") for dtype in supported)
+    if model_dtype not in supported:
+        return f"the model's dtype is {model_dtype}, codec supports {names}; set --dtype"
+    if kv_dtype != model_dtype:
+        return (
+            f"the KV cache dtype is {kv_dtype} and the model's {model_dtype}, codec needs them "
+            f"equal ({names}); set --kv-cache-dtype auto {_OTHER_BACKEND}"
+        )
+    return None
+
+
+def _layer_shapes(runner: Any) -> str | None:
+    layers = list(attention_layers(runner.model))
+    ours = [layer for layer in layers if _why_delegated(layer) is None]
+    if not ours:
+        reasons = sorted(set(delegated_layers(runner.model).values())) or ["no attention layer"]
+        return f"no layer of the model can use codec ({', '.join(reasons)}); {_OTHER_BACKEND}"
+    for layer in ours:
+        if reason := _layer_shape(layer, interpreted=runner.device == "cpu"):
+            return f"layer {layer.layer_id}: {reason}; {_OTHER_BACKEND}"
+    return None
+
+
+def _layer_shape(layer: Any, *, interpreted: bool) -> str | None:
+    dim, v_dim = layer.qk_head_dim, layer.v_head_dim
+    q_heads, kv_heads = layer.tp_q_head_num, layer.tp_k_head_num
+    if v_dim != dim:
+        return f"v_head_dim {v_dim} differs from the query's head dim {dim}, they must be equal"
+    if interpreted:
+        if dim < MIN_INTERPRETED_HEAD_DIM or dim & (dim - 1):
+            return f"head dim {dim}, the interpreter needs a power of two from 16 up"
+    elif dim not in GPU_HEAD_DIMS:
+        return f"head dim {dim}, supported are {' and '.join(map(str, GPU_HEAD_DIMS))}"
+    if layer.tp_v_head_num != kv_heads:
+        return f"{layer.tp_v_head_num} value heads for {kv_heads} key heads, they must be equal"
+    if q_heads % kv_heads:
+        return f"{q_heads} query heads are no multiple of {kv_heads} KV heads"
+    if (group := q_heads // kv_heads) > MAX_GROUP_SIZE:
+        return (
+            f"{group} query heads share a KV head ({q_heads}/{kv_heads}), the limit is "
+            f"{MAX_GROUP_SIZE}"
+        )
+    return None
+
+
+_CHECKS: tuple[Callable[[Any], str | None], ...] = (
+    _device,
+    _mla,
+    _speculative,
+    _deterministic,
+    _encoder_decoder,
+    _context_parallel,
+    _switch("exec.overlap", "enable_two_batch_overlap", "child batches lose what the tree proves"),
+    _switch("memory", "enable_unified_memory", "its KV slots are virtual, codec reads real ones"),
+    _switch("disagg", "enable_pdmux", "it runs several decode backends on parts of the GPU"),
+    _glue_graph,
+    _kv_layout,
+    _kv_dtype,
+    _layer_shapes,
+)
+
+
+def setting(runner: Any, namespace: str, name: str) -> Any:
+    """A resolved server setting: from SGLang's config namespaces, else from the server arguments.
+
+    None where this SGLang has no such setting. From 0.5.21 on the server arguments are raw input,
+    so the namespaces come first; a bare runner (unit tests of backends) has only the arguments.
+    """
+    from sglang.srt import runtime_context
+
+    top, *inner = namespace.split(".")
+    try:
+        bag = getattr(runtime_context, f"get_{top}")()
+        for part in inner:
+            bag = getattr(bag, part)
+        return getattr(bag, name)
+    except (AttributeError, ValueError):
+        return getattr(getattr(runner, "server_args", None), name, None)
