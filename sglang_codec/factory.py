@@ -117,7 +117,7 @@ def expected_reader(model_runner: ModelRunner) -> str:
     """Name of the tree reader that SGLang's default tree will get; the tree is built later."""
     from sglang_codec.patches.tree_readers import ParentWalkReader, PathInfoReader
 
-    if setting(model_runner, "memory", "disable_radix_cache"):
+    if setting(model_runner, "disable_radix_cache"):
         return "none (radix cache disabled)"
     try:
         from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import (

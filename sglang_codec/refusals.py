@@ -18,6 +18,17 @@ GPU_HEAD_DIMS = (64, 128)
 MIN_INTERPRETED_HEAD_DIM = 16
 MIN_COMPUTE_CAPABILITY = (8, 0)
 
+# where SGLang's runtime_context keeps each setting, resolved
+NAMESPACES = {
+    "speculative_algorithm": "spec",
+    "enable_deterministic_inference": "exec.deterministic",
+    "enable_two_batch_overlap": "exec.overlap",
+    "enable_unified_memory": "memory",
+    "disable_radix_cache": "memory",
+    "enable_pdmux": "disagg",
+    "dcp_size": "server_args",
+}
+
 _OTHER_BACKEND = "or use another --decode-attention-backend"
 
 
@@ -94,7 +105,7 @@ def _mla(runner: Any) -> str | None:
 
 
 def _speculative(runner: Any) -> str | None:
-    algorithm = setting(runner, "spec", "speculative_algorithm")
+    algorithm = setting(runner, "speculative_algorithm")
     if algorithm is not None or getattr(runner, "is_draft_worker", False):
         return (
             f"speculative decoding (--speculative-algorithm {algorithm}) verifies several tokens a "
@@ -104,7 +115,7 @@ def _speculative(runner: Any) -> str | None:
 
 
 def _deterministic(runner: Any) -> str | None:
-    if setting(runner, "exec.deterministic", "enable_deterministic_inference"):
+    if setting(runner, "enable_deterministic_inference"):
         return (
             "deterministic inference is on, and codec's reduction order depends on the batch; "
             f"drop --enable-deterministic-inference {_OTHER_BACKEND}"
@@ -121,11 +132,11 @@ def _encoder_decoder(runner: Any) -> str | None:
     return None
 
 
-def _switch(namespace: str, name: str, why: str) -> Callable[[Any], str | None]:
+def _switch(name: str, why: str) -> Callable[[Any], str | None]:
     flag = "--" + name.replace("_", "-")
 
     def check(runner: Any) -> str | None:
-        if setting(runner, namespace, name):
+        if setting(runner, name):
             return f"{flag} is set: {why}; drop {flag} {_OTHER_BACKEND}"
         return None
 
@@ -133,7 +144,7 @@ def _switch(namespace: str, name: str, why: str) -> Callable[[Any], str | None]:
 
 
 def _context_parallel(runner: Any) -> str | None:
-    size = setting(runner, "server_args", "dcp_size") or 1
+    size = setting(runner, "dcp_size") or 1
     if size > 1:
         return (
             f"--dcp-size {size} spreads one request's KV cache over GPUs, codec needs all of it on "
@@ -222,9 +233,9 @@ _CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _deterministic,
     _encoder_decoder,
     _context_parallel,
-    _switch("exec.overlap", "enable_two_batch_overlap", "child batches lose what the tree proves"),
-    _switch("memory", "enable_unified_memory", "its KV slots are virtual, codec reads real ones"),
-    _switch("disagg", "enable_pdmux", "it runs several decode backends on parts of the GPU"),
+    _switch("enable_two_batch_overlap", "child batches lose what the tree proves"),
+    _switch("enable_unified_memory", "its KV slots are virtual, codec reads real ones"),
+    _switch("enable_pdmux", "it runs several decode backends on parts of the GPU"),
     _glue_graph,
     _kv_layout,
     _kv_dtype,
@@ -232,19 +243,26 @@ _CHECKS: tuple[Callable[[Any], str | None], ...] = (
 )
 
 
-def setting(runner: Any, namespace: str, name: str) -> Any:
-    """A resolved server setting: from SGLang's config namespaces, else from the server arguments.
+def setting(runner: Any, name: str) -> Any:
+    """A resolved server setting; None where this SGLang has no such setting."""
+    return find_setting(runner, name)[1]
 
-    None where this SGLang has no such setting. From 0.5.21 on the server arguments are raw input,
-    so the namespaces come first; a bare runner (unit tests of backends) has only the arguments.
+
+def find_setting(runner: Any, name: str) -> tuple[str, Any]:
+    """Where a setting was found, and its value: SGLang's config namespaces, else the arguments.
+
+    From 0.5.21 on the server arguments are raw input, so the namespaces come first; a bare runner
+    (unit tests of backends) has only the arguments.
     """
     from sglang.srt import runtime_context
 
-    top, *inner = namespace.split(".")
+    top, *inner = NAMESPACES[name].split(".")
     try:
         bag = getattr(runtime_context, f"get_{top}")()
         for part in inner:
             bag = getattr(bag, part)
-        return getattr(bag, name)
+        return "namespace", getattr(bag, name)
     except (AttributeError, ValueError):
-        return getattr(getattr(runner, "server_args", None), name, None)
+        arguments = getattr(runner, "server_args", None)
+        found = "arguments" if hasattr(arguments, name) else "nowhere"
+        return found, getattr(arguments, name, None)

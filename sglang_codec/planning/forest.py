@@ -78,20 +78,23 @@ class PrefixForest:
         return int(depth[self.length > 0].max(initial=0))
 
     @classmethod
-    def from_radix_paths(cls, paths: RadixPaths, lengths: np.ndarray) -> PrefixForest:
+    def from_radix_paths(
+        cls, paths: RadixPaths, lengths: np.ndarray, *, private_tokens: int = 0
+    ) -> PrefixForest:
         """Build the forest of a batch whose KV slots only the device knows.
 
         Args:
             paths: what the radix tree proves about the batch.
-            lengths: ``[B]`` KV tokens of each row. A path node that reaches beyond a row's tokens is
-                not used for that row.
+            lengths: ``[B]`` KV tokens of each row.
+            private_tokens: tokens at each row's end that are private whatever the paths say (the
+                token being decoded). A path node that reaches into them is not used for that row.
         """
         lengths = np.asarray(lengths, np.int32)
         if lengths.shape != (paths.batch,):
             raise ValueError(
                 f"lengths has shape {lengths.shape}, but the paths describe {paths.batch} rows"
             )
-        return cls(**_structure(paths, lengths))
+        return cls(**_structure(paths, lengths, private_tokens))
 
     @classmethod
     def from_paths(cls, paths: Sequence[Sequence[tuple[Hashable, Any]]]) -> PrefixForest:
@@ -228,11 +231,13 @@ def _slot_array(values: Any, what: str) -> np.ndarray:
     return slots.astype(np.int32, copy=False)
 
 
-def _structure(paths: RadixPaths, lengths: np.ndarray) -> dict[str, np.ndarray]:
+def _structure(
+    paths: RadixPaths, lengths: np.ndarray, private_tokens: int = 0
+) -> dict[str, np.ndarray]:
     """Prune, merge and order path nodes; everything but the slots of a `PrefixForest`."""
     parent, end = paths.parent.tolist(), paths.end.tolist()
     batch, num_paths = paths.batch, len(parent)
-    limits = lengths.tolist()
+    limits = (lengths - private_tokens).tolist()
     leaf = paths.leaf.tolist()
     count = [0] * num_paths
     for row in range(batch):

@@ -1,0 +1,82 @@
+"""What a decode batch carries from SGLang's scheduler to the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from sglang_codec.patches.fallbacks import FALLBACKS
+from sglang_codec.patches.tree_readers import TreeReader
+from sglang_codec.planning.paths import RadixPaths
+
+RowState = Callable[[Any], tuple[Any, ...]]
+
+_HANDLE, _OWNED_BY_TREE = 1, 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodecBatch:
+    """Signature of a decode batch, and the way to its radix paths.
+
+    Args:
+        signature: equal signatures mean the same rows with the same tree paths, hence equal forests
+            up to the growth of the private tails. A batch with beam rows never equals another.
+        reader: reads the tree; `reader_name` names it.
+        rows: batch rows, `len(batch.seq_lens)`; rows beyond the requests are private.
+    """
+
+    signature: Hashable
+    reader: TreeReader
+    rows: int
+
+    @property
+    def reader_name(self) -> str:
+        return self.reader.name
+
+    def read(self) -> RadixPaths:
+        """Walk the tree; on the scheduler thread, inside `run_batch`.
+
+        A tree that cannot be read makes the whole batch private and is counted in `FALLBACKS`.
+        """
+        states = self.signature[1]
+        try:
+            paths = self.reader.read(
+                [state[_HANDLE] for state in states], [state[_OWNED_BY_TREE] for state in states]
+            )
+        except Exception as error:  # whatever a foreign tree raises, sharing must not be guessed
+            FALLBACKS.record(f"reading the tree failed with {type(error).__name__}", error)
+            return RadixPaths.private(self.rows)
+        if (extra := self.rows - paths.batch) > 0:
+            tail = np.full(extra, -1, np.int32)
+            paths = RadixPaths(paths.parent, paths.end, np.concatenate([paths.leaf, tail]))
+        return paths
+
+
+def row_state_of(req: Any) -> RowState:
+    """The function that gives a request's part of the signature, for this SGLang's `Req`.
+
+    The order is identity, tree handle, tree-owned tokens, `req_to_token` row, retractions: a
+    retracted request may come back to the same row and node with other KV slots behind them.
+    """
+    # SGLang 0.5.19 moved the KV fields to `req.kv`; 0.5.17 has an unrelated `kv` that may be None
+    place = "" if hasattr(req, "req_pool_idx") else "kv."
+    return attrgetter(
+        "rid",
+        "last_node",
+        f"{place}cache_protected_len",
+        f"{place}req_pool_idx",
+        "retraction_count",
+    )
+
+
+def make_codec_batch(
+    reqs: Sequence[Any], rows: int, reader: TreeReader, row_state: RowState
+) -> CodecBatch:
+    """A `CodecBatch` for these requests, in batch order, and `rows >= len(reqs)` batch rows."""
+    # beam rows beyond the requests may be permuted on the device between any two steps
+    once = object() if rows > len(reqs) else None
+    return CodecBatch((rows, tuple(map(row_state, reqs)), once), reader, rows)

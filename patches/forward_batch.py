@@ -1,0 +1,65 @@
+"""Attach `codec_batch` to every plain decode `ForwardBatch`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookType
+
+from sglang_codec.patches.codec_batch import CodecBatch, RowState, make_codec_batch, row_state_of
+from sglang_codec.patches.fallbacks import FALLBACKS
+from sglang_codec.patches.patch import Patch
+from sglang_codec.patches.tree_readers import TreeReader, select_reader
+
+
+class Attacher:
+    """Makes the `CodecBatch` of a scheduler's batches; one reader per tree cache."""
+
+    def __init__(self) -> None:
+        self._tree_cache: Any = None
+        self._reader: TreeReader | None = None
+        self._row_state: RowState | None = None
+
+    def reader(self, tree_cache: Any) -> TreeReader:
+        if self._reader is None or tree_cache is not self._tree_cache:
+            self._tree_cache, self._reader = tree_cache, select_reader(tree_cache)
+        return self._reader
+
+    def codec_batch(self, batch: Any) -> CodecBatch:
+        if self._row_state is None:
+            self._row_state = row_state_of(batch.reqs[0])
+        reader = self.reader(batch.tree_cache)
+        return make_codec_batch(batch.reqs, len(batch.seq_lens), reader, self._row_state)
+
+
+ATTACHER = Attacher()
+
+
+def attach_codec_batch(
+    forward_batch: Any, _cls: type, batch: Any, model_runner: Any, *args: Any, **kwargs: Any
+) -> None:
+    """AFTER hook; other modes, draft workers and speculative batches get no attribute."""
+    spec = batch.spec_algorithm
+    if (
+        not forward_batch.forward_mode.is_decode()
+        or model_runner.is_draft_worker
+        or not (spec is None or spec.is_none())
+        or not batch.reqs
+    ):
+        return
+    try:
+        forward_batch.codec_batch = ATTACHER.codec_batch(batch)
+    except Exception as error:  # a batch that cannot be described is served without sharing
+        forward_batch.codec_batch = None
+        FALLBACKS.record(f"describing the batch failed with {type(error).__name__}", error)
+
+
+ATTACH_CODEC_BATCH = Patch(
+    target="sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
+    hook=HookType.AFTER,
+    apply=attach_codec_batch,
+    why="the backend needs the radix path of each request, and a ForwardBatch drops the requests",
+    upstream="ForwardBatch.init_new(batch, model_runner) sees the ScheduleBatch: its live requests "
+    "and its tree_cache, on the only thread that changes the tree",
+    remove_when="ForwardBatch exposes the requests' tree nodes to attention backends",
+)

@@ -1,0 +1,77 @@
+"""Every patch of SGLang, and their verified application."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sglang.srt.plugins.hook_registry import HookRegistry
+
+from sglang_codec.patches.eager_view import KEEP_CODEC_BATCH
+from sglang_codec.patches.forward_batch import ATTACH_CODEC_BATCH
+from sglang_codec.patches.patch import Patch
+from sglang_codec.patches.replay_view import COPY_CODEC_BATCH
+
+PATCHES: tuple[Patch, ...] = (ATTACH_CODEC_BATCH, KEEP_CODEC_BATCH, COPY_CODEC_BATCH)
+
+
+class PatchError(RuntimeError):
+    """A patch did not take hold; codec must not serve without it."""
+
+
+def apply_patches(patches: Sequence[Patch] = PATCHES) -> None:
+    """Hook every target that is not hooked yet, and check each one.
+
+    Raises:
+        PatchError: a target is missing, or SGLang did not wrap it (it only logs that).
+    """
+    for patch in patches:
+        _resolve(patch)
+    for patch in patches:
+        if not times_applied(patch):
+            _hook(patch)
+    for patch in patches:
+        if (times := times_applied(patch)) != 1:
+            raise PatchError(
+                f"codec's hook on {patch.target} is applied {times} times instead of once, and "
+                f"{patch.why}. See SGLang's log for the cause, or use another attention backend"
+            )
+
+
+def times_applied(patch: Patch) -> int:
+    """How many wrappers around the target call this patch's hook."""
+    return sum(patch.apply in _closure(function) for function in _wrappers(_resolve(patch)))
+
+
+def _hook(patch: Patch) -> None:
+    # apply_hooks skips a target that another plugin hooked before, and would hook it twice for
+    # that plugin if the mark alone were removed: so set the other hooks aside
+    HookRegistry.apply_hooks()
+    others = HookRegistry._hooks.pop(patch.target, [])
+    HookRegistry._patched.discard(patch.target)
+    HookRegistry.register(patch.target, patch.apply, patch.hook)
+    HookRegistry.apply_hooks()
+    HookRegistry._hooks[patch.target][:0] = others
+
+
+def _resolve(patch: Patch) -> Any:
+    try:
+        return pkgutil.resolve_name(patch.target)
+    except (ImportError, AttributeError) as error:
+        raise PatchError(
+            f"SGLang has no {patch.target}, which codec needs: {patch.why}. This SGLang version is "
+            f"not supported"
+        ) from error
+
+
+def _wrappers(function: Any) -> Iterator[Any]:
+    """The function and everything it wraps, bound class methods unbound."""
+    while function is not None:
+        function = getattr(function, "__func__", function)
+        yield function
+        function = getattr(function, "__wrapped__", None)
+
+
+def _closure(function: Any) -> list[Any]:
+    return [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]

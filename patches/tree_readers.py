@@ -1,0 +1,158 @@
+"""One reader per tree API: what SGLang's radix tree proves about a decode batch's KV slots.
+
+Everything is duck-typed, since three tree APIs follow one another in seven releases. A reader never
+guesses: a handle that is unknown, virtual or the root, or a node without a device value, ends the
+proof, and the row is private from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from sglang_codec.patches.fallbacks import FALLBACKS
+from sglang_codec.patches.path_builder import ROOT, PathBuilder, Proof
+from sglang_codec.planning.paths import RadixPaths
+
+
+class TreeReader(Protocol):
+    """Reads root-to-node paths; call it on the scheduler thread, inside `run_batch`."""
+
+    name: str
+
+    def read(self, handles: Sequence[Any], owned_by_tree: Sequence[int]) -> RadixPaths:
+        """Paths of the rows with these `req.last_node` handles and tree-owned token counts."""
+        ...
+
+
+class NoneReader:
+    """For a tree that is disabled or cannot be read: every row is private."""
+
+    def __init__(self, why: str) -> None:
+        self.name = f"none ({why})"
+
+    def read(self, handles: Sequence[Any], owned_by_tree: Sequence[int]) -> RadixPaths:
+        return RadixPaths.private(len(handles))
+
+
+class PathInfoReader:
+    """SGLang 0.5.22 and newer: `tree_core.collect_path_info`, on the Python and the Rust core."""
+
+    name = "collect_path_info"
+
+    def __init__(self, tree_core: Any) -> None:
+        self._core = tree_core
+
+    def read(self, handles: Sequence[Any], owned_by_tree: Sequence[int]) -> RadixPaths:
+        builder = PathBuilder()
+        distinct = [h for h in dict.fromkeys(handles) if _is_node_id(h)]
+        proofs: dict[Any, Proof] = {}
+        for handle, path in zip(distinct, self._paths(distinct), strict=True):
+            proofs[handle] = _add_path(builder, path)
+        return builder.finish([proofs.get(h, ROOT).index for h in handles], owned_by_tree)
+
+    def _paths(self, handles: list[int]) -> Sequence[Sequence[Any]]:
+        try:
+            return self._core.collect_path_info(handles)
+        except KeyError:
+            # one missing handle fails the whole call: find it
+            return [self._path(handle) for handle in handles]
+
+    def _path(self, handle: int) -> Sequence[Any]:
+        try:
+            return self._core.collect_path_info([handle])[0]
+        except KeyError:
+            FALLBACKS.record("node handle is not in the tree", handle)
+            return ()
+
+
+class ParentWalkReader:
+    """`RadixCache` and the Python core of `UnifiedRadixCache`: nodes with parent, key and value."""
+
+    name = "parent walk"
+
+    def __init__(self, tree: Any) -> None:
+        self._resolve = tree.resolve_node_handle
+
+    def read(self, handles: Sequence[Any], owned_by_tree: Sequence[int]) -> RadixPaths:
+        builder = PathBuilder()
+        proofs = {handle: self._walk(builder, handle) for handle in dict.fromkeys(handles)}
+        return builder.finish([proofs[h].index for h in handles], owned_by_tree)
+
+    def _walk(self, builder: PathBuilder, handle: Any) -> Proof:
+        node = self._node(handle)
+        chain = []
+        while node is not None and node not in builder.proofs and node.parent is not None:
+            chain.append(node)
+            node = node.parent
+        proof = builder.proofs.get(node, ROOT)
+        for node in reversed(chain):
+            length = len(node.key)
+            proof = builder.add(node, proof, length, on_device=_device_tokens(node) == length)
+        return proof
+
+    def _node(self, handle: Any) -> Any:
+        if handle is None:
+            return None
+        try:
+            node = self._resolve(handle)
+        except KeyError:
+            FALLBACKS.record("node handle is not in the tree", handle)
+            return None
+        # a streaming session's sentinel is no tree node: it has neither parent nor key
+        return node if hasattr(node, "parent") else None
+
+
+def select_reader(tree_cache: Any) -> TreeReader:
+    """The reader for this tree cache, wrapped or not."""
+    tree = unwrap(tree_cache)
+    if getattr(tree, "disable", False):
+        return NoneReader("radix cache disabled")
+    core = getattr(tree, "tree_core", None)
+    if hasattr(core, "collect_path_info"):
+        return PathInfoReader(core)
+    if not hasattr(tree, "resolve_node_handle") or not hasattr(tree, "root_node_handle"):
+        return NoneReader(f"{type(tree).__name__} has no nodes")
+    try:
+        root = tree.resolve_node_handle(tree.root_node_handle())
+    except (AttributeError, NotImplementedError) as error:
+        FALLBACKS.record(f"the nodes of {type(tree).__name__} cannot be read", str(error))
+        return NoneReader(f"{type(core or tree).__name__} cannot be read")
+    if not hasattr(root, "parent") or not hasattr(root, "key"):
+        return NoneReader(f"{type(tree).__name__} has no nodes")
+    return ParentWalkReader(tree)
+
+
+def unwrap(tree_cache: Any) -> Any:
+    """The tree inside a `StreamingSession`, which does not forward `resolve_node_handle`."""
+    while (inner := getattr(tree_cache, "inner", None)) is not None:
+        tree_cache = inner
+    return tree_cache
+
+
+def _add_path(builder: PathBuilder, path: Sequence[Any]) -> Proof:
+    proof = ROOT
+    for node in path:
+        known = builder.proofs.get(node.node_id)
+        if known is None:
+            length = node.path_end - node.path_start
+            resident = node.full_value_len == length
+            known = builder.add(node.node_id, proof, length, on_device=resident)
+        proof = known
+    return proof
+
+
+def _is_node_id(handle: Any) -> bool:
+    return isinstance(handle, int)
+
+
+def _device_tokens(node: Any) -> int | None:
+    """How many KV slots on the device the node owns for full attention, None if it has none."""
+    components = getattr(node, "component_data", None)
+    if components is not None:
+        # component 0 is FULL in every release that has components
+        value = components[0].value
+    else:
+        # an evicted RadixCache node keeps its value, and an unlocked one is no running request's
+        value = node.value if node.lock_ref > 0 else None
+    return None if value is None else len(value)

@@ -1,0 +1,289 @@
+"""Forests, paged caches and error budgets for tests and scripts; the library never imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sglang_codec.planning.forest import PrefixForest
+from sglang_codec.planning.paths import RadixPaths
+from sglang_codec.planning.plan import Plan
+from sglang_codec.reference import decode_attention
+
+Counts = list[list[tuple[str, int]]]  # per row: (segment id, tokens), root to leaf
+Paths = list[list[tuple[str, np.ndarray]]]  # per row: (segment id, KV slots)
+Structure = set[tuple[int, int, frozenset[int]]]  # (first token, tokens, batch rows) of each run
+
+
+def tree_counts(nodes: Sequence[tuple[int, int]], rows: Sequence[tuple[int, int]]) -> Counts:
+    """Rows over a tree given by plain integers, so that a property test can draw and shrink it.
+
+    Args:
+        nodes: ``(any integer, tokens)``; node ``i`` hangs below node ``integer % (i + 1) - 1``, where
+            -1 makes it a root. Tokens may be 0.
+        rows: ``(any integer, private tokens)``; the row ends below node ``integer % (N + 1) - 1``.
+    """
+    above = [choice % (node + 1) - 1 for node, (choice, _) in enumerate(nodes)]
+    counts: Counts = []
+    for row, (choice, tail) in enumerate(rows):
+        node, path = choice % (len(nodes) + 1) - 1, [(f"tail {row}", tail)]
+        while node >= 0:
+            path.append((f"node {node}", nodes[node][1]))
+            node = above[node]
+        counts.append(path[::-1])
+    return counts
+
+
+def random_counts(
+    seed: int, *, batch: int, nodes: int = 8, longest_run: int = 300, longest_tail: int = 100
+) -> Counts:
+    """A random forest of `batch` rows over `nodes` segments."""
+    rng = np.random.default_rng(seed)
+
+    def draw(size: int, most: int) -> list[tuple[int, int]]:
+        choices, tokens = rng.integers(0, 1 << 30, size), rng.integers(0, most + 1, size)
+        return list(zip(choices.tolist(), tokens.tolist(), strict=True))
+
+    return tree_counts(draw(nodes, longest_run), draw(batch, longest_tail))
+
+
+def lengths_of(counts: Counts) -> np.ndarray:
+    """int32 ``[B]``: KV tokens of each row."""
+    return np.array([sum(tokens for _, tokens in row) for row in counts], np.int32)
+
+
+def with_slots(counts: Counts, *, seed: int = 0, spare: int = 0, page_size: int = 1) -> Paths:
+    """Give every segment its own scattered KV slots.
+
+    Args:
+        spare: slots that nobody gets, scattered among the others.
+        page_size: segments own whole pages, and fill the last one partly.
+    """
+    tokens = {name: count for row in counts for name, count in row}
+    pages = {name: -(-count // page_size) for name, count in tokens.items()}
+    total = sum(pages.values()) + -(-spare // page_size)
+    free = np.random.default_rng(seed).permutation(total).astype(np.int32)
+    slots, used = {}, 0
+    for name, count in tokens.items():
+        own = free[used : used + pages[name], None] * page_size + np.arange(page_size)
+        slots[name] = own.ravel()[:count].astype(np.int32)
+        used += pages[name]
+    return [[(name, slots[name]) for name, _ in row] for row in counts]
+
+
+def rows_of(paths: Paths) -> list[np.ndarray]:
+    """The KV slots of each row, in token order."""
+    empty = np.zeros(0, np.int32)
+    return [np.concatenate([empty, *(slots for _, slots in path)]) for path in paths]
+
+
+def kv_indices_of(paths: Paths) -> tuple[np.ndarray, np.ndarray]:
+    """The batch as ``kv_indptr`` and ``kv_indices``."""
+    rows = rows_of(paths)
+    indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return indptr.astype(np.int32), np.concatenate([np.zeros(0, np.int32), *rows])
+
+
+def radix_paths_of(counts: Counts) -> RadixPaths:
+    """What a radix tree would prove: every segment that is not empty is a node, tails too."""
+    node_of: dict[str, int] = {}
+    parent: list[int] = []
+    end: list[int] = []
+    leaf: list[int] = []
+    for row in counts:
+        node, position = -1, 0
+        for name, tokens in row:
+            position += tokens
+            if tokens and name not in node_of:
+                node_of[name] = len(parent)
+                parent.append(node)
+                end.append(position)
+            node = node_of.get(name, node)
+        leaf.append(node)
+    return RadixPaths(*(np.array(values, np.int32) for values in (parent, end, leaf)))
+
+
+def structure_of(forest: PrefixForest, rows: Sequence[int] | None = None) -> Structure:
+    """The runs of a forest and who reads them, without any numbering of nodes or positions.
+
+    Args:
+        rows: what to call each batch row; its index if None.
+    """
+    names = np.arange(forest.batch) if rows is None else np.asarray(rows)
+    runs = zip(forest.start, forest.length, forest.first, forest.last, strict=True)
+    return {
+        (int(start), int(length), frozenset(names[forest.order[first:last]].tolist()))
+        for start, length, first, last in runs
+        if length
+    }
+
+
+def check_forest(forest: PrefixForest, lengths: Sequence[int]) -> None:
+    """Assert what `PrefixForest` promises, whatever it was built from."""
+    assert sorted(forest.order.tolist()) == list(range(len(lengths)))
+    assert forest.lengths.tolist() == list(lengths)
+    shared = forest.num_shared
+    assert (forest.length[:shared] > 0).all(), "a shared run is empty"
+    assert (forest.readers[:shared] >= 2).all(), "a shared run has one reader"
+    assert (forest.parent < np.arange(forest.num_nodes)).all(), "a child precedes its parent"
+    assert (forest.parent < shared).all(), "a node hangs below a tail"
+    for node, parent in enumerate(forest.parent.tolist()):
+        if parent < 0:
+            assert forest.start[node] == 0
+            continue
+        assert forest.start[node] == forest.start[parent] + forest.length[parent]
+        assert forest.first[parent] <= forest.first[node] < forest.last[node] <= forest.last[parent]
+        if node < shared:
+            assert forest.readers[node] < forest.readers[parent], "two runs with equal readers"
+    for position, row in enumerate(forest.order.tolist()):
+        node, end = shared + position, lengths[row]
+        assert (forest.first[node], forest.last[node]) == (position, position + 1)
+        while node >= 0:  # the runs of a path tile the row's tokens, from the last to the first
+            assert forest.first[node] <= position < forest.last[node]
+            assert forest.start[node] + forest.length[node] == end
+            end, node = forest.start[node], forest.parent[node]
+        assert end == 0
+
+
+def check_plan(
+    plan: Plan, kv_index: np.ndarray, rows: Sequence[np.ndarray], row_lengths: Sequence[int]
+) -> None:
+    """Assert that the kernels, given `plan`, read every KV token of every row exactly once.
+
+    Follows the kernels' own steps: chunks that end with their row, the part lists, which rows are
+    written directly. It knows nothing of the forest.
+
+    Args:
+        kv_index: the KV index as the device holds it.
+        rows: the KV slots of each row, in token order.
+        row_lengths: KV tokens of each row now; at least what was planned.
+    """
+    position = np.empty(plan.batch, np.int64)
+    position[plan.order] = np.arange(plan.batch)
+    kv_start, kv_len, first, queries, part, open_row, open_base = plan.tasks.T[:7].astype(np.int64)
+    now = np.asarray(row_lengths, np.int64)
+    limit = np.where(open_row >= 0, now[open_row] - open_base if len(now) else 0, kv_len)
+    kv_len = np.minimum(kv_len, limit)
+    assert (queries >= 1).all()
+    owners = np.zeros(plan.num_parts, np.int64)  # a partial row has one writer
+    for row in range(plan.batch):
+        own = np.flatnonzero((first <= position[row]) & (position[row] < first + queries))
+        own = own[np.argsort(open_base[own], kind="stable")]
+        pieces = [kv_index[kv_start[t] : kv_start[t] + kv_len[t]] for t in own]
+        read = np.concatenate([np.zeros(0, np.int32), *pieces])
+        assert read.tolist() == np.asarray(rows[row]).tolist(), f"tokens of row {row}"
+        listed = plan.part_rows[plan.part_indptr[row] : plan.part_indptr[row + 1]]
+        assert len(listed) == len(own), f"row {row} lists {len(listed)} of {len(own)} parts"
+        if len(own) > 1:
+            written = part[own] + position[row] - first[own]
+            assert listed.tolist() == written.tolist(), f"parts of row {row} out of token order"
+            np.add.at(owners, written, 1)
+    assert (owners <= 1).all(), "two tasks write one partial row"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch with random queries and a cache whose unused slots are NaN."""
+
+    q: torch.Tensor  # [B, Hq, D]
+    k_buffer: torch.Tensor  # [slots, Hkv, D], or [pages, page size, Hkv, D]
+    v_buffer: torch.Tensor
+    rows: list[torch.Tensor]  # KV slots of each row
+    sm_scale: float
+
+    def exact(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The fp64 output and base-2 LSE."""
+        k, v = without_pages(self.k_buffer), without_pages(self.v_buffer)
+        return decode_attention(self.q, k, v, self.rows, self.sm_scale)
+
+    def eager(self) -> torch.Tensor:
+        """What plain torch makes of it in the dtype of the tensors."""
+        k, v = without_pages(self.k_buffer), without_pages(self.v_buffer)
+        return eager_attention(self.q, k, v, self.rows, self.sm_scale)
+
+
+def make_problem(
+    paths: Paths,
+    *,
+    num_qo_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    page_size: int = 1,
+    padding: int = 0,
+    seed: int = 0,
+) -> Problem:
+    """Random tensors for a batch.
+
+    Args:
+        page_size: above 1 the buffers are 4-D.
+        padding: query rows beyond the batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.from_numpy(row.astype(np.int64)) for row in rows_of(paths)]
+    used = torch.cat([torch.zeros(1, dtype=torch.int64)[:0], *rows])
+    slots = (int(used.max()) if len(used) else 0) // page_size * page_size + 2 * page_size
+
+    def cache() -> torch.Tensor:
+        buffer = torch.full((slots, num_kv_heads, head_dim), float("nan"))
+        values = torch.randn(slots, num_kv_heads, head_dim, generator=generator)
+        buffer[used] = values[used]
+        buffer = buffer.to(device, dtype)
+        return buffer.unflatten(0, (-1, page_size)) if page_size > 1 else buffer
+
+    q = torch.randn(len(paths) + padding, num_qo_heads, head_dim, generator=generator)
+    return Problem(q.to(device, dtype), cache(), cache(), rows, head_dim**-0.5)
+
+
+def without_pages(buffer: torch.Tensor) -> torch.Tensor:
+    """``[slots, Hkv, D]`` of a paged buffer."""
+    return buffer.flatten(0, 1) if buffer.ndim == 4 else buffer
+
+
+def eager_attention(
+    q: torch.Tensor,
+    k_buffer: torch.Tensor,
+    v_buffer: torch.Tensor,
+    rows: Sequence[torch.Tensor],
+    sm_scale: float,
+) -> torch.Tensor:
+    """The oracle's computation with every intermediate in the dtype of `q`."""
+    out = torch.zeros_like(q)
+    num_kv_heads, head_dim = k_buffer.shape[1:]
+    for row, slots in enumerate(rows):
+        if not len(slots):
+            continue
+        slots = slots.to(q.device, torch.int64)
+        grouped = q[row].view(num_kv_heads, -1, head_dim)
+        scores = torch.einsum("hgd,nhd->hgn", grouped, k_buffer[slots]) * sm_scale
+        out[row] = torch.einsum("hgn,nhd->hgd", scores.softmax(-1), v_buffer[slots]).flatten(0, 1)
+    return out
+
+
+def assert_within_low_precision_error(
+    actual: torch.Tensor, exact: torch.Tensor, eager: torch.Tensor, *, factor: float = 2.0
+) -> None:
+    """`actual` may be at most `factor` times as far from fp64 as eager torch in the same dtype.
+
+    One rounding of the largest value is always allowed: eager may be exact by luck.
+    """
+    assert actual.shape == exact.shape
+    error = (actual.double() - exact.double()).abs()
+    assert not error.isnan().any(), "the result has a NaN"
+    rounding = torch.finfo(actual.dtype).eps * exact.double().abs().max()
+    budget = factor * (eager.double() - exact.double()).abs().max() + rounding
+    assert error.max() <= budget, f"error {error.max():.3g} exceeds the budget {budget:.3g}"
+
+
+def assert_lse_close(actual: torch.Tensor, exact: torch.Tensor) -> None:
+    """Log-sum-exp agrees with fp64, and is -inf in the same places."""
+    empty = exact == -float("inf")
+    assert torch.equal(actual == -float("inf"), empty)
+    error = (actual.double() - exact.double())[~empty].abs()
+    # scores are summed in fp32 from low-precision products: one part in a thousand of a bit
+    assert not error.isnan().any()
+    assert error.max() <= 2e-3 if len(error) else True
