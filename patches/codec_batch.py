@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.patches.tree_readers import TreeReader
 from sglang_codec.planning.paths import RadixPaths
 
-RowState = Callable[[Any], tuple[Any, ...]]
+RowState = tuple[Any, ...]
+RowStates = Callable[[Sequence[Any]], tuple[RowState, ...]]
 
 _HANDLE, _OWNED_BY_TREE = 1, 2
 
@@ -56,27 +56,44 @@ class CodecBatch:
         return paths
 
 
-def row_state_of(req: Any) -> RowState:
-    """The function that gives a request's part of the signature, for this SGLang's `Req`.
+def row_states_of(req: Any) -> RowStates:
+    """The function that gives the requests' part of the signature, for this SGLang's `Req`.
 
-    The order is identity, tree handle, tree-owned tokens, `req_to_token` row, retractions: a
+    A state is identity, tree handle, tree-owned tokens, `req_to_token` row, retractions: a
     retracted request may come back to the same row and node with other KV slots behind them.
     """
     # SGLang 0.5.19 moved the KV fields to `req.kv`; 0.5.17 has an unrelated `kv` that may be None
-    place = "" if hasattr(req, "req_pool_idx") else "kv."
-    return attrgetter(
-        "rid",
-        "last_node",
-        f"{place}cache_protected_len",
-        f"{place}req_pool_idx",
-        "retraction_count",
+    return _states_on_request if hasattr(req, "req_pool_idx") else _states_on_kv
+
+
+def _states_on_request(reqs: Sequence[Any]) -> tuple[RowState, ...]:
+    return tuple(
+        [
+            (r.rid, r.last_node, r.cache_protected_len, r.req_pool_idx, r.retraction_count)
+            for r in reqs
+        ]
+    )
+
+
+def _states_on_kv(reqs: Sequence[Any]) -> tuple[RowState, ...]:
+    return tuple(
+        [
+            (
+                r.rid,
+                r.last_node,
+                (k := r.kv).cache_protected_len,
+                k.req_pool_idx,
+                r.retraction_count,
+            )
+            for r in reqs
+        ]
     )
 
 
 def make_codec_batch(
-    reqs: Sequence[Any], rows: int, reader: TreeReader, row_state: RowState
+    reqs: Sequence[Any], rows: int, reader: TreeReader, row_states: RowStates
 ) -> CodecBatch:
     """A `CodecBatch` for these requests, in batch order, and `rows >= len(reqs)` batch rows."""
     # beam rows beyond the requests may be permuted on the device between any two steps
     once = object() if rows > len(reqs) else None
-    return CodecBatch((rows, tuple(map(row_state, reqs)), once), reader, rows)
+    return CodecBatch((rows, row_states(reqs), once), reader, rows)

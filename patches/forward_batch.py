@@ -6,7 +6,7 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookType
 
-from sglang_codec.patches.codec_batch import CodecBatch, RowState, make_codec_batch, row_state_of
+from sglang_codec.patches.codec_batch import CodecBatch, RowStates, make_codec_batch, row_states_of
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.patches.patch import Patch
 from sglang_codec.patches.tree_readers import TreeReader, select_reader
@@ -18,7 +18,7 @@ class Attacher:
     def __init__(self) -> None:
         self._tree_cache: Any = None
         self._reader: TreeReader | None = None
-        self._row_state: RowState | None = None
+        self._row_states: RowStates | None = None
 
     def reader(self, tree_cache: Any) -> TreeReader:
         if self._reader is None or tree_cache is not self._tree_cache:
@@ -26,10 +26,10 @@ class Attacher:
         return self._reader
 
     def codec_batch(self, batch: Any) -> CodecBatch:
-        if self._row_state is None:
-            self._row_state = row_state_of(batch.reqs[0])
+        if self._row_states is None:
+            self._row_states = row_states_of(batch.reqs[0])
         reader = self.reader(batch.tree_cache)
-        return make_codec_batch(batch.reqs, len(batch.seq_lens), reader, self._row_state)
+        return make_codec_batch(batch.reqs, len(batch.seq_lens), reader, self._row_states)
 
 
 ATTACHER = Attacher()

@@ -1,9 +1,10 @@
 """Time launch configurations on rows that span the tables; the winner goes to kernels/launch.py.
 
-    python scripts/tune_launch.py --configs 16x64x5+64x64x3/4/2,16x128x2+64x64x3/4/2 --json OUT
+    python scripts/tune_launch.py --configs 16x32x5x4x4x128+64x64x3x4x2 --json OUT
 
-A configuration is `tiles/warps/programs per SM`, a tile `rows x KV tokens x stages`. Every result is
-checked against fp64 before it is timed. `--without-por` also times PAC alone, to tell the two apart.
+A configuration joins its tiles by `+`; a tile is `rows x KV tokens x stages x warps x programs per
+SM [x registers]`. Every result is checked against fp64 before it is timed; each class is also timed
+on its own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from bench import tables, timing
@@ -38,11 +42,44 @@ ROWS = (
 
 
 def parse_config(text: str) -> LaunchConfig:
-    """`16x64x5+64x64x3/4/2` -> LaunchConfig."""
-    tiles, warps, ctas = text.split("/")
-    return LaunchConfig(
-        tuple(Tile(*map(int, tile.split("x"))) for tile in tiles.split("+")), int(warps), int(ctas)
+    """`16x32x5x4x4x128+64x64x3x4x2` -> LaunchConfig."""
+    return LaunchConfig(tuple(Tile(*map(int, tile.split("x"))) for tile in text.split("+")))
+
+
+@contextmanager
+def only_class(rows: int) -> Iterator[None]:
+    """Launch the tasks of one class alone: wrong results, but its time."""
+    pac = attention_module.pac
+
+    def some(*args: Any, tile: Tile, **kwargs: Any) -> None:
+        if tile.rows == rows:
+            pac(*args, tile=tile, **kwargs)
+
+    attention_module.pac = some
+    try:
+        yield
+    finally:
+        attention_module.pac = pac
+
+
+def prepare(
+    problem: Problem, forest: PrefixForest, config: LaunchConfig
+) -> tuple[PrefixSharedDecodeWrapper, timing.Run]:
+    """A planned wrapper and the call that runs it over a NaN-filled output."""
+    wrapper = PrefixSharedDecodeWrapper(
+        problem.num_qo_heads,
+        problem.num_kv_heads,
+        problem.head_dim,
+        dtype=problem.dtype,
+        config=config,
     )
+    wrapper.plan(forest, sm_scale=problem.sm_scale)
+    out = torch.full_like(problem.q, float("nan"))
+
+    def run(layer: int) -> torch.Tensor:
+        return wrapper.run(problem.q, problem.k[layer], problem.v[layer], out=out)
+
+    return wrapper, run
 
 
 def main() -> int:
@@ -50,14 +87,12 @@ def main() -> int:
     parser.add_argument("--configs", required=True)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--only", default="")
-    parser.add_argument("--without-por", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = torch.device("cuda")
     ceilings = timing.ceilings(device)
     print(torch.cuda.get_device_name(), ceilings, flush=True)
     pool = KVPool(getattr(torch, options.dtype), device)
-    por = attention_module.por
     records = []
     for row in tables.all_rows():
         key = (row.table, row.name, row.heads)
@@ -71,32 +106,22 @@ def main() -> int:
         for text in options.configs.split(","):
             record = {"row": key, "config": text, "limit_us": limit}
             try:
-                wrapper = PrefixSharedDecodeWrapper(
-                    problem.num_qo_heads,
-                    problem.num_kv_heads,
-                    problem.head_dim,
-                    dtype=problem.dtype,
-                    config=parse_config(text),
-                )
-                wrapper.plan(forest, sm_scale=problem.sm_scale)
-                out = torch.full_like(problem.q, float("nan"))
-
-                def run(layer: int, wrapper=wrapper, out=out) -> torch.Tensor:
-                    return wrapper.run(problem.q, problem.k[layer], problem.v[layer], out=out)
-
+                config = parse_config(text)
+                wrapper, run = prepare(problem, forest, config)
                 record["err"] = problem.errors(run(0))[0]
                 samplers = {"us": timing.graph_sampler(run, problem.layers, calls)}
-                if options.without_por:
-                    attention_module.por = lambda *args, **kwargs: None
-                    samplers["pac_us"] = timing.graph_sampler(run, problem.layers, calls)
-                    attention_module.por = por
+                for tile in config.tiles:
+                    # its own buffers: an unfinished merge leaves arrivals behind
+                    _, run = prepare(problem, forest, config)
+                    with only_class(tile.rows):
+                        name = f"us_{tile.rows}"
+                        samplers[name] = timing.graph_sampler(run, problem.layers, calls)
                 record |= timing.measure(samplers, calls, 2)
                 record["plan"] = wrapper.launch_plan.summary()
             except Exception as error:
-                attention_module.por = por
                 record["why"] = f"{type(error).__name__}: {error}"[:160]
             records.append(record)
-            shown = {k: v for k, v in record.items() if k in ("us", "pac_us", "err", "why")}
+            shown = {k: v for k, v in record.items() if k[:2] == "us" or k in ("err", "why")}
             plan = record.get("plan", {})
             print(
                 f"   {text:34s}",

@@ -10,7 +10,7 @@ import torch
 
 from sglang_codec.kernels.launch import INTERPRETED, INTERPRETED_SMS, LaunchConfig, launch_config
 from sglang_codec.planning.cost_model import COST_TABLES, CostModel, roofline_cost_model
-from sglang_codec.planning.plan import PlanSpec
+from sglang_codec.planning.plan import PlanSpec, TaskClass
 
 GPU_HEAD_DIMS = (64, 128)
 MAX_GROUP = 16
@@ -72,9 +72,10 @@ def plan_spec(
         group=num_qo_heads // num_kv_heads,
         head_dim=head_dim,
         kv_element_bytes=kv_element_bytes,
-        row_tiles=device.config.row_tiles,
-        block_kv=min(tile.block_kv for tile in device.config.tiles),
-        num_slots=device.config.num_slots(device.num_sms, num_kv_heads),
+        classes=tuple(
+            TaskClass(tile.rows, tile.block_kv, tile.num_slots(device.num_sms, num_kv_heads))
+            for tile in device.config.tiles
+        ),
         tail_headroom=tail_headroom,
     )
 
@@ -88,7 +89,7 @@ def cost_model(device: Device, spec: PlanSpec, num_kv_heads: int) -> CostModel:
     return roofline_cost_model(
         head_dim=spec.head_dim,
         kv_element_bytes=spec.kv_element_bytes,
-        num_ctas=spec.num_slots * num_kv_heads,
+        num_ctas={c.rows: c.num_slots * num_kv_heads for c in spec.classes},
         bandwidth=device.bandwidth,
         flops=device.flops,
         task_overhead_us=2.0,

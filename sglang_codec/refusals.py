@@ -29,7 +29,7 @@ NAMESPACES = {
     "dcp_size": "server_args",
 }
 
-_OTHER_BACKEND = "or use another --decode-attention-backend"
+_OTHER_BACKEND = "use another --decode-attention-backend"
 
 
 class UnsupportedConfiguration(ValueError):
@@ -109,7 +109,7 @@ def _speculative(runner: Any) -> str | None:
     if algorithm is not None or getattr(runner, "is_draft_worker", False):
         return (
             f"speculative decoding (--speculative-algorithm {algorithm}) verifies several tokens a "
-            f"step, codec decodes one; drop --speculative-algorithm {_OTHER_BACKEND}"
+            f"step, codec decodes one; drop --speculative-algorithm or {_OTHER_BACKEND}"
         )
     return None
 
@@ -118,16 +118,16 @@ def _deterministic(runner: Any) -> str | None:
     if setting(runner, "enable_deterministic_inference"):
         return (
             "deterministic inference is on, and codec's reduction order depends on the batch; "
-            f"drop --enable-deterministic-inference {_OTHER_BACKEND}"
+            f"drop --enable-deterministic-inference or {_OTHER_BACKEND}"
         )
     return None
 
 
 def _encoder_decoder(runner: Any) -> str | None:
-    if runner.model_config.is_encoder_decoder:
+    if getattr(runner.model_config, "is_encoder_decoder", False):
         return (
             "the model is an encoder-decoder with cross attention, codec supports decoder-only "
-            f"models; remove codec {_OTHER_BACKEND}"
+            f"models; {_OTHER_BACKEND}"
         )
     return None
 
@@ -137,7 +137,7 @@ def _switch(name: str, why: str) -> Callable[[Any], str | None]:
 
     def check(runner: Any) -> str | None:
         if setting(runner, name):
-            return f"{flag} is set: {why}; drop {flag} {_OTHER_BACKEND}"
+            return f"{flag} is set: {why}; drop {flag} or {_OTHER_BACKEND}"
         return None
 
     return check
@@ -171,13 +171,13 @@ def _kv_layout(runner: Any) -> str | None:
     if layout != "nhd":
         return (
             f"the KV cache layout is {layout}, codec reads nhd; unset SGLANG_USE_HND_KVCACHE "
-            f"{_OTHER_BACKEND}"
+            f"or {_OTHER_BACKEND}"
         )
     return None
 
 
 def _kv_dtype(runner: Any) -> str | None:
-    model_dtype, kv_dtype = runner.model_config.dtype, runner.kv_cache_dtype
+    model_dtype, kv_dtype = runner.dtype, runner.kv_cache_dtype
     supported = [torch.bfloat16, torch.float16]
     if runner.device == "cpu":
         supported.append(torch.float32)
@@ -187,7 +187,7 @@ def _kv_dtype(runner: Any) -> str | None:
     if kv_dtype != model_dtype:
         return (
             f"the KV cache dtype is {kv_dtype} and the model's {model_dtype}, codec needs them "
-            f"equal ({names}); set --kv-cache-dtype auto {_OTHER_BACKEND}"
+            f"equal ({names}); set --kv-cache-dtype auto or {_OTHER_BACKEND}"
         )
     return None
 

@@ -22,8 +22,8 @@ def tree_counts(nodes: Sequence[tuple[int, int]], rows: Sequence[tuple[int, int]
     """Rows over a tree given by plain integers, so that a property test can draw and shrink it.
 
     Args:
-        nodes: ``(any integer, tokens)``; node ``i`` hangs below node ``integer % (i + 1) - 1``, where
-            -1 makes it a root. Tokens may be 0.
+        nodes: ``(any integer, tokens)``; node ``i`` hangs below node ``integer % (i + 1) - 1``, or
+            is a root if that is -1. Tokens may be 0.
         rows: ``(any integer, private tokens)``; the row ends below node ``integer % (N + 1) - 1``.
     """
     above = [choice % (node + 1) - 1 for node, (choice, _) in enumerate(nodes)]

@@ -162,8 +162,9 @@ class PrefixSharedDecodeWrapper:
 
     def _allocate(self, capacity: PlanCapacity) -> PlanBuffers:
         return PlanBuffers(
-            PlanLayout(capacity, len(self.spec.row_tiles), self.spec.num_slots),
+            PlanLayout(capacity, self.spec.classes),
             num_qo_heads=self.num_qo_heads,
+            num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             device=self.device,
         )

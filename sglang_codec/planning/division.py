@@ -21,7 +21,8 @@ def chunk_sizes(
     """int64 ``[K]``: tokens per chunk of each work item, a multiple of `block_kv`.
 
     The paper's heuristic: a binary search for the smallest target ``c`` at which the items, cut into
-    as few chunks of at most ``c`` microseconds as possible, fit into ``num_slots * c`` together.
+    as few chunks of at most ``c`` microseconds as possible (give or take half a block), fit into
+    ``num_slots * c`` together.
     The target is never below the time of the smallest chunk.
 
     Args:
@@ -31,8 +32,10 @@ def chunk_sizes(
     """
     tokens = np.asarray(tokens, np.float64)
     kinds, kind = np.unique(rows, return_inverse=True)
-    smallest = float(cost_model.task_us(kinds, np.full(len(kinds), block_kv)).min())
-    low, high = smallest, float(cost_model.task_us(rows, tokens).sum())
+    one_block = cost_model.task_us(kinds, np.full(len(kinds), block_kv))
+    smallest = float(one_block.min())
+    # a block more than the sum, or whole blocks would cut even a lone item on one slot
+    low, high = smallest, float(cost_model.task_us(rows, tokens).sum() + one_block.max())
     for _ in range(_SEARCH_STEPS):
         if high - low <= 0.01 * high:
             break
@@ -53,5 +56,6 @@ def chunk_sizes(
 def _sizes_within(
     kinds: np.ndarray, kind: np.ndarray, us: float, cost_model: CostModel, block_kv: int
 ) -> np.ndarray:
-    blocks = np.floor(cost_model.most_tokens(kinds, us) / block_kv)
+    # nearest, not floor: half a block more than the target beats a chunk more than there are slots
+    blocks = np.round(cost_model.most_tokens(kinds, us) / block_kv)
     return (np.maximum(blocks, 1) * block_kv)[kind]
