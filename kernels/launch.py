@@ -7,45 +7,69 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One task class, which is one launch of PAC.
+    """How the tasks of one class are run.
 
     Args:
         rows: M side of the query tile (requests x GQA group).
         block_kv: KV tokens per step.
         stages: software-pipeline stages of the KV loop. The KV index is loaded a step ahead of the
             KV that it addresses, so 3 stages keep one KV block in flight and 5 keep two.
-        num_warps: warps of a program.
-        ctas_per_sm: resident programs per multiprocessor that the grid is made for.
-        max_registers: registers per thread that let so many programs be resident, if the compiler
-            would take more.
     """
 
     rows: int
     block_kv: int
     stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchConfig:
+    """How PAC is launched on one kind of GPU.
+
+    Args:
+        small: tasks with few query rows and few tokens, where latency counts.
+        large: tasks with more query rows.
+        long: tasks with few query rows and many tokens, where bytes in flight count.
+        long_tokens: tokens from which a task is long.
+        num_warps: warps of a program.
+        ctas_per_sm: resident programs per multiprocessor that the grid is made for.
+    """
+
+    small: Tile
+    large: Tile
+    long: Tile
+    long_tokens: int
     num_warps: int
     ctas_per_sm: int
-    max_registers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.long.rows != self.small.rows or self.large.rows <= self.small.rows:
+            raise ValueError(
+                f"long tasks have the rows of small ones and large ones more, got {self.small.rows} "
+                f"(small), {self.long.rows} (long), {self.large.rows} (large)"
+            )
+
+    @property
+    def row_tiles(self) -> tuple[int, ...]:
+        return (self.small.rows, self.large.rows)
 
     def num_slots(self, num_sms: int, num_kv_heads: int) -> int:
         """Program slots per KV head of a grid that fills the GPU once."""
         return max(1, num_sms * self.ctas_per_sm // num_kv_heads)
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchConfig:
-    """The task classes of one kind of GPU, by increasing rows."""
-
-    tiles: tuple[Tile, ...]
-
-
 # the interpreter runs one program after another and pays per loop iteration, not per element
-INTERPRETED = LaunchConfig((Tile(16, 128, 1, 4, 1), Tile(64, 128, 1, 4, 1)))
+INTERPRETED = LaunchConfig(
+    Tile(16, 128, 1), Tile(64, 128, 1), Tile(16, 256, 1), long_tokens=1024, num_warps=4, ctas_per_sm=1
+)
 INTERPRETED_SMS = 4
 
-_LARGE_SHARED = LaunchConfig((Tile(16, 32, 5, 4, 4, 128), Tile(64, 64, 3, 4, 2)))
+_LARGE_SHARED = LaunchConfig(
+    Tile(16, 32, 5), Tile(64, 64, 3), Tile(16, 128, 2), long_tokens=256, num_warps=4, ctas_per_sm=2
+)
 # 99 KB of shared memory per multiprocessor (sm_86, sm_89, sm_120)
-_SMALL_SHARED = LaunchConfig((Tile(16, 32, 3, 4, 4, 128), Tile(64, 32, 3, 4, 2)))
+_SMALL_SHARED = LaunchConfig(
+    Tile(16, 32, 3), Tile(64, 32, 3), Tile(16, 64, 2), long_tokens=256, num_warps=4, ctas_per_sm=2
+)
 
 
 def launch_config(capability: tuple[int, int], head_dim: int) -> LaunchConfig:

@@ -75,13 +75,9 @@ class CodecDecodeBackend(AttentionBackend):
             # every slot of the pool once, room for tails to grow, and for absorbed runs
             kv_index=self._pool_slots() + rows * (TAIL_HEADROOM + 64),
         )
-        layout = PlanLayout(capacity, spec.classes)
+        layout = PlanLayout(capacity, spec.num_classes, spec.num_slots)
         self.buffers = PlanBuffers(
-            layout,
-            num_qo_heads=shape.num_qo_heads,
-            num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            device=self.device,
+            layout, num_qo_heads=shape.num_qo_heads, head_dim=shape.head_dim, device=self.device
         )
         self.planner = BatchPlanner(
             spec, cost_model(machine, spec, shape.num_kv_heads), capacity, self._host_rows

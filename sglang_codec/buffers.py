@@ -13,18 +13,12 @@ class PlanBuffers:
 
     Args:
         layout: sections of the packed plan and the capacities.
-        num_qo_heads, num_kv_heads, head_dim: size of a partial row.
+        num_qo_heads, head_dim: size of a partial row.
         device: where the tensors live.
     """
 
     def __init__(
-        self,
-        layout: PlanLayout,
-        *,
-        num_qo_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        device: torch.device,
+        self, layout: PlanLayout, *, num_qo_heads: int, head_dim: int, device: torch.device
     ) -> None:
         capacity = layout.capacity
         self.layout = layout
@@ -40,10 +34,6 @@ class PlanBuffers:
             (max(capacity.parts, 1), num_qo_heads), -float("inf"), device=device
         )
 
-        self.arrivals = torch.zeros(
-            capacity.rows, num_kv_heads, dtype=torch.int32, device=device
-        )
-
     @property
     def capacity(self) -> PlanCapacity:
         return self.layout.capacity
@@ -51,7 +41,7 @@ class PlanBuffers:
     @property
     def nbytes(self) -> int:
         """Device memory in bytes."""
-        tensors = [value for value in vars(self).values() if isinstance(value, torch.Tensor)]
+        tensors = (self.plan, self.kv_index, self.row_lengths, self.partial_out, self.partial_lse)
         return sum(tensor.nbytes for tensor in tensors)
 
     def upload(self, plan: Plan) -> None:

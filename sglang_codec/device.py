@@ -10,7 +10,7 @@ import torch
 
 from sglang_codec.kernels.launch import INTERPRETED, INTERPRETED_SMS, LaunchConfig, launch_config
 from sglang_codec.planning.cost_model import COST_TABLES, CostModel, roofline_cost_model
-from sglang_codec.planning.plan import PlanSpec, TaskClass
+from sglang_codec.planning.plan import PlanSpec
 
 GPU_HEAD_DIMS = (64, 128)
 MAX_GROUP = 16
@@ -72,10 +72,10 @@ def plan_spec(
         group=num_qo_heads // num_kv_heads,
         head_dim=head_dim,
         kv_element_bytes=kv_element_bytes,
-        classes=tuple(
-            TaskClass(tile.rows, tile.block_kv, tile.num_slots(device.num_sms, num_kv_heads))
-            for tile in device.config.tiles
-        ),
+        row_tiles=device.config.row_tiles,
+        block_kv=device.config.small.block_kv,
+        num_slots=device.config.num_slots(device.num_sms, num_kv_heads),
+        long_tokens=device.config.long_tokens,
         tail_headroom=tail_headroom,
     )
 
@@ -89,7 +89,7 @@ def cost_model(device: Device, spec: PlanSpec, num_kv_heads: int) -> CostModel:
     return roofline_cost_model(
         head_dim=spec.head_dim,
         kv_element_bytes=spec.kv_element_bytes,
-        num_ctas={c.rows: c.num_slots * num_kv_heads for c in spec.classes},
+        num_ctas=spec.num_slots * num_kv_heads,
         bandwidth=device.bandwidth,
         flops=device.flops,
         task_overhead_us=2.0,

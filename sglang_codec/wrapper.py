@@ -162,9 +162,8 @@ class PrefixSharedDecodeWrapper:
 
     def _allocate(self, capacity: PlanCapacity) -> PlanBuffers:
         return PlanBuffers(
-            PlanLayout(capacity, self.spec.classes),
+            PlanLayout(capacity, self.spec.num_classes, self.spec.num_slots),
             num_qo_heads=self.num_qo_heads,
-            num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             device=self.device,
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 COST_TABLES = Path(__file__).parent / "cost_tables"
+_ROW_GRID = (16, 32, 64, 128)
 _TOKEN_GRID = (0, 64, 256, 1024, 4096, 16384, 65536, 131072)
 
 
@@ -78,27 +78,26 @@ def roofline_cost_model(
     *,
     head_dim: int,
     kv_element_bytes: int,
-    num_ctas: Mapping[int, int],
+    num_ctas: int,
     bandwidth: float,
     flops: float,
     task_overhead_us: float,
 ) -> CostModel:
     """A cost model from two ceilings, for a GPU without a measured table.
 
-    One of n equally busy CTAs owns ``1 / n`` of both ceilings; a token costs
+    One of `num_ctas` equally busy CTAs owns ``1 / num_ctas`` of both ceilings; a token costs
     ``max(2 D b / bandwidth, 4 M D / flops)`` of its share.
 
     Args:
-        num_ctas: for each M size of a query tile, the CTAs that run such tasks at a time.
         bandwidth: bytes per second of device memory.
         flops: matrix floating-point operations per second in the KV dtype.
         task_overhead_us: time of a task before its first token.
     """
-    rows, tokens = np.array(sorted(num_ctas)), np.array(_TOKEN_GRID, np.float64)
+    rows, tokens = np.array(_ROW_GRID), np.array(_TOKEN_GRID, np.float64)
     seconds = np.maximum(
         2 * head_dim * kv_element_bytes / bandwidth, 4 * rows * head_dim / flops
     )
-    per_token = seconds * np.array([num_ctas[r] for r in sorted(num_ctas)]) * 1e6
+    per_token = seconds * num_ctas * 1e6
     return CostModel(rows, tokens, task_overhead_us + per_token[:, None] * tokens, "roofline")
 
 

@@ -13,7 +13,7 @@ TASK_FIELDS = (
     "kv_len",  # tokens of the chunk; the most it may grow to if open
     "first",  # first position (index into `order`) of the query tile
     "queries",  # rows in the query tile
-    "part",  # partial row of the tile's first query
+    "part",  # partial row of the tile's first query, -1 if the task is all there is to its rows
     "open_row",  # batch row whose length bounds the chunk, -1 if the chunk is closed
     "open_base",  # token at which an open chunk begins: its length is row length - open_base
     "spare",
@@ -25,21 +25,6 @@ class PlanCapacityError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class TaskClass:
-    """Tasks of one query tile size; each class is one launch.
-
-    Args:
-        rows: M side of the tile (requests x GQA group).
-        block_kv: granularity of its chunks, in KV tokens.
-        num_slots: its program slots per KV head.
-    """
-
-    rows: int
-    block_kv: int
-    num_slots: int
-
-
-@dataclass(frozen=True, slots=True)
 class PlanSpec:
     """What the planner must know of the kernel and the GPU.
 
@@ -47,27 +32,32 @@ class PlanSpec:
         group: query heads per KV head.
         head_dim: elements per head.
         kv_element_bytes: bytes of one K or V element.
-        classes: task classes by increasing rows.
+        row_tiles: increasing M sizes (requests x group) that the kernel has; each a task class.
+        block_kv: granularity of chunks, in tokens.
+        num_slots: program slots per KV head.
+        long_tokens: tokens from which a task of the smallest tile belongs to a class of its own, the
+            last one; None for no such class.
         tail_headroom: tokens by which a private tail may grow before it must be planned again.
     """
 
     group: int
     head_dim: int
     kv_element_bytes: int
-    classes: tuple[TaskClass, ...]
+    row_tiles: tuple[int, ...]
+    block_kv: int
+    num_slots: int
     tail_headroom: int = 0
+    long_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.group > self.classes[0].rows:
+        if self.group > self.row_tiles[0]:
             raise ValueError(
-                f"GQA group {self.group} is larger than the smallest row tile "
-                f"{self.classes[0].rows}"
+                f"GQA group {self.group} is larger than the smallest row tile {self.row_tiles[0]}"
             )
 
     @property
-    def num_slots(self) -> int:
-        """Program slots per KV head of all classes."""
-        return sum(c.num_slots for c in self.classes)
+    def num_classes(self) -> int:
+        return len(self.row_tiles) + (self.long_tokens is not None)
 
     @property
     def partial_bytes(self) -> int:
@@ -106,10 +96,11 @@ class Plan:
     Args:
         order: int32 ``[B]``, positions -> batch rows.
         tasks: int32 ``[T, 8]``, see `TASK_FIELDS`; sorted by class, then slot, longest first.
-        slot_indptr: int32 ``[sum of (slots + 1) over the classes]``, for each class the first task of
-            each of its slots and the end of the last.
+            A class is a query tile size, or the long tasks of the smallest tile.
+        slot_indptr: int32 ``[classes, slots + 1]``, tasks of a slot within a class.
         part_indptr: int32 ``[B + 1]``, partial rows of each batch row in `part_rows`.
-        part_rows: int32 ``[P]``, partial rows in token order.
+        part_rows: int32 ``[P]``, partial rows in token order; -1 for the part of a row that its task
+            writes to the output directly.
         num_parts: partial rows that the tasks write.
         append_base: int32 ``[B]``, the KV index entry of token ``t`` of row ``r``'s tail is
             ``append_base[r] + t``.
@@ -118,8 +109,8 @@ class Plan:
             first entry)``.
         kv_entries: entries of the KV index in use, headroom included.
         node: int32 ``[T]`` forest node of each task; start: int32 ``[T]`` its first token.
-        slot: int32 ``[T]``, counted through the classes; us: float ``[T]`` predicted microseconds.
-        classes: as in the spec.
+        slot: int32 ``[T]``; us: float ``[T]`` predicted microseconds.
+        row_tiles: M sizes of the query tiles.
         absorbed: bool ``[num_shared]`` nodes that joined their children.
     """
 
@@ -137,7 +128,7 @@ class Plan:
     start: np.ndarray
     slot: np.ndarray
     us: np.ndarray
-    classes: tuple[TaskClass, ...]
+    row_tiles: tuple[int, ...]
     absorbed: np.ndarray
     lengths: np.ndarray = field(repr=False)
 
@@ -151,7 +142,7 @@ class Plan:
 
     @property
     def num_slots(self) -> int:
-        return sum(c.num_slots for c in self.classes)
+        return self.slot_indptr.shape[1] - 1
 
     @property
     def slot_load(self) -> np.ndarray:
@@ -160,9 +151,7 @@ class Plan:
 
     @property
     def makespan_us(self) -> float:
-        """Predicted microseconds: the classes run one after the other."""
-        first = np.cumsum([0, *(c.num_slots for c in self.classes)])
-        return float(np.maximum.reduceat(self.slot_load, first[:-1]).sum())
+        return float(self.slot_load.max(initial=0.0))
 
     @property
     def kv_tokens_read(self) -> int:
@@ -209,8 +198,7 @@ class Plan:
         """Summary and tasks as JSON-ready values, for `python -m sglang_codec explain`."""
         return {
             **self.summary(),
-            "class_rows": [c.rows for c in self.classes],
-            "class_slots": [c.num_slots for c in self.classes],
+            "row_tiles": list(self.row_tiles),
             "task_fields": list(TASK_FIELDS),
             "task_table": self.tasks.tolist(),
             "task_node": self.node.tolist(),
@@ -232,15 +220,12 @@ class PlanLayout:
     """
 
     capacity: PlanCapacity
-    classes: tuple[TaskClass, ...]
-
-    def slot_indptr(self, index: int) -> int:
-        """Where class `index` begins; element 0 holds the number of planned rows."""
-        return 8 + sum(c.num_slots + 1 for c in self.classes[:index])
+    num_classes: int
+    num_slots: int
 
     @property
     def order(self) -> int:
-        return _aligned(self.slot_indptr(len(self.classes)))
+        return _aligned(self.num_classes * (self.num_slots + 1))
 
     @property
     def part_indptr(self) -> int:
@@ -256,21 +241,23 @@ class PlanLayout:
 
     @property
     def size(self) -> int:
-        return self.tasks + self.capacity.tasks * len(TASK_FIELDS) + self.capacity.parts
+        # a part is listed once per row that it belongs to, and a direct row has an unused entry
+        parts = self.capacity.parts + self.capacity.rows
+        return self.tasks + self.capacity.tasks * len(TASK_FIELDS) + parts
 
     def pack(self, plan: Plan, out: np.ndarray) -> int:
         """Write `plan` into `out` (int32 ``[size]``) and return the number of elements in use."""
         self.capacity.check(
             rows=plan.batch, tasks=plan.num_tasks, parts=plan.num_parts, kv_index=plan.kv_entries
         )
-        if plan.classes != self.classes:
+        if plan.slot_indptr.shape != (self.num_classes, self.num_slots + 1):
             raise ValueError(
-                f"the plan is for the task classes {plan.classes}, the buffers for {self.classes}"
+                f"the plan has {plan.slot_indptr.shape[0]} classes and {plan.num_slots} slots, the "
+                f"buffers were made for {self.num_classes} and {self.num_slots}"
             )
         batch = plan.batch
         parts = self.tasks + plan.tasks.size
-        out[0] = batch
-        out[8 : 8 + plan.slot_indptr.size] = plan.slot_indptr
+        out[: plan.slot_indptr.size] = plan.slot_indptr.ravel()
         out[self.order : self.order + batch] = plan.order
         indptr = out[self.part_indptr : self.part_indptr + self.capacity.rows + 1]
         indptr[: batch + 1] = plan.part_indptr

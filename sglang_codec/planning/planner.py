@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,18 +10,11 @@ from sglang_codec.planning.absorption import absorb_short_runs, absorbed_starts
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.division import chunk_sizes
 from sglang_codec.planning.forest import PrefixForest
-from sglang_codec.planning.plan import (
-    TASK_FIELDS,
-    Plan,
-    PlanCapacity,
-    PlanCapacityError,
-    PlanSpec,
-    TaskClass,
-)
+from sglang_codec.planning.plan import TASK_FIELDS, Plan, PlanCapacity, PlanCapacityError, PlanSpec
 from sglang_codec.planning.schedule import longest_first
 
 # how much finer than the division's own target to cut; the best predicted schedule wins
-_FINER = (1.0, 2.5, 0.9)
+_FINER = (1.0, 1.6, 2.5)
 # and how much coarser when the finer plan does not fit the buffers
 _COARSER = (0.5, 0.2, 0.05, 0.0)
 
@@ -47,17 +39,24 @@ def make_plan(
     capacity.check(kv_index=runs.kv_entries)
     items = _query_tiles(forest, runs, spec)
 
+    best: tuple[float, _Tasks, np.ndarray] | None = None
     refused: PlanCapacityError | None = None
-    for finest in (_FINER, *((coarser,) for coarser in _COARSER)):
-        tasks = _best_tasks(items, runs, spec, cost_model, finest)
+    for finer in _FINER + _COARSER:
+        if best is not None and finer < 1.0:
+            break
+        tasks = _cut(items, runs, spec, cost_model, finer)
         try:
             capacity.check(tasks=len(tasks.item), parts=tasks.num_parts)
         except PlanCapacityError as error:
             refused = error
             continue
-        return _assemble(forest, spec, runs, items, tasks, absorbed)
-    assert refused is not None
-    raise refused
+        slot, load = longest_first(tasks.us, spec.num_slots)
+        if best is None or load.max(initial=0.0) < 0.98 * best[0]:
+            best = (float(load.max(initial=0.0)), tasks, slot)
+    if best is None:
+        assert refused is not None
+        raise refused
+    return _assemble(forest, spec, runs, items, best[1], best[2], absorbed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,35 +83,25 @@ class _Items:
 
 @dataclass(frozen=True, slots=True)
 class _Tasks:
-    """Chunks of items with their slots; `concatenate` joins those of several classes."""
-
     item: np.ndarray  # [T]
     begin: np.ndarray  # [T] tokens into the run
     tokens: np.ndarray  # [T]
     us: np.ndarray  # [T]
-    slot: np.ndarray  # [T]
     num_parts: int
-
-    @classmethod
-    def concatenate(cls, several: list[_Tasks]) -> _Tasks:
-        columns = zip(*((t.item, t.begin, t.tokens, t.us, t.slot) for t in several), strict=True)
-        return cls(*map(np.concatenate, columns), sum(t.num_parts for t in several))
 
 
 def _kv_runs(forest: PrefixForest, absorbed: np.ndarray, spec: PlanSpec) -> _Runs:
     start = absorbed_starts(forest, absorbed)
     length = forest.start + forest.length - start
     is_tail = np.arange(forest.num_nodes) >= forest.num_shared
-    # an empty tail is read only where the row has nothing else
-    wanted = (length > 0) | (is_tail & (forest.start + forest.length == 0))
-    read = np.flatnonzero(np.append(~absorbed, np.ones(forest.batch, bool)) & wanted)
+    read = np.flatnonzero(np.append(~absorbed, np.ones(forest.batch, bool)) & (length > 0))
     entries = length[read] + np.where(is_tail[read], spec.tail_headroom, 0)
     offset = np.cumsum(entries) - entries
     return _Runs(read, start[read], length[read], offset, is_tail[read], int(entries.sum()))
 
 
 def _query_tiles(forest: PrefixForest, runs: _Runs, spec: PlanSpec) -> _Items:
-    capacity = np.array([c.rows // spec.group for c in spec.classes])
+    capacity = np.array([rows // spec.group for rows in spec.row_tiles])
     readers = forest.readers[runs.node]
     tiles = -(-readers // capacity[-1])
     run = np.repeat(np.arange(len(tiles)), tiles)
@@ -122,54 +111,31 @@ def _query_tiles(forest: PrefixForest, runs: _Runs, spec: PlanSpec) -> _Items:
     return _Items(run, first, queries, np.searchsorted(capacity, queries))
 
 
-def _best_tasks(
-    items: _Items, runs: _Runs, spec: PlanSpec, cost_model: CostModel, finest: tuple[float, ...]
-) -> _Tasks:
-    """Cut and schedule each class on its own, with the granularity that gives the least makespan."""
-    by_class = []
-    first_slot = 0
-    for index, task_class in enumerate(spec.classes):
-        of_class = np.flatnonzero(items.tile == index)
-        best: tuple[float, _Tasks] | None = None
-        for finer in finest:
-            tasks = _cut(of_class, items, runs, task_class, cost_model, finer)
-            slot, load = longest_first(tasks.us, task_class.num_slots)
-            makespan = float(load.max(initial=0.0))
-            if best is None or makespan < 0.98 * best[0]:
-                best = (makespan, dataclasses.replace(tasks, slot=slot + first_slot))
-        by_class.append(best[1])
-        first_slot += task_class.num_slots
-    return _Tasks.concatenate(by_class)
-
-
 def _cut(
-    of_class: np.ndarray,
-    items: _Items,
-    runs: _Runs,
-    task_class: TaskClass,
-    cost_model: CostModel,
-    finer: float,
+    items: _Items, runs: _Runs, spec: PlanSpec, cost_model: CostModel, finer: float
 ) -> _Tasks:
-    tokens = runs.length[items.run[of_class]]
-    if finer > 0 and len(tokens):
+    rows = np.asarray(spec.row_tiles)[items.tile]
+    tokens = runs.length[items.run]
+    if not len(tokens):
+        none = np.zeros(0, np.int64)
+        return _Tasks(none, none, none, np.zeros(0), 0)
+    if finer > 0:
         size = chunk_sizes(
-            np.full(len(tokens), task_class.rows),
-            np.maximum(tokens, 1),
+            rows,
+            tokens,
             cost_model=cost_model,
-            num_slots=task_class.num_slots,
-            block_kv=task_class.block_kv,
+            num_slots=spec.num_slots,
+            block_kv=spec.block_kv,
             finer=finer,
         )
     else:
-        size = np.maximum(tokens, 1).astype(np.int64)
-    chunks = np.maximum(-(-tokens // size), 1)  # a row without tokens still has an (empty) part
-    local = np.repeat(np.arange(len(tokens)), chunks)
-    begin = (np.arange(len(local)) - np.repeat(np.cumsum(chunks) - chunks, chunks)) * size[local]
-    length = np.minimum(tokens[local] - begin, size[local])
-    item = of_class[local]
-    us = cost_model.task_us(np.full(len(local), task_class.rows), length)
-    slot = np.zeros(len(local), np.int32)
-    return _Tasks(item, begin, length, us, slot, int(items.queries[item].sum()))
+        size = tokens.astype(np.int64)
+    chunks = -(-tokens // size)
+    item = np.repeat(np.arange(len(tokens)), chunks)
+    begin = (np.arange(len(item)) - np.repeat(np.cumsum(chunks) - chunks, chunks)) * size[item]
+    length = np.minimum(tokens[item] - begin, size[item])
+    us = cost_model.task_us(rows[item], length)
+    return _Tasks(item, begin, length, us, int(items.queries[item].sum()))
 
 
 def _assemble(
@@ -178,11 +144,15 @@ def _assemble(
     runs: _Runs,
     items: _Items,
     tasks: _Tasks,
+    slot: np.ndarray,
     absorbed: np.ndarray,
 ) -> Plan:
-    # kernel order: by slot (and so by class), longest first
-    by_slot = np.lexsort((-tasks.us, tasks.slot))
-    slot = tasks.slot[by_slot]
+    # kernel order: by class, then slot, then longest first
+    tile = items.tile[tasks.item]
+    if spec.long_tokens is not None:
+        tile = np.where((tile == 0) & (tasks.tokens >= spec.long_tokens), len(spec.row_tiles), tile)
+    by_slot = np.lexsort((-tasks.us, slot, tile))
+    slot, tile = slot[by_slot], tile[by_slot]
     item, begin, tokens = tasks.item[by_slot], tasks.begin[by_slot], tasks.tokens[by_slot]
     run = items.run[item]
     first, queries = items.first[item], items.queries[item]
@@ -199,22 +169,27 @@ def _assemble(
     table[:, 5] = np.where(is_open, row, -1)
     table[:, 6] = runs.start[run] + begin
 
-    table[:, 4] = np.cumsum(queries) - queries
+    # a task that is all there is to every one of its rows writes the output itself
+    parts_at = np.zeros(forest.batch + 1, np.int64)
+    np.add.at(parts_at, first, 1)
+    np.add.at(parts_at, first + queries, -1)
+    more_at = np.concatenate([[0], np.cumsum(np.cumsum(parts_at)[:-1] > 1)])
+    needs_part = more_at[first + queries] > more_at[first]
+    reserved = np.where(needs_part, queries, 0)
+    table[:, 4] = np.where(needs_part, np.cumsum(reserved) - reserved, -1)
 
     of_task = np.repeat(np.arange(num_tasks), queries)
     nth = np.arange(len(of_task)) - np.repeat(np.cumsum(queries) - queries, queries)
-    part = table[of_task, 4] + nth
+    part = np.where(needs_part[of_task], table[of_task, 4] + nth, -1)
     part_row = forest.order[first[of_task] + nth] if len(of_task) else np.zeros(0, np.int32)
     token_order = np.lexsort((table[of_task, 6], part_row))
     part_indptr = np.zeros(forest.batch + 1, np.int32)
     np.cumsum(np.bincount(part_row, minlength=forest.batch), out=part_indptr[1:])
 
-    # slots are numbered through the classes; each class has one more entry than slots
-    tasks_before = np.concatenate([[0], np.cumsum(np.bincount(slot, minlength=spec.num_slots))])
-    bounds = np.cumsum([0, *(c.num_slots for c in spec.classes)])
-    slot_indptr = np.concatenate(
-        [tasks_before[a : b + 1] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-    )
+    slot_indptr = np.zeros((spec.num_classes, spec.num_slots + 1), np.int64)
+    np.add.at(slot_indptr, (tile, slot + 1), 1)
+    slot_indptr = np.cumsum(slot_indptr, axis=1)
+    slot_indptr += np.concatenate([[0], np.cumsum(slot_indptr[:-1, -1])])[:, None]
 
     append_base = np.full(forest.batch, -1, np.int32)
     tails = np.flatnonzero(runs.is_tail)
@@ -229,7 +204,7 @@ def _assemble(
         slot_indptr=slot_indptr.astype(np.int32),
         part_indptr=part_indptr,
         part_rows=part[token_order].astype(np.int32),
-        num_parts=tasks.num_parts,
+        num_parts=int(reserved.sum()),
         append_base=append_base,
         max_lengths=max_lengths,
         spans=np.stack(
@@ -240,7 +215,7 @@ def _assemble(
         start=table[:, 6].copy(),
         slot=slot,
         us=tasks.us[by_slot],
-        classes=spec.classes,
+        row_tiles=spec.row_tiles,
         absorbed=absorbed,
         lengths=forest.lengths,
     )
