@@ -1,10 +1,10 @@
 """Time launch configurations on rows that span the tables; the winner goes to kernels/launch.py.
 
-    python scripts/tune_launch.py --configs 16x32x5x4x4x128+64x64x3x4x2 --json OUT
+    python scripts/tune_launch.py --configs 16x32x5+64x64x3+16x128x2/256/4/2 --json OUT
 
-A configuration joins its tiles by `+`; a tile is `rows x KV tokens x stages x warps x programs per
-SM [x registers]`. Every result is checked against fp64 before it is timed; each class is also timed
-on its own.
+A configuration is `small+large+long tile/tokens of a long task/warps/programs per SM`, a tile
+`rows x KV tokens x stages`. Every result is checked against fp64 before it is timed; PAC is also
+timed without POR.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from bench import tables, timing
@@ -42,24 +41,21 @@ ROWS = (
 
 
 def parse_config(text: str) -> LaunchConfig:
-    """`16x32x5x4x4x128+64x64x3x4x2` -> LaunchConfig."""
-    return LaunchConfig(tuple(Tile(*map(int, tile.split("x"))) for tile in text.split("+")))
+    """`16x32x5+64x64x3+16x128x2/256/4/2` -> LaunchConfig."""
+    tiles, *rest = text.split("/")
+    small, large, long = (Tile(*map(int, tile.split("x"))) for tile in tiles.split("+"))
+    return LaunchConfig(small, large, long, *map(int, rest))
 
 
 @contextmanager
-def only_class(rows: int) -> Iterator[None]:
-    """Launch the tasks of one class alone: wrong results, but its time."""
-    pac = attention_module.pac
-
-    def some(*args: Any, tile: Tile, **kwargs: Any) -> None:
-        if tile.rows == rows:
-            pac(*args, tile=tile, **kwargs)
-
-    attention_module.pac = some
+def without_por() -> Iterator[None]:
+    """PAC alone: wrong results, but its time."""
+    por = attention_module.por
+    attention_module.por = lambda *args, **kwargs: None
     try:
         yield
     finally:
-        attention_module.pac = pac
+        attention_module.por = por
 
 
 def prepare(
@@ -110,12 +106,8 @@ def main() -> int:
                 wrapper, run = prepare(problem, forest, config)
                 record["err"] = problem.errors(run(0))[0]
                 samplers = {"us": timing.graph_sampler(run, problem.layers, calls)}
-                for tile in config.tiles:
-                    # its own buffers: an unfinished merge leaves arrivals behind
-                    _, run = prepare(problem, forest, config)
-                    with only_class(tile.rows):
-                        name = f"us_{tile.rows}"
-                        samplers[name] = timing.graph_sampler(run, problem.layers, calls)
+                with without_por():
+                    samplers["us_pac"] = timing.graph_sampler(run, problem.layers, calls)
                 record |= timing.measure(samplers, calls, 2)
                 record["plan"] = wrapper.launch_plan.summary()
             except Exception as error:

@@ -177,10 +177,14 @@ def check_plan(
         assert read.tolist() == np.asarray(rows[row]).tolist(), f"tokens of row {row}"
         listed = plan.part_rows[plan.part_indptr[row] : plan.part_indptr[row + 1]]
         assert len(listed) == len(own), f"row {row} lists {len(listed)} of {len(own)} parts"
-        if len(own) > 1:
-            written = part[own] + position[row] - first[own]
-            assert listed.tolist() == written.tolist(), f"parts of row {row} out of token order"
-            np.add.at(owners, written, 1)
+        direct = part[own] < 0
+        if direct.any():
+            assert len(own) == 1, f"a task writes row {row} directly, but it has {len(own)} parts"
+            assert listed.tolist() == [-1]
+            continue
+        written = part[own] + position[row] - first[own]
+        assert listed.tolist() == written.tolist(), f"parts of row {row} out of token order"
+        np.add.at(owners, written, 1)
     assert (owners <= 1).all(), "two tasks write one partial row"
 
 

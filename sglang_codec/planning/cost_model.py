@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 COST_TABLES = Path(__file__).parent / "cost_tables"
 _ROW_GRID = (16, 32, 64, 128)
+_FAR = 2.0**31  # tokens
 _TOKEN_GRID = (0, 64, 256, 1024, 4096, 16384, 65536, 131072)
 
 
@@ -31,6 +32,7 @@ class CostModel:
     tokens: np.ndarray
     us: np.ndarray
     name: str
+    _curves: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.us.shape != (len(self.rows), len(self.tokens)) or len(self.tokens) < 2:
@@ -45,13 +47,22 @@ class CostModel:
         """us over `tokens` for a tile of `rows`, interpolated between the neighbouring tiles."""
         return np.array([np.interp(rows, self.rows, column) for column in self.us.T])
 
+    def long_curve(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """`tokens` and `curve(rows)` with one more point, as far out as any sequence can be."""
+        if rows not in self._curves:
+            far = np.array([self.tokens[-1] + _FAR])
+            curve = self.curve(rows)
+            beyond = _linear(far, self.tokens, curve)
+            self._curves[rows] = (np.append(self.tokens, far), np.append(curve, beyond))
+        return self._curves[rows]
+
     def task_us(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Microseconds of tasks with ``rows`` ``[K]`` and ``tokens`` ``[K]``."""
         rows, tokens = np.broadcast_arrays(np.asarray(rows), np.asarray(tokens, np.float64))
         out = np.empty(tokens.shape)
         for value in np.unique(rows):
             pick = rows == value
-            out[pick] = _linear(tokens[pick], self.tokens, self.curve(int(value)))
+            out[pick] = np.interp(tokens[pick], *self.long_curve(int(value)))
         return out
 
     def most_tokens(self, rows: np.ndarray, us: float) -> np.ndarray:

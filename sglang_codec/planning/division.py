@@ -6,7 +6,8 @@ import numpy as np
 
 from sglang_codec.planning.cost_model import CostModel
 
-_SEARCH_STEPS = 18
+_TOLERANCE = 0.01  # of the target
+_GROWTH = 1.25  # of the bracket, while the target is too small
 
 
 def chunk_sizes(
@@ -22,8 +23,7 @@ def chunk_sizes(
 
     The paper's heuristic: a binary search for the smallest target ``c`` at which the items, cut into
     as few chunks of at most ``c`` microseconds as possible (give or take half a block), fit into
-    ``num_slots * c`` together.
-    The target is never below the time of the smallest chunk.
+    ``num_slots * c`` together. The target is never below the time of the smallest chunk.
 
     Args:
         rows: ``[K]`` M side of each item's query tile.
@@ -32,30 +32,44 @@ def chunk_sizes(
     """
     tokens = np.asarray(tokens, np.float64)
     kinds, kind = np.unique(rows, return_inverse=True)
-    one_block = cost_model.task_us(kinds, np.full(len(kinds), block_kv))
-    smallest = float(one_block.min())
-    # a block more than the sum, or whole blocks would cut even a lone item on one slot
-    low, high = smallest, float(cost_model.task_us(rows, tokens).sum() + one_block.max())
-    for _ in range(_SEARCH_STEPS):
-        if high - low <= 0.01 * high:
-            break
+    groups = [_Group(cost_model, int(k), tokens[kind == i], block_kv) for i, k in enumerate(kinds)]
+    smallest = min(group.one_block for group in groups)
+
+    # uncut items leave no slot more to do than this, and cutting only adds
+    low = max(smallest, sum(group.uncut for group in groups) / num_slots)
+    high = low
+    while sum(group.work(high) for group in groups) > num_slots * high:
+        low, high = high, high * _GROWTH
+    while high - low > _TOLERANCE * high:
         target = (low + high) / 2
-        size = _sizes_within(kinds, kind, target, cost_model, block_kv)
-        chunks = np.ceil(tokens / size)
-        work = chunks * cost_model.task_us(rows, tokens / chunks)
-        if work.sum() <= num_slots * target:
+        if sum(group.work(target) for group in groups) <= num_slots * target:
             high = target
         else:
             low = target
-    size = _sizes_within(kinds, kind, max(high / finer, smallest), cost_model, block_kv)
+
+    target = max(high / finer, smallest)
+    size = np.array([group.size(target) for group in groups])[kind]
     # equal chunks rather than full ones and a rest
     chunks = np.ceil(tokens / size)
     return (np.ceil(tokens / chunks / block_kv) * block_kv).astype(np.int64)
 
 
-def _sizes_within(
-    kinds: np.ndarray, kind: np.ndarray, us: float, cost_model: CostModel, block_kv: int
-) -> np.ndarray:
-    # nearest, not floor: half a block more than the target beats a chunk more than there are slots
-    blocks = np.round(cost_model.most_tokens(kinds, us) / block_kv)
-    return (np.maximum(blocks, 1) * block_kv)[kind]
+class _Group:
+    """The items of one query tile size."""
+
+    def __init__(self, cost_model: CostModel, rows: int, tokens: np.ndarray, block_kv: int) -> None:
+        self.tokens, self.block_kv = tokens, block_kv
+        self.grid, self.curve = cost_model.long_curve(rows)
+        self.one_block = float(np.interp(block_kv, self.grid, self.curve))
+        self.uncut = float(np.interp(tokens, self.grid, self.curve).sum())
+
+    def size(self, us: float) -> float:
+        """Tokens of a chunk that takes about `us`."""
+        # nearest, not floor: half a block more than the target beats a chunk more than there are slots
+        blocks = round(float(np.interp(us, self.curve, self.grid)) / self.block_kv)
+        return float(max(blocks, 1) * self.block_kv)
+
+    def work(self, us: float) -> float:
+        """Microseconds of all items, cut into chunks of about `us`."""
+        chunks = np.ceil(self.tokens / self.size(us))
+        return float((chunks * np.interp(self.tokens / chunks, self.grid, self.curve)).sum())

@@ -13,8 +13,10 @@ from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.plan import TASK_FIELDS, Plan, PlanCapacity, PlanCapacityError, PlanSpec
 from sglang_codec.planning.schedule import longest_first
 
-# how much finer than the division's own target to cut; the best predicted schedule wins
-_FINER = (1.0, 1.6, 2.5)
+# how much finer (or coarser) than the division's own target to cut, until the slots are busy to
+# this share of the time; the best predicted schedule wins
+_FINER = (1.0, 2.5, 0.9)
+_BALANCED = 0.95
 # and how much coarser when the finer plan does not fit the buffers
 _COARSER = (0.5, 0.2, 0.05, 0.0)
 
@@ -42,7 +44,7 @@ def make_plan(
     best: tuple[float, _Tasks, np.ndarray] | None = None
     refused: PlanCapacityError | None = None
     for finer in _FINER + _COARSER:
-        if best is not None and finer < 1.0:
+        if best is not None and finer in _COARSER:
             break
         tasks = _cut(items, runs, spec, cost_model, finer)
         try:
@@ -51,8 +53,11 @@ def make_plan(
             refused = error
             continue
         slot, load = longest_first(tasks.us, spec.num_slots)
-        if best is None or load.max(initial=0.0) < 0.98 * best[0]:
-            best = (float(load.max(initial=0.0)), tasks, slot)
+        makespan = float(load.max(initial=0.0))
+        if best is None or makespan < 0.98 * best[0]:
+            best = (makespan, tasks, slot)
+        if load.mean() >= _BALANCED * makespan:
+            break
     if best is None:
         assert refused is not None
         raise refused
@@ -135,7 +140,18 @@ def _cut(
     begin = (np.arange(len(item)) - np.repeat(np.cumsum(chunks) - chunks, chunks)) * size[item]
     length = np.minimum(tokens[item] - begin, size[item])
     us = cost_model.task_us(rows[item], length)
-    return _Tasks(item, begin, length, us, int(items.queries[item].sum()))
+    return _Tasks(item, begin, length, us, _num_parts(items, chunks))
+
+
+def _num_parts(items: _Items, chunks: np.ndarray) -> int:
+    """Partial rows of a cut: none for a task that is all there is to every one of its rows."""
+    end = items.first + items.queries
+    parts_at = np.zeros(int(end.max()) + 1, np.int64)
+    np.add.at(parts_at, items.first, chunks)
+    np.add.at(parts_at, end, -chunks)
+    more_at = np.concatenate([[0], np.cumsum(np.cumsum(parts_at) > 1)])
+    needs_part = more_at[end] > more_at[items.first]
+    return int((chunks * items.queries)[needs_part].sum())
 
 
 def _assemble(
