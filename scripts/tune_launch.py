@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from bench import tables, timing
+from bench import results, tables, timing
 from bench.measure import limit_us
 from bench.problem import KVPool, Problem
 
@@ -88,6 +89,13 @@ def main() -> int:
     device = torch.device("cuda")
     ceilings = timing.ceilings(device)
     print(torch.cuda.get_device_name(), ceilings, flush=True)
+    head = {
+        "gpu": torch.cuda.get_device_name(),
+        "versions": results.versions(),
+        "commit": results.commit(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "ceilings": ceilings,
+    }
     pool = KVPool(getattr(torch, options.dtype), device)
     records = []
     for row in tables.all_rows():
@@ -114,17 +122,18 @@ def main() -> int:
                 record["why"] = f"{type(error).__name__}: {error}"[:160]
             records.append(record)
             shown = {k: v for k, v in record.items() if k[:2] == "us" or k in ("err", "why")}
+            fields = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items())
             plan = record.get("plan", {})
             print(
                 f"   {text:34s}",
-                " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items()),
+                " ".join(fields),
                 f"{limit / record.get('us', 1e9):.0%}",
                 f"tasks {plan.get('tasks')} parts {plan.get('parts')} "
                 f"predicted {plan.get('makespan_us', 0):.1f}",
                 flush=True,
             )
         if options.json:
-            options.json.write_text(json.dumps({"ceilings": ceilings, "records": records}))
+            options.json.write_text(json.dumps({**head, "records": records}))
     return 0
 
 
