@@ -193,8 +193,7 @@ class CodecDecodeBackend(AttentionBackend):
     # details ---------------------------------------------------------------------------------
 
     def _upload(self, plan: Plan, pool_rows: torch.Tensor) -> None:
-        self.buffers.upload(plan)
-        spans = self.buffers.to_device(plan.spans)
+        spans = self.buffers.upload(plan)
         table = self.req_to_token_pool.req_to_token
         gather_slots(
             self.buffers.kv_index,

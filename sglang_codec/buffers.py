@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout
+from sglang_codec.planning.plan import SPAN_INTS, Plan, PlanCapacity, PlanLayout
 
 
 class PlanBuffers:
@@ -44,23 +43,20 @@ class PlanBuffers:
         tensors = (self.plan, self.kv_index, self.row_lengths, self.partial_out, self.partial_lse)
         return sum(tensor.nbytes for tensor in tensors)
 
-    def upload(self, plan: Plan) -> None:
+    def upload(self, plan: Plan) -> torch.Tensor:
         """Make `plan` the current one: a single host-to-device copy on the current stream.
+
+        Returns:
+            The plan's spans on the device, int32 ``[S, 4]``.
 
         Raises:
             PlanCapacityError: the plan does not fit; the buffers are unchanged.
         """
-        staging = self._staging(self.layout.size)
-        used = self.layout.pack(plan, staging.numpy())
-        self.plan[:used].copy_(staging[:used], non_blocking=True)
-
-    def to_device(self, values: np.ndarray) -> torch.Tensor:
-        """An int32 device copy of host values, without waiting for it."""
-        staging = self._staging(values.size)
-        staging.numpy()[:] = values.ravel()
-        return staging.to(self.device, non_blocking=True).view(values.shape)
-
-    def _staging(self, size: int) -> torch.Tensor:
         # a fresh pinned tensor every time: the host may be a step ahead of a pending copy, and the
         # caching host allocator reuses the memory only after the copy
-        return torch.empty(size, dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        staging = torch.empty(
+            self.layout.size, dtype=torch.int32, pin_memory=self.device.type == "cuda"
+        )
+        used = self.layout.pack(plan, staging.numpy())
+        self.plan[:used].copy_(staging[:used], non_blocking=True)
+        return self.plan[used - plan.spans.size : used].view(-1, SPAN_INTS)

@@ -65,20 +65,6 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class SlotClass:
-    """Program slots ``first .. first + count`` of one task class, which run at the same time."""
-
-    rows: int
-    first: int
-    count: int
-    loads: tuple[float, ...]
-
-    @property
-    def makespan(self) -> float:
-        return max(self.loads, default=0.0)
-
-
-@dataclass(frozen=True, slots=True)
 class View:
     """A dump, checked and linked up."""
 
@@ -87,7 +73,7 @@ class View:
     runs: list[Run]  # empty if the dump has no forest
     order: list[int]
     chunks: list[Chunk]
-    classes: list[SlotClass]
+    slots: list[list[Chunk]]  # the tasks of each program slot, longest first
 
     @classmethod
     def of(cls, dump: dict[str, Any]) -> View:
@@ -107,15 +93,19 @@ class View:
         return unique, sum(run.length * run.readers for run in self.runs)
 
     @property
+    def loads(self) -> list[float]:
+        """Predicted busy microseconds of each slot."""
+        return [sum(chunk.us for chunk in slot) for slot in self.slots]
+
+    @property
     def makespan(self) -> float:
-        """Predicted microseconds: the classes run one after the other."""
-        return sum(group.makespan for group in self.classes)
+        return max(self.loads, default=0.0)
 
     @property
     def balance(self) -> float:
         """Mean load of a slot over the largest, 0 to 1."""
-        room = sum(group.makespan * group.count for group in self.classes)
-        return sum(chunk.us for chunk in self.chunks) / room if room else 1.0
+        room = self.makespan * len(self.slots)
+        return sum(self.loads) / room if room else 1.0
 
 
 def _view(dump: dict[str, Any]) -> View:
@@ -145,17 +135,10 @@ def _view(dump: dict[str, Any]) -> View:
         for chunk in chunks:
             runs[chunk.node].chunks.append(chunk)
 
-    loads = [0.0] * sum(plan.get("class_slots", []))
-    for chunk in chunks:
-        loads[chunk.slot] += chunk.us
-    classes, first = [], 0
-    for rows_of_tile, count in zip(
-        plan.get("class_rows", []), plan.get("class_slots", []), strict=True
-    ):
-        own = tuple(loads[first : first + count])
-        classes.append(SlotClass(rows_of_tile, first, count, own))
-        first += count
-    return View(plan, dict(dump.get("totals") or {}), runs, list(order), chunks, classes)
+    slots: list[list[Chunk]] = [[] for _ in range(plan.get("slots", 0))]
+    for chunk in sorted(chunks, key=lambda chunk: -chunk.us):
+        slots[chunk.slot].append(chunk)
+    return View(plan, dict(dump.get("totals") or {}), runs, list(order), chunks, slots)
 
 
 def explain_text(dump: dict[str, Any], *, width: int = 100) -> str:
@@ -219,9 +202,9 @@ def summary(view: View) -> list[str]:
             f"reads {read:,} KV tokens per KV head; a backend that reads every request on its own "
             f"reads {stock:,}" + (f" ({stock / read:.2f} times as many)" if read else "")
         )
-        slots = " + ".join(f"{group.count}" for group in view.classes)
+        tasks, slots = len(view.chunks), len(view.slots)
         lines.append(
-            f"{_count(len(view.chunks), 'task')} on {slots} program slots per KV head: "
+            f"{_count(tasks, 'task')} on {_count(slots, 'program slot')} per KV head: "
             f"{view.makespan:.1f} us predicted, balance {view.balance:.0%} (mean / largest load)"
         )
     return lines
@@ -327,21 +310,19 @@ def _span(values: Sequence[int]) -> str:
 
 
 def _slot_lines(view: View, width: int) -> Iterator[str]:
-    yield "Program slots (# and = are tasks in turn, . is idle)"
-    room = max(10, width - 44)
-    for group in view.classes:
-        if not group.makespan:
-            continue
-        yield (
-            f"  query tiles of up to {group.rows} rows (requests x heads of a group): "
-            f"{group.makespan:.1f} us"
-        )
-        if group.count <= _SLOT_LINES:
-            for slot in range(group.first, group.first + group.count):
-                own = [chunk for chunk in view.chunks if chunk.slot == slot]
-                yield f"    slot {slot:<5d} {_bar(own, group.makespan, room)} {_load(own)}"
-        else:
-            yield from _slot_groups(group, room)
+    room = max(10, width - 42)
+    if len(view.slots) <= _SLOT_LINES:
+        yield "Program slots (# and = are tasks in turn, . is idle)"
+        for slot, chunks in enumerate(view.slots):
+            yield f"  slot {slot:<5d} {_bar(chunks, view.makespan, room)} {_load(chunks)}"
+        return
+    yield "Program slots, busiest first (. is idle)"
+    loads = sorted(view.loads, reverse=True)
+    bounds = [nth * len(loads) // _SLOT_GROUPS for nth in range(_SLOT_GROUPS + 1)]
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        mean = sum(loads[begin:end]) / (end - begin)
+        bar = "#" * round(mean / view.makespan * room)
+        yield f"  {_count(end - begin, 'slot'):<10} |{bar:.<{room}}| {mean:8.1f} us each"
 
 
 def _bar(chunks: Sequence[Chunk], makespan: float, room: int) -> str:
@@ -354,14 +335,3 @@ def _bar(chunks: Sequence[Chunk], makespan: float, room: int) -> str:
 
 def _load(chunks: Sequence[Chunk]) -> str:
     return f"{sum(chunk.us for chunk in chunks):8.1f} us, {_count(len(chunks), 'task')}"
-
-
-def _slot_groups(group: SlotClass, room: int) -> Iterator[str]:
-    """Groups of slots, busiest first, with their mean load."""
-    loads = sorted(group.loads, reverse=True)
-    bounds = [nth * len(loads) // _SLOT_GROUPS for nth in range(_SLOT_GROUPS + 1)]
-    for begin, end in zip(bounds, bounds[1:], strict=False):
-        mean = sum(loads[begin:end]) / (end - begin)
-        bar = "#" * round(mean / group.makespan * room)
-        which = "busiest" if begin == 0 else "idlest" if end == len(loads) else "next"
-        yield f"    {which:>7} {end - begin:<4d} |{bar:.<{room}}| {mean:8.1f} us each"

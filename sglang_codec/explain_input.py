@@ -14,7 +14,7 @@ from sglang_codec.kernels.launch import launch_config
 from sglang_codec.planning.cost_model import roofline_cost_model
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.paths import RadixPaths
-from sglang_codec.planning.plan import PlanCapacity, PlanSpec, TaskClass
+from sglang_codec.planning.plan import PlanCapacity, PlanSpec
 from sglang_codec.planning.planner import make_plan
 
 _MOST_TOKENS = 2**31 - 1
@@ -34,7 +34,7 @@ class Machine:
     """The attention shape, and the H100-like GPU, that a forest without a plan is planned for.
 
     Args:
-        slots: program slots per KV head of every task class, in place of the H100's.
+        slots: program slots per KV head, in place of the H100's.
     """
 
     num_kv_heads: int = 8
@@ -59,16 +59,16 @@ class Machine:
             raise InputError(f"--slots is {self.slots}; give a number from 1 to {_MOST_SLOTS}")
 
     def spec(self) -> PlanSpec:
-        tiles = launch_config(_H100_CAPABILITY, self.head_dim).tiles
-        classes = tuple(
-            TaskClass(
-                tile.rows,
-                tile.block_kv,
-                self.slots or tile.num_slots(_H100_SMS, self.num_kv_heads),
-            )
-            for tile in tiles
+        config = launch_config(_H100_CAPABILITY, self.head_dim)
+        return PlanSpec(
+            group=self.group,
+            head_dim=self.head_dim,
+            kv_element_bytes=self.element_bytes,
+            row_tiles=config.row_tiles,
+            block_kv=config.small.block_kv,
+            num_slots=self.slots or config.num_slots(_H100_SMS, self.num_kv_heads),
+            long_tokens=config.long_tokens,
         )
-        return PlanSpec(self.group, self.head_dim, self.element_bytes, classes)
 
     def dump(self, forest: PrefixForest, labels: list[str]) -> dict[str, Any]:
         """`forest` planned for this machine, as a backend would dump it."""
@@ -76,7 +76,7 @@ class Machine:
         model = roofline_cost_model(
             head_dim=self.head_dim,
             kv_element_bytes=self.element_bytes,
-            num_ctas={c.rows: c.num_slots * self.num_kv_heads for c in spec.classes},
+            num_ctas=spec.num_slots * self.num_kv_heads,
             bandwidth=_H100_BANDWIDTH,
             flops=_H100_FLOPS,
             task_overhead_us=2.0,

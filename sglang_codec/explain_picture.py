@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from sglang_codec.explain import Chunk, InputError, Run, SlotClass, View, summary
+from sglang_codec.explain import Chunk, InputError, Run, View, summary
 
 _WIDTH = 13.0  # inches
 _DPI = 130
@@ -38,15 +38,14 @@ def draw_view(view: View, path: Path) -> None:
             f"{len(view.runs)} runs and {len(view.chunks)} tasks make a picture of more than "
             f"{_MOST_BOXES} boxes; use the text"
         )
-    classes = [group for group in view.classes if group.makespan > 0]
     rows = min(max(0.2 * len(view.order), 1.8), 5.5)
-    slots = min(max(0.14 * max(group.count for group in classes), 1.4), 4.5)
+    slots = min(max(0.14 * len(view.slots), 1.4), 5.0)
     figure = Figure(figsize=(_WIDTH, rows + slots + 2.6), dpi=_DPI, layout="constrained")
     forest, gantt = figure.subplots(2, 1, height_ratios=(rows, slots))
     figure.suptitle("\n".join(summary(view)), fontsize=10, x=0.01, ha="left")
     colours = _colours(view)
     _draw_forest(forest, view, colours, rows)
-    _draw_slots(gantt, view, classes, colours, slots)
+    _draw_slots(gantt, view, colours, slots)
     try:
         figure.savefig(path)
     except (ValueError, OSError) as error:
@@ -56,7 +55,7 @@ def draw_view(view: View, path: Path) -> None:
 def _colours(view: View) -> list[Colour]:
     """A light colour per program slot; neighbouring slots differ clearly."""
     rainbow = matplotlib.colormaps["turbo"]
-    count = sum(group.count for group in view.classes)
+    count = len(view.slots)
     # golden-ratio steps visit the whole scale
     bright = [rainbow(0.05 + 0.9 * (slot * 0.618034 % 1.0))[:3] for slot in range(count)]
     return [tuple(0.5 + 0.5 * part for part in colour) for colour in bright]
@@ -79,6 +78,13 @@ class _Labels:
             if wide <= width * self._x and high <= height * self._y:
                 return text
         return ""
+
+    def centre(self, box: Box, texts: list[str]) -> None:
+        """Write the first of `texts` that fits into the middle of the box."""
+        x, y, width, height = box
+        style = {"ha": "center", "va": "center", "fontsize": _SMALL_FONT}
+        text = self.fitting(box, texts, _SMALL_FONT)
+        self._axes.text(x + width / 2, y + height / 2, text, **style)
 
     def top_left(self, box: Box, texts: list[str]) -> str:
         """Write the first of `texts` that fits into the box's upper left corner; return it."""
@@ -184,58 +190,33 @@ def _notes(tails: list[Run], rows: int) -> Iterator[tuple[float, float, str]]:
         yield end, rows / 2, f"{len(tails)} private tails\nof {size} tokens"
 
 
-def _draw_slots(
-    axes: Axes, view: View, classes: list[SlotClass], colours: list[Colour], height: float
-) -> None:
-    """The classes run one after the other, each on all of the GPU: every class has full height."""
-    total = sum(group.makespan for group in classes)
-    begin = 0.0
-    for group in classes:
-        labels = _Labels(axes, total, group.count, height)
-        axes.add_patch(Rectangle((begin, 0), group.makespan, 1, **_IDLE))
-        busy = [0.0] * group.count
-        for chunk in view.chunks:
-            slot = chunk.slot - group.first
-            if not 0 <= slot < group.count:
-                continue
-            box = (begin + busy[slot], slot / group.count, chunk.us, 1 / group.count)
-            style = {"facecolor": colours[chunk.slot], "edgecolor": "white"}
-            axes.add_patch(Rectangle(box[:2], *box[2:], linewidth=0.4, **style))
-            in_slots = (box[0], slot, chunk.us, 1)
-            if text := labels.fitting(
-                in_slots, _task_texts(chunk, view.runs[chunk.node]), _SMALL_FONT
-            ):
-                axes.text(
-                    box[0] + chunk.us / 2,
-                    (slot + 0.5) / group.count,
-                    text,
-                    ha="center",
-                    va="center",
-                    fontsize=_SMALL_FONT,
-                )
-            busy[slot] += chunk.us
-        last = group.first + group.count - 1
-        axes.text(
-            begin,
-            -0.01,
-            f" slots {group.first} to {last}: query tiles of up to {group.rows} rows",
-            fontsize=_FONT,
-            va="bottom",
-        )
-        axes.axvline(begin, color=_OUTLINE, linewidth=0.8)
-        begin += group.makespan
-    axes.set_xlim(0, total)
-    axes.set_ylim(1, 0)
-    axes.set_yticks([])
+def _draw_slots(axes: Axes, view: View, colours: list[Colour], height: float) -> None:
+    count = len(view.slots)
+    labels = _Labels(axes, view.makespan, count, height)
+    axes.add_patch(Rectangle((0, 0), view.makespan, count, **_IDLE))
+    for slot, chunks in enumerate(view.slots):
+        us = 0.0
+        for chunk in chunks:
+            style = {"facecolor": colours[slot], "edgecolor": "white", "linewidth": 0.4}
+            axes.add_patch(Rectangle((us, slot), chunk.us, 1, **style))
+            texts = _task_texts(chunk, view.runs[chunk.node])
+            labels.centre((us, slot, chunk.us, 1), texts)
+            us += chunk.us
+    axes.set_xlim(0, view.makespan)
+    axes.set_ylim(count, 0)
+    step = -(-count // 40)
+    axes.set_yticks(
+        [slot + 0.5 for slot in range(0, count, step)], list(map(str, range(0, count, step)))
+    )
     axes.set_title(
         "What the program slots do, for one KV head: a line is a slot, its tasks have its colour",
         fontsize=9,
         loc="left",
-        pad=16,
     )
     axes.set_xlabel("predicted time (us)", fontsize=9)
-    axes.set_ylabel("program slots", fontsize=9)
-    axes.tick_params(labelsize=8)
+    axes.set_ylabel("program slot", fontsize=9)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="y", labelsize=6)
     idle = Patch(label=f"idle ({1 - view.balance:.0%})", **_IDLE)
     place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
     axes.legend(handles=[idle], fontsize=8, frameon=False, **place)
@@ -246,8 +227,4 @@ def _draw_slots(
 def _task_texts(chunk: Chunk, run: Run) -> list[str]:
     name = run.label or (f"request {run.row}" if run.row >= 0 else f"run {run.node}")
     tokens = f"{chunk.start:,}..{chunk.start + chunk.tokens:,}"
-    return [
-        f"slot {chunk.slot}: {name}, tokens {tokens}",
-        f"{chunk.slot}: {tokens}",
-        f"{chunk.slot}",
-    ]
+    return [f"{name}: tokens {tokens}", name]

@@ -20,6 +20,9 @@ TASK_FIELDS = (
 )
 
 
+SPAN_INTS = 4  # batch row, first token, tokens, first entry
+
+
 class PlanCapacityError(ValueError):
     """A plan does not fit the buffers it was made for."""
 
@@ -215,7 +218,7 @@ class PlanLayout:
     """Where the sections of a packed plan begin (int32 elements).
 
     The sections of fixed size come first, then the tasks, then the part lists, whose place
-    `part_indptr` carries as absolute offsets: one contiguous copy uploads a plan, and no address
+    `part_indptr` carries as absolute offsets, then the spans: one contiguous copy uploads a plan, and no address
     that a captured graph knows depends on it.
     """
 
@@ -241,12 +244,17 @@ class PlanLayout:
 
     @property
     def size(self) -> int:
-        # a part is listed once per row that it belongs to, and a direct row has an unused entry
+        # a row that its task writes directly has an entry, but no partial row
         parts = self.capacity.parts + self.capacity.rows
-        return self.tasks + self.capacity.tasks * len(TASK_FIELDS) + parts
+        # a forest has fewer shared runs than rows, and a tail per row
+        spans = 2 * self.capacity.rows
+        return self.tasks + self.capacity.tasks * len(TASK_FIELDS) + parts + spans * SPAN_INTS
 
     def pack(self, plan: Plan, out: np.ndarray) -> int:
-        """Write `plan` into `out` (int32 ``[size]``) and return the number of elements in use."""
+        """Write `plan` into `out` (int32 ``[size]``) and return the number of elements in use.
+
+        The spans come last.
+        """
         self.capacity.check(
             rows=plan.batch, tasks=plan.num_tasks, parts=plan.num_parts, kv_index=plan.kv_entries
         )
@@ -266,8 +274,11 @@ class PlanLayout:
         out[self.append_base : self.append_base + batch] = plan.append_base
         out[self.append_base + batch : self.append_base + self.capacity.rows] = -1
         out[self.tasks : parts] = plan.tasks.ravel()
-        out[parts : parts + len(plan.part_rows)] = plan.part_rows
-        return parts + len(plan.part_rows)
+        spans = parts + len(plan.part_rows)
+        out[parts:spans] = plan.part_rows
+        used = spans + plan.spans.size
+        out[spans:used] = plan.spans.ravel()
+        return used
 
 
 def _aligned(elements: int) -> int:
