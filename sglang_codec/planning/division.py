@@ -22,8 +22,8 @@ def chunk_sizes(
     """int64 ``[K]``: tokens per chunk of each work item, a multiple of `block_kv`.
 
     The paper's heuristic: a binary search for the smallest target ``c`` at which the items, cut into
-    as few chunks of at most ``c`` microseconds as possible (give or take half a block), fit into
-    ``num_slots * c`` together. The target is never below the time of the smallest chunk.
+    as few chunks of at most ``c`` microseconds as possible, fit into ``num_slots * c`` together.
+    Sizes become whole blocks only then. The target is never below the time of the smallest chunk.
 
     Args:
         rows: ``[K]`` M side of each item's query tile.
@@ -64,12 +64,11 @@ class _Group:
         self.uncut = float(np.interp(tokens, self.grid, self.curve).sum())
 
     def size(self, us: float) -> float:
-        """Tokens of a chunk that takes about `us`."""
-        # nearest, not floor: half a block more than the target beats a chunk more than there are slots
-        blocks = round(float(np.interp(us, self.curve, self.grid)) / self.block_kv)
-        return float(max(blocks, 1) * self.block_kv)
+        """Tokens of a chunk that takes `us`, a block at least."""
+        # not in whole blocks: rounding here makes a chunk more than there are slots look feasible
+        return max(float(np.interp(us, self.curve, self.grid)), self.block_kv)
 
     def work(self, us: float) -> float:
-        """Microseconds of all items, cut into chunks of about `us`."""
+        """Microseconds of all items, cut into chunks of at most `us`."""
         chunks = np.ceil(self.tokens / self.size(us))
         return float((chunks * np.interp(self.tokens / chunks, self.grid, self.curve)).sum())

@@ -15,7 +15,7 @@ from sglang_codec.planning.schedule import longest_first
 
 # how much finer (or coarser) than the division's own target to cut, until the slots are busy to
 # this share of the time; the best predicted schedule wins
-_FINER = (1.0, 2.5, 0.9)
+_FINER = (1.0, 0.9, 2.5)
 _BALANCED = 0.95
 # and how much coarser when the finer plan does not fit the buffers
 _COARSER = (0.5, 0.2, 0.05, 0.0)
