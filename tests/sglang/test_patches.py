@@ -1,0 +1,192 @@
+"""Patches take hold exactly once or raise, and do what they say."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from sglang_codec.patches import forward_batch as forward_batch_patch
+from sglang_codec.patches.eager_view import keep_codec_batch
+from sglang_codec.patches.fallbacks import FALLBACKS
+from sglang_codec.patches.forward_batch import Attacher, attach_codec_batch
+from sglang_codec.patches.patch import Patch
+from sglang_codec.patches.registry import PATCHES, PatchError, apply_patches, times_applied
+from sglang_codec.patches.replay_view import copy_codec_batch
+
+MODULE = "module_under_patch"
+
+
+@pytest.fixture(autouse=True)
+def _registry() -> Iterator[None]:
+    hooks, patched = dict(HookRegistry._hooks), set(HookRegistry._patched)
+    yield
+    for target in set(HookRegistry._hooks) - set(hooks):
+        del HookRegistry._hooks[target]
+    HookRegistry._patched &= patched
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    module = types.ModuleType(MODULE)
+
+    class Box:
+        @classmethod
+        def make(cls, value: int) -> list[int]:
+            return [value]
+
+    module.Box = Box
+    monkeypatch.setitem(sys.modules, MODULE, module)
+    return module
+
+
+def patch_of(attribute: str, apply: Any, hook: HookType = HookType.AFTER) -> Patch:
+    return Patch(f"{MODULE}.{attribute}", hook, apply, "a reason", "a fact", "a condition")
+
+
+def test_targets_exist_and_are_wrapped_once() -> None:
+    apply_patches()
+    apply_patches()
+    assert [times_applied(patch) for patch in PATCHES] == [1] * len(PATCHES)
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.target.rsplit(".", 1)[-1])
+def test_every_patch_brings_its_reason_and_its_end(patch: Patch) -> None:
+    assert patch.target.startswith("sglang.srt.")
+    assert patch.why
+    assert patch.upstream
+    assert patch.remove_when
+
+
+def test_hook_runs_once_on_a_classmethod(module: types.ModuleType) -> None:
+    def add(result: list[int], cls: type, value: int) -> None:
+        result.append(value + 1)
+
+    patch = patch_of("Box.make", add)
+    apply_patches([patch])
+    apply_patches([patch])
+    assert module.Box.make(1) == [1, 2]
+
+
+def test_a_hook_of_another_plugin_keeps_running_once(module: types.ModuleType) -> None:
+    HookRegistry.register(f"{MODULE}.Box.make", lambda result, *_: result.append("theirs"))
+    HookRegistry.apply_hooks()
+    apply_patches([patch_of("Box.make", lambda result, *_: result.append("ours"))])
+    HookRegistry.apply_hooks()
+    assert module.Box.make(1) == [1, "theirs", "ours"]
+
+
+@pytest.mark.parametrize("attribute", ["Box.gone", "Gone.make"])
+def test_a_missing_target_raises(module: types.ModuleType, attribute: str) -> None:
+    with pytest.raises(PatchError, match=rf"no {MODULE}\.{attribute}, which codec needs: a reason"):
+        apply_patches([patch_of(attribute, lambda *_: None)])
+
+
+def test_a_hook_that_sglang_only_logs_raises(module: types.ModuleType) -> None:
+    # a class can only be replaced: the registry logs that and goes on
+    with pytest.raises(PatchError, match="applied 0 times instead of once"):
+        apply_patches([patch_of("Box", lambda *_: None)])
+
+
+# what the hooks do -----------------------------------------------------------------------------
+
+
+def request(rid: str, handle: Any = None, **kv: Any) -> SimpleNamespace:
+    kv = {"cache_protected_len": 0, "req_pool_idx": 0} | kv
+    return SimpleNamespace(rid=rid, last_node=handle, retraction_count=0, kv=SimpleNamespace(**kv))
+
+
+def decode_batch(*rids: str, rows: int | None = None) -> SimpleNamespace:
+    return SimpleNamespace(
+        reqs=[request(rid) for rid in rids],
+        seq_lens=[1] * (rows or len(rids)),
+        spec_algorithm=None,
+        tree_cache=SimpleNamespace(disable=True),
+    )
+
+
+def forward_batch(*, decode: bool = True) -> SimpleNamespace:
+    return SimpleNamespace(forward_mode=SimpleNamespace(is_decode=lambda: decode))
+
+
+RUNNER = SimpleNamespace(is_draft_worker=False)
+
+
+@pytest.fixture(autouse=True)
+def _attacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward_batch_patch, "ATTACHER", Attacher())
+    monkeypatch.setattr(FALLBACKS, "counts", type(FALLBACKS.counts)())
+
+
+def test_a_decode_batch_gets_paths() -> None:
+    batch, view = decode_batch("a", "b"), forward_batch()
+    attach_codec_batch(view, type, batch, RUNNER)
+    assert view.codec_batch.rows == 2
+    assert view.codec_batch.reader_name == "none (radix cache disabled)"
+    assert view.codec_batch.read().leaf.tolist() == [-1, -1]
+    assert not FALLBACKS.counts
+
+
+def test_other_batches_get_nothing() -> None:
+    speculative = decode_batch("a")
+    speculative.spec_algorithm = SimpleNamespace(is_none=lambda: False)
+    for view, batch, runner in (
+        (forward_batch(decode=False), decode_batch("a"), RUNNER),
+        (forward_batch(), decode_batch("a"), SimpleNamespace(is_draft_worker=True)),
+        (forward_batch(), speculative, RUNNER),
+        (forward_batch(), decode_batch(), RUNNER),
+    ):
+        attach_codec_batch(view, type, batch, runner)
+        assert not hasattr(view, "codec_batch")
+
+
+def test_a_batch_that_cannot_be_described_is_private_and_counted() -> None:
+    batch, view = decode_batch("a"), forward_batch()
+    del batch.reqs[0].retraction_count
+    attach_codec_batch(view, type, batch, RUNNER)
+    assert view.codec_batch is None
+    assert dict(FALLBACKS.counts) == {"describing the batch failed with AttributeError": 1}
+
+
+def test_signature_follows_what_matters() -> None:
+    def signature(batch: SimpleNamespace) -> Any:
+        view = forward_batch()
+        attach_codec_batch(view, type, batch, RUNNER)
+        return view.codec_batch.signature
+
+    base = signature(decode_batch("a", "b"))
+    assert base == signature(decode_batch("a", "b"))
+    assert hash(base) == hash(signature(decode_batch("a", "b")))
+    assert base != signature(decode_batch("b", "a"))
+    for change in ("last_node", "retraction_count"):
+        batch = decode_batch("a", "b")
+        setattr(batch.reqs[0], change, 7)
+        assert signature(batch) != base
+    for change in ("cache_protected_len", "req_pool_idx"):
+        batch = decode_batch("a", "b")
+        setattr(batch.reqs[1].kv, change, 7)
+        assert signature(batch) != base
+
+
+def test_rows_beyond_the_requests_are_private_and_never_the_same() -> None:
+    first, second = forward_batch(), forward_batch()
+    for view in (first, second):
+        attach_codec_batch(view, type, decode_batch("leader", rows=3), RUNNER)
+    assert first.codec_batch.signature != second.codec_batch.signature
+    assert first.codec_batch.read().leaf.tolist() == [-1, -1, -1]
+
+
+def test_views_carry_the_batch() -> None:
+    source, marker = SimpleNamespace(codec_batch=object()), SimpleNamespace()
+    replay, eager = SimpleNamespace(), SimpleNamespace()
+    copy_codec_batch(replay, forward_batch=source)
+    keep_codec_batch(eager, object(), source, None)
+    assert replay.codec_batch is source.codec_batch
+    assert eager.codec_batch is source.codec_batch
+    copy_codec_batch(replay, forward_batch=marker)
+    assert replay.codec_batch is None

@@ -1,0 +1,212 @@
+"""What codec refuses at start-up, with the value, the limit and the flag in the text."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.layers.radix_attention import RadixAttention
+
+from sglang_codec import factory
+from sglang_codec.config import CodecConfig
+from sglang_codec.refusals import UnsupportedConfiguration, check_supported, delegated_layers
+
+
+class Model(torch.nn.Module):
+    def __init__(self, *layers: RadixAttention) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(layers)
+
+
+def layer(
+    layer_id: int = 0, *, heads: int = 4, kv_heads: int = 2, head_dim: int = 64, **more: Any
+) -> RadixAttention:
+    return RadixAttention(heads, head_dim, 1.0, kv_heads, layer_id, **more)
+
+
+def runner(**changes: Any) -> SimpleNamespace:
+    """A model runner that codec accepts, with changes; `args_*` go to the server arguments."""
+    arguments = {
+        name.removeprefix("args_"): changes.pop(name)
+        for name in list(changes)
+        if name.startswith("args_")
+    }
+    model_dtype = changes.pop("model_dtype", torch.bfloat16)
+    fields = {
+        "device": "cuda",
+        "gpu_id": 0,
+        "use_mla_backend": False,
+        "is_draft_worker": False,
+        "model": Model(layer()),
+        "model_config": SimpleNamespace(is_encoder_decoder=False),
+        "dtype": model_dtype,
+        "kv_cache_dtype": model_dtype,
+        "token_to_kv_pool": SimpleNamespace(kv_cache_layout="nhd"),
+        "server_args": SimpleNamespace(**arguments),
+    }
+    return SimpleNamespace(**(fields | changes))
+
+
+@pytest.fixture(autouse=True)
+def _h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+ENCODER_DECODER = SimpleNamespace(is_encoder_decoder=True)
+HND = SimpleNamespace(full_kv_pool=SimpleNamespace(kv_cache_layout="hnd"))
+
+REFUSED = {
+    "mla": ({"use_mla_backend": True}, ["MLA", "--attention-backend"]),
+    "speculative": (
+        {"args_speculative_algorithm": "EAGLE3"},
+        ["--speculative-algorithm EAGLE3", "drop --speculative-algorithm"],
+    ),
+    "deterministic": (
+        {"args_enable_deterministic_inference": True},
+        ["drop --enable-deterministic-inference"],
+    ),
+    "encoder-decoder": ({"model_config": ENCODER_DECODER}, ["encoder-decoder", "cross attention"]),
+    "dcp": ({"args_dcp_size": 2}, ["--dcp-size 2", "--dcp-size 1"]),
+    "tbo": ({"args_enable_two_batch_overlap": True}, ["drop --enable-two-batch-overlap"]),
+    "unified memory": ({"args_enable_unified_memory": True}, ["drop --enable-unified-memory"]),
+    "pdmux": ({"args_enable_pdmux": True}, ["drop --enable-pdmux"]),
+    "layout": ({"token_to_kv_pool": HND}, ["layout is hnd", "unset SGLANG_USE_HND_KVCACHE"]),
+    "fp8 kv": (
+        {"kv_cache_dtype": torch.float8_e4m3fn},
+        ["torch.float8_e4m3fn", "bfloat16 or float16", "--kv-cache-dtype auto"],
+    ),
+    "fp4 kv": ({"kv_cache_dtype": torch.uint8}, ["torch.uint8", "--kv-cache-dtype auto"]),
+    "fp32 model on a GPU": ({"model_dtype": torch.float32}, ["torch.float32", "--dtype"]),
+    "head dim": ({"model": Model(layer(head_dim=96))}, ["head dim 96", "64 and 128"]),
+    "value head dim": (
+        {"model": Model(layer(head_dim=128, v_head_dim=64))},
+        ["v_head_dim 64", "128"],
+    ),
+    "group": ({"model": Model(layer(heads=32, kv_heads=1))}, ["32 query heads", "limit is 16"]),
+    "uneven group": ({"model": Model(layer(heads=6, kv_heads=4))}, ["6 query heads", "4 KV heads"]),
+    "nothing to do": (
+        {"model": Model(layer(sliding_window_size=128))},
+        ["no layer", "sliding window of 128 tokens"],
+    ),
+    "old gpu": ({}, ["(7, 5)", "(8, 0)"]),
+    "other device": ({"device": "xpu"}, ["device xpu", "NVIDIA"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusal_names_value_limit_and_remedy(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes, words = REFUSED[case]
+    if case == "old gpu":
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    with pytest.raises(UnsupportedConfiguration) as error:
+        check_supported(runner(**changes))
+    text = str(error.value)
+    assert text.startswith("codec: ")
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_supported_passes(head_dim: int, dtype: torch.dtype) -> None:
+    mixed = Model(layer(head_dim=head_dim), layer(1, head_dim=256, sliding_window_size=64))
+    check_supported(runner(model=mixed, model_dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "accepted"), [(16, True), (32, True), (8, False), (48, False)]
+)
+def test_head_dims_of_the_interpreter(head_dim: int, accepted: bool) -> None:
+    small = runner(device="cpu", model=Model(layer(head_dim=head_dim)), model_dtype=torch.float32)
+    if accepted:
+        check_supported(small)
+    else:
+        with pytest.raises(UnsupportedConfiguration, match=f"head dim {head_dim}, the interpreter"):
+            check_supported(small)
+
+
+def test_metadata_glue_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.environ import envs
+
+    if not hasattr(envs, "SGLANG_ENABLE_METADATA_GLUE_GRAPH"):
+        pytest.skip("this SGLang has no such variable")
+    monkeypatch.setenv("SGLANG_ENABLE_METADATA_GLUE_GRAPH", "1")
+    with pytest.raises(UnsupportedConfiguration, match="unset SGLANG_ENABLE_METADATA_GLUE_GRAPH"):
+        check_supported(runner())
+
+
+def test_layers_are_delegated_with_the_reason() -> None:
+    temperature = layer(4)
+    temperature.xai_temperature_len = 1024
+    model = Model(
+        layer(0),
+        layer(1, sliding_window_size=512),
+        layer(2, logit_cap=30.0),
+        layer(3, is_cross_attention=True),
+        temperature,
+    )
+    assert delegated_layers(model) == {
+        1: "sliding window of 512 tokens",
+        2: "logit cap 30.0",
+        3: "cross attention",
+        4: "xai temperature over 1024 tokens",
+    }
+
+
+# the factory's own refusals ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def _accepting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factory, "require_supported", lambda **_: "0.5.21")
+    monkeypatch.setattr(factory, "check_supported", lambda _: None)
+
+
+@pytest.mark.usefixtures("_accepting")
+def test_codec_does_not_prefill() -> None:
+    names = {"prefill_attention_backend_str": "codec", "decode_attention_backend_str": "fa3"}
+    with pytest.raises(UnsupportedConfiguration, match="use --decode-attention-backend codec"):
+        factory.create_backend(runner(**names))
+
+
+@pytest.mark.usefixtures("_accepting")
+@pytest.mark.parametrize("name", ["codec", "flash"])
+def test_a_prefill_backend_that_is_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CodecConfig(prefill_backend=name)
+    monkeypatch.setattr(factory.CodecConfig, "from_env", lambda: config)
+    names = {"prefill_attention_backend_str": "codec", "decode_attention_backend_str": "codec"}
+    with pytest.raises(UnsupportedConfiguration) as error:
+        factory.create_backend(runner(**names))
+    assert f"prefill backend {name!r}" in str(error.value)
+    assert "torch_native" in str(error.value)
+    assert "SGLANG_CODEC_PREFILL_BACKEND" in str(error.value)
+
+
+def test_names_come_from_the_arguments_where_the_runner_has_none() -> None:
+    arguments = SimpleNamespace(get_attention_backends=lambda: ("fa3", "codec"))
+    found = factory.attention_backend_names(SimpleNamespace(server_args=arguments))
+    assert found == ("fa3", "codec")
+
+
+@pytest.mark.parametrize(
+    ("capability", "packages", "expected"),
+    [
+        ((9, 0), ("sgl_kernel", "flashinfer"), "fa3"),
+        ((9, 0), ("flashinfer",), "flashinfer"),
+        ((8, 0), ("sgl_kernel", "flashinfer"), "flashinfer"),
+        ((10, 0), (), "triton"),
+    ],
+)
+def test_default_prefill_backend(
+    capability: tuple[int, int],
+    packages: tuple[str, ...],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(factory.importlib.util, "find_spec", lambda name: name in packages or None)
+    assert factory.default_prefill_backend(runner()) == expected
+    assert factory.default_prefill_backend(runner(device="cpu")) == "torch_native"
