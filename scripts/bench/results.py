@@ -1,0 +1,98 @@
+"""The benchmark's JSON document, written after every row so that a killed run leaves all it had."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+DISTRIBUTIONS = {
+    "sglang": ("sglang",),
+    "sgl_kernel": ("sglang-kernel", "sgl-kernel"),
+    "flashinfer": ("flashinfer-python",),
+    "triton": ("triton",),
+    "numpy": ("numpy",),
+    "sglang_codec": ("sglang-codec",),
+}
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    found["cuda"] = torch.version.cuda or "none"
+    for name, distributions in DISTRIBUTIONS.items():
+        for distribution in distributions:
+            try:
+                found.setdefault(name, importlib.metadata.version(distribution))
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def commit() -> str:
+    """This checkout's commit, or `BENCH_COMMIT` where there is no git history."""
+    if named := os.environ.get("BENCH_COMMIT"):
+        return named
+    here = Path(__file__).parent
+    try:
+        head = _git(here, "rev-parse", "HEAD")
+        return f"{head}-dirty" if _git(here, "status", "--porcelain", "-uno") else head
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def gpu_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+@dataclass
+class Report:
+    """The document: its head is fixed at the start, rows are added one by one."""
+
+    gpu: str
+    versions: dict[str, str]
+    commit: str
+    command: str
+    ceilings: dict[str, float]
+    rows: list[dict] = field(default_factory=list)
+    skipped: list[dict] = field(default_factory=list)
+    stopped: str = ""
+
+    def document(self) -> dict:
+        return {key: plain(value) for key, value in vars(self).items()}
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(path.name + ".part")
+        unfinished.write_text(json.dumps(self.document(), indent=1) + "\n")
+        unfinished.replace(path)
+
+
+def plain(value: object) -> object:
+    """`value` as JSON can hold it: NumPy scalars and arrays unpacked, times and errors rounded."""
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, (str, bool)) or value is None:
+        return value
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return str(value)

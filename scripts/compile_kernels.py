@@ -1,0 +1,420 @@
+"""Compile every kernel for GPUs that this machine need not have, and say what they cost.
+
+    python scripts/compile_kernels.py                       # sm_80, sm_90, sm_100; all shapes
+    python scripts/compile_kernels.py --arch 90 --head-dim 128 --dtype bf16 --group 4
+    python scripts/compile_kernels.py --arch 90 --per-tile  # each tile on its own too
+
+The kernels' own launchers are called with tensors that have no memory, and the arguments they pass
+are specialised as Triton's JIT would, so what is compiled here is what a server would run. Exit
+status 1 if a kernel spills, asks for more shared memory or registers than its grid assumes, or
+lost its pipelined loads or its tensor-core instructions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# a process either interprets Triton or compiles it
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+from triton.compiler import ASTSource, CompiledKernel, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from sglang_codec.kernels import kv_index, pac, por
+from sglang_codec.kernels.launch import LaunchConfig, Tile, launch_config
+from sglang_codec.planning.plan import PlanCapacity, PlanLayout
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NUM_KV_HEADS = 8
+_BATCH = 64
+_POOL_SLOTS = 4096
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What one multiprocessor of an architecture offers."""
+
+    arch: int
+    num_sms: int
+    shared_per_sm: int
+    shared_per_block: int
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        return divmod(self.arch, 10)
+
+
+_REGISTERS_PER_SM = 65536
+# CUDA reserves 1 KB of shared memory per resident block
+_RESERVED_SHARED = 1024
+GPUS = {
+    gpu.arch: gpu
+    for gpu in (
+        Gpu(80, 108, 164 << 10, 163 << 10),
+        Gpu(86, 84, 100 << 10, 99 << 10),
+        Gpu(89, 128, 100 << 10, 99 << 10),
+        Gpu(90, 132, 228 << 10, 227 << 10),
+        Gpu(100, 148, 228 << 10, 227 << 10),
+        Gpu(120, 170, 100 << 10, 99 << 10),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a kernel is specialised for besides its tile."""
+
+    dtype: str
+    head_dim: int
+    group: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded kernel launch."""
+
+    kernel: JITFunction
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one compiled kernel needs, and what is wrong with it."""
+
+    kernel: str
+    arch: int
+    dtype: str
+    head_dim: int
+    group: int
+    tiles: str
+    num_warps: int
+    registers: int
+    spill_bytes: int
+    stack_bytes: int
+    shared_bytes: int
+    ctas_per_sm: int
+    fitting_ctas: int
+    async_copies: int
+    in_flight: tuple[int, ...]
+    tensor_core: str
+    problems: tuple[str, ...]
+
+
+def record(kernel: JITFunction, launch: Any) -> Launch:
+    """The arguments that `launch()` passes to `kernel`, which does not run."""
+    seen: list[Launch] = []
+
+    def keep(*args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        seen.append(Launch(kernel, args, kwargs))
+
+    kernel.run = keep
+    try:
+        launch()
+    finally:
+        del kernel.run
+    if len(seen) != 1:
+        raise RuntimeError(f"{kernel.__name__}: expected one launch, saw {len(seen)}")
+    return seen[0]
+
+
+def tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def plan_layout(config: LaunchConfig, gpu: Gpu) -> PlanLayout:
+    slots = config.num_slots(gpu.num_sms, NUM_KV_HEADS)
+    return PlanLayout(PlanCapacity(_BATCH, 512, 512, _POOL_SLOTS), 3, slots)
+
+
+def pac_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool) -> Launch:
+    heads = NUM_KV_HEADS * shape.group
+    layout = plan_layout(config, gpu)
+    dtype = DTYPES[shape.dtype]
+    q = tensor(_BATCH, heads, shape.head_dim, dtype=dtype)
+    buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.head_dim, dtype=dtype)
+    return record(
+        pac._pac_kernel,
+        lambda: pac.pac(
+            q,
+            buffer,
+            buffer,
+            q,
+            tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None,
+            tensor(512, heads, shape.head_dim, dtype=torch.float32),
+            tensor(512, heads, dtype=torch.float32),
+            tensor(layout.size, dtype=torch.int32),
+            tensor(_POOL_SLOTS, dtype=torch.int32),
+            tensor(_BATCH, dtype=torch.int32),
+            order_offset=layout.order,
+            tasks_offset=layout.tasks,
+            num_slots=layout.num_slots,
+            sm_scale=0.088,
+            config=config,
+        ),
+    )
+
+
+def with_one_tile(launch: Launch, tile: Tile) -> Launch:
+    """The same PAC launch, all of whose task classes use one tile."""
+    kwargs = dict(launch.kwargs)
+    for name in ("SMALL", "LARGE", "LONG"):
+        kwargs |= {f"{name}_BLOCK_KV": tile.block_kv, f"{name}_STAGES": tile.stages}
+    kwargs |= {"SMALL_ROWS": tile.rows, "LARGE_ROWS": tile.rows}
+    return Launch(launch.kernel, launch.args, kwargs)
+
+
+def por_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, batch: int) -> Launch:
+    """POR is launched differently for small and for large batches."""
+    heads = NUM_KV_HEADS * shape.group
+    layout = plan_layout(config, gpu)
+    return record(
+        por._por_kernel,
+        lambda: por.por(
+            tensor(batch, heads, shape.head_dim, dtype=DTYPES[shape.dtype]),
+            tensor(batch, heads, dtype=torch.float32),
+            tensor(512, heads, shape.head_dim, dtype=torch.float32),
+            tensor(512, heads, dtype=torch.float32),
+            tensor(layout.size, dtype=torch.int32),
+            part_indptr_offset=layout.part_indptr,
+        ),
+    )
+
+
+def kv_index_launches(gpu: Gpu, config: LaunchConfig) -> Iterator[Launch]:
+    entries = tensor(_POOL_SLOTS, dtype=torch.int32)
+    rows = tensor(_BATCH, dtype=torch.int64)
+    yield record(
+        kv_index._gather_slots_kernel,
+        lambda: kv_index.gather_slots(
+            entries,
+            tensor(_BATCH, 131072, dtype=torch.int32),
+            rows,
+            tensor(16, 4, dtype=torch.int32),
+            longest=5000,
+        ),
+    )
+    layout = plan_layout(config, gpu)
+    yield record(
+        kv_index._append_slots_kernel,
+        lambda: kv_index.append_slots(
+            entries,
+            tensor(_BATCH, dtype=torch.int32),
+            tensor(layout.size, dtype=torch.int32),
+            rows,
+            rows,
+            append_base_offset=layout.append_base,
+        ),
+    )
+
+
+def compile_launch(launch: Launch, arch: int) -> CompiledKernel:
+    """A launch compiled with the specialisation that the JIT would choose."""
+    kernel, target = launch.kernel, GPUTarget("cuda", arch, 32)
+    backend = make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    kwargs = {**launch.kwargs, "debug": False}
+    bound, specialization, options = bind(*launch.args, **kwargs)
+    options, signature, constexprs, attrs = kernel._pack_args(
+        backend, kwargs, bound, specialization, options
+    )
+    source = ASTSource(kernel, signature, constexprs, attrs)
+    return triton.compile(source, target=target, options=options.__dict__)
+
+
+def copies_in_flight(ttgir: str) -> tuple[int, ...]:
+    """For each loop over KV, in program order, the copies it leaves pending while it computes.
+
+    A pipelined loop waits for the oldest of its asynchronous copies only; 0 is load, wait, compute.
+    """
+    left = []
+    for body in ttgir.split("scf.for")[1:]:
+        body = body.split("scf.yield")[0]
+        if re.search(r"tt\.dot |warp_group_dot |tc_gen5_mma ", body):
+            waits = re.findall(r"async_wait .*?num = (\d+)", body)
+            left.append(min(map(int, waits), default=0))
+    return tuple(left)
+
+
+def assemble(ptx: str, arch: int) -> dict[str, int]:
+    """What ptxas says about registers, spills and the stack, with Triton's own flags."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        command = [get_ptxas(arch).path, "-lineinfo", "-v", "--regAllocOptLevel=2"]
+        command += [f"--gpu-name={sm_arch_from_capability(arch)}", str(source)]
+        done = subprocess.run(
+            [*command, "-o", str(Path(folder, "kernel.cubin"))], capture_output=True, text=True
+        )
+    if done.returncode:
+        raise RuntimeError(f"ptxas failed for sm_{arch}:\n{done.stderr}")
+
+    def figure(pattern: str) -> int:
+        # device functions that were not inlined are listed beside the kernel
+        return max((int(number) for number in re.findall(pattern, done.stderr)), default=0)
+
+    return {
+        "registers": figure(r"Used (\d+) registers"),
+        "spill_bytes": figure(r"(\d+) bytes spill stores") + figure(r"(\d+) bytes spill loads"),
+        "stack_bytes": figure(r"(\d+) bytes stack frame"),
+    }
+
+
+def examine(
+    launch: Launch,
+    gpu: Gpu,
+    *,
+    shape: Shape | None = None,
+    tiles: str = "-",
+    ctas_per_sm: int = 1,
+    spill_limit: int,
+) -> Report:
+    """Compile a launch and say what it costs."""
+    compiled = compile_launch(launch, gpu.arch)
+    ptx, shared = compiled.asm["ptx"], compiled.metadata.shared
+    used = assemble(ptx, gpu.arch)
+    num_warps = launch.kwargs.get("num_warps", 4)
+    # registers are handed out to warps in units of 256
+    per_cta = -(-used["registers"] * 32 // 256) * 256 * num_warps
+    fitting = min(gpu.shared_per_sm // (shared + _RESERVED_SHARED), _REGISTERS_PER_SM // per_cta)
+    cores = sorted(set(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", ptx)))
+    copies = len(re.findall(r"cp\.async\.c[ag]\.shared", ptx))
+
+    problems = []
+    if used["spill_bytes"] > spill_limit:
+        problems.append(f"spills {used['spill_bytes']} bytes (at most {spill_limit})")
+    if shared > gpu.shared_per_block:
+        problems.append(f"{shared} bytes of shared memory, a block has {gpu.shared_per_block}")
+    elif fitting < ctas_per_sm:
+        problems.append(
+            f"{fitting} blocks fit a multiprocessor, the grid is made for {ctas_per_sm}"
+        )
+    if launch.kernel is pac._pac_kernel:
+        if not cores:
+            problems.append("no tensor-core instruction")
+        if not copies:
+            problems.append("no asynchronous copy: loads are not pipelined")
+    return Report(
+        kernel=launch.kernel.__name__.strip("_").removesuffix("_kernel"),
+        arch=gpu.arch,
+        dtype=shape.dtype if shape else "-",
+        head_dim=shape.head_dim if shape else 0,
+        group=shape.group if shape else 0,
+        tiles=tiles,
+        num_warps=num_warps,
+        shared_bytes=shared,
+        ctas_per_sm=ctas_per_sm,
+        fitting_ctas=fitting,
+        async_copies=copies,
+        in_flight=copies_in_flight(compiled.asm["ttgir"]),
+        tensor_core="+".join(cores) or "-",
+        problems=tuple(problems),
+        **used,
+    )
+
+
+def reports(options: argparse.Namespace) -> Iterator[Report]:
+    limit = {"spill_limit": options.spill_limit}
+    for gpu in (GPUS[arch] for arch in options.arch):
+        shapes = itertools.product(options.head_dim, options.dtype, options.group)
+        for shape in itertools.starmap(Shape, ((t, d, g) for d, t, g in shapes)):
+            config = launch_config(gpu.capability, shape.head_dim)
+            grid = {"shape": shape, "ctas_per_sm": config.ctas_per_sm, **limit}
+            launch = pac_launch(gpu, config, shape, return_lse=options.lse)
+            tiles = (config.large, config.long, config.small)  # in the order of the kernel
+            yield examine(launch, gpu, tiles=" ".join(map(tile_name, tiles)), **grid)
+            for tile in tiles if options.per_tile else ():
+                yield examine(with_one_tile(launch, tile), gpu, tiles=tile_name(tile), **grid)
+            for batch in (_BATCH // 8, 4096):
+                launch = por_launch(gpu, config, shape, batch)
+                yield examine(launch, gpu, shape=shape, tiles=f"batch {batch}", **limit)
+        for launch in kv_index_launches(gpu, launch_config(gpu.capability, 128)):
+            yield examine(launch, gpu, **limit)
+
+
+def tile_name(tile: Tile) -> str:
+    return f"{tile.rows}x{tile.block_kv}x{tile.stages}"
+
+
+_COLUMNS = (
+    ("kernel", "kernel", "<12"),
+    ("arch", "sm", ">4"),
+    ("dtype", "type", ">5"),
+    ("head_dim", "D", ">4"),
+    ("group", "G", ">3"),
+    ("tiles", "tiles", "<26"),
+    ("num_warps", "warps", ">5"),
+    ("registers", "regs", ">5"),
+    ("spill_bytes", "spill", ">6"),
+    ("shared_bytes", "shared", ">7"),
+    ("fitting_ctas", "fit", ">4"),
+    ("ctas_per_sm", "want", ">4"),
+    ("async_copies", "cp.async", ">8"),
+    ("in_flight", "in flight", ">9"),
+    ("tensor_core", "tensor core", "<16"),
+)
+
+
+def print_row(report: Report) -> None:
+    values = dataclasses.asdict(report) | {"in_flight": "/".join(map(str, report.in_flight)) or "-"}
+    cells = [format(str(values[field]), spec) for field, _, spec in _COLUMNS]
+    print(" ".join(cells), "; ".join(report.problems) or "ok", flush=True)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arch", type=int, nargs="+", choices=sorted(GPUS), default=[80, 90, 100])
+    parser.add_argument("--head-dim", type=int, nargs="+", choices=(64, 128), default=[64, 128])
+    parser.add_argument("--dtype", nargs="+", choices=sorted(DTYPES), default=list(DTYPES))
+    parser.add_argument("--group", type=int, nargs="+", default=[1, 4, 8], help="GQA group sizes")
+    parser.add_argument("--lse", action="store_true", help="compile the variant that returns LSE")
+    parser.add_argument(
+        "--per-tile", action="store_true", help="also compile PAC with each tile for all tasks"
+    )
+    parser.add_argument(
+        "--spill-limit", type=int, default=64, help="bytes of spill loads and stores to accept"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report here")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    print(f"triton {triton.__version__}, {NUM_KV_HEADS} KV heads")
+    print("tile: rows x KV tokens x stages; sizes in bytes; fit, want: blocks per multiprocessor;")
+    print("in flight: copies that each KV loop leaves pending while it computes")
+    print(" ".join(format(title, spec) for _, title, spec in _COLUMNS), "verdict")
+    done = []
+    for report in reports(options):
+        print_row(report)
+        done.append(report)
+    failed = [report for report in done if report.problems]
+    print(f"{len(done)} kernels compiled, {len(failed)} with problems")
+    if options.json is not None:
+        rows = [dataclasses.asdict(report) for report in done]
+        options.json.write_text(
+            json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1)
+        )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What the codec backend says it shared: the JSON file that it writes and rewrites."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DUMP_VARIABLE = "SGLANG_CODEC_DUMP"
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Totals of a dump, with the dump itself (forest and plan of its last batch)."""
+
+    steps: int
+    plans: int
+    kv_tokens_read: int
+    kv_tokens_stock: int
+    fallbacks: dict[str, int] = field(default_factory=dict)
+    dump: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def saved(self) -> float:
+        """The part of the stock backend's KV reads that was not needed, 0 to 1."""
+        return 1 - self.kv_tokens_read / self.kv_tokens_stock if self.kv_tokens_stock else 0.0
+
+    def since(self, earlier: Sharing | None) -> Sharing:
+        """Without what an already running server had counted before."""
+        if earlier is None:
+            return self
+        fallbacks = {
+            reason: count - earlier.fallbacks.get(reason, 0)
+            for reason, count in self.fallbacks.items()
+        }
+        return Sharing(
+            steps=self.steps - earlier.steps,
+            plans=self.plans - earlier.plans,
+            kv_tokens_read=self.kv_tokens_read - earlier.kv_tokens_read,
+            kv_tokens_stock=self.kv_tokens_stock - earlier.kv_tokens_stock,
+            fallbacks={reason: count for reason, count in fallbacks.items() if count},
+            dump=self.dump,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "plans": self.plans,
+            "kv_tokens_read": self.kv_tokens_read,
+            "kv_tokens_stock": self.kv_tokens_stock,
+            "saved": self.saved,
+            "fallbacks": self.fallbacks,
+            "dump": self.dump,
+        }
+
+
+def read_sharing(path: Path, attempts: int = 5) -> Sharing | None:
+    """The file's content, None if there is none or if it never was complete JSON."""
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(0.1)
+        try:
+            dump = json.loads(path.read_text())
+            totals = dump["totals"]
+            return Sharing(
+                steps=int(totals["steps"]),
+                plans=int(totals["plans"]),
+                kv_tokens_read=int(totals["kv_tokens_read"]),
+                kv_tokens_stock=int(totals["kv_tokens_stock"]),
+                fallbacks=dict(totals.get("fallbacks") or {}),
+                dump=dump,
+            )
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+            # caught in the middle of a rewrite
+            continue
+    return None
+
+
+def request_dump(path: Path) -> None:
+    """Make engines started from here on write their dump to `path`."""
+    path.unlink(missing_ok=True)
+    os.environ[DUMP_VARIABLE] = str(path)
+
+
+def explain(sharing: Sharing, picture: Path | None = None) -> str:
+    """The forest and its plan as text and, if wanted, drawn to a PNG file.
+
+    A measurement that took minutes must not be lost because it cannot be drawn: then the text
+    says why.
+    """
+    if not {"forest", "plan"} <= sharing.dump.keys():
+        return "no forest to show: no decode batch was planned"
+    try:
+        from sglang_codec.explain import draw, explain_text
+
+        text = explain_text(sharing.dump)
+        if picture is not None:
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            draw(sharing.dump, picture)
+            text += f"\nforest and plan: {picture}"
+    except (ImportError, LookupError, TypeError, ValueError) as error:
+        return f"no forest to show: {type(error).__name__}: {error}"
+    return text

@@ -1,0 +1,68 @@
+"""Seeds, devices and traps for every test."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import random
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# helpers of the tests, and the programs under test: neither is part of the installed package
+sys.path += [str(ROOT / "tests" / "support"), str(ROOT / "scripts")]
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    # triton reads it when it is imported: a process is either interpreted or compiled
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+# extension modules warn while Python shuts down: pytest's closing line has to be the last
+atexit.register(warnings.simplefilter, "ignore")
+
+
+def pytest_configure() -> None:
+    if INTERPRETED:
+        from interpreter_bf16 import repair_bf16_dot
+
+        repair_bf16_dot()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a GPU, tests marked `cuda` are deselected."""
+    if HAS_GPU:
+        return
+    needing_gpu = [item for item in items if item.get_closest_marker("cuda")]
+    if needing_gpu:
+        items[:] = [item for item in items if not item.get_closest_marker("cuda")]
+        config.hook.pytest_deselected(items=needing_gpu)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The GPU if there is one, else the CPU with interpreted kernels."""
+    return torch.device("cuda" if HAS_GPU and not INTERPRETED else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_allocations() -> Iterator[None]:
+    """Uninitialised memory of the library is NaN in every test."""
+    from poison import poisoned_allocations
+
+    with poisoned_allocations():
+        yield

@@ -1,0 +1,101 @@
+"""Every kernel compiles for the GPUs we name, without one, and stays within their means."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "compile_kernels.py"
+
+
+def run_compiled(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own: this one may be interpreting Triton."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    paths = [str(ROOT), str(SCRIPT.parent), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def compile_kernels(
+    tmp_path: Path, *arguments: str
+) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Any]]]:
+    """Run the script; the finished process and the kernels of its report."""
+    report = tmp_path / "report.json"
+    done = run_compiled(str(SCRIPT), *arguments, "--json", str(report))
+    kernels = json.loads(report.read_text())["kernels"] if report.exists() else []
+    return done, kernels
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
+    done, kernels = compile_kernels(tmp_path, "--arch", str(arch), "--group", "4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {kernel["kernel"] for kernel in kernels} == {
+        "pac",
+        "por",
+        "gather_slots",
+        "append_slots",
+    }
+    pac = [kernel for kernel in kernels if kernel["kernel"] == "pac"]
+    assert {(kernel["head_dim"], kernel["dtype"]) for kernel in pac} == {
+        (head_dim, dtype) for head_dim in (64, 128) for dtype in ("bf16", "fp16")
+    }
+    for kernel in pac:
+        assert kernel["async_copies"] > 0
+        assert kernel["tensor_core"] != "-"
+        assert kernel["fitting_ctas"] >= kernel["ctas_per_sm"]
+        # small tasks wait for memory: their next block must be on its way while they compute
+        assert kernel["in_flight"][-1] > 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (
+            "--arch",
+            "90",
+            "--head-dim",
+            "128",
+            "--dtype",
+            "bf16",
+            "--group",
+            "1",
+            "7",
+            "16",
+            "--lse",
+        ),
+        ("--arch", "89", "--dtype", "bf16", "--group", "8"),
+    ],
+    ids=["other groups, with LSE", "a GPU with little shared memory"],
+)
+def test_other_variants_compile_and_fit(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done, kernels = compile_kernels(tmp_path, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(kernels) >= 8
+
+
+@pytest.mark.parametrize(
+    ("tile", "problem"),
+    [((64, 128, 7), "shared memory"), ((16, 64, 1), "not pipelined")],
+    ids=["too many stages", "one stage"],
+)
+def test_a_tile_that_is_no_good_is_reported(tile: tuple[int, int, int], problem: str) -> None:
+    """The checks can fail."""
+    code = (
+        "import sys; import compile_kernels as c\n"
+        "from sglang_codec.kernels.launch import Tile, launch_config\n"
+        "gpu, shape = c.GPUS[80], c.Shape('bf16', 128, 4)\n"
+        "launch = c.pac_launch(gpu, launch_config((8, 0), 128), shape, return_lse=False)\n"
+        f"launch = c.with_one_tile(launch, Tile(*{tile}))\n"
+        "print(c.examine(launch, gpu, shape=shape, ctas_per_sm=2, spill_limit=64).problems)"
+    )
+    done = run_compiled("-c", code)
+    assert problem in done.stdout, done.stdout + done.stderr

@@ -1,0 +1,163 @@
+"""PAC on its own: what every single task leaves behind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from planned import Planned, plan_batch
+
+from sglang_codec.kernels.pac import pac
+from sglang_codec.reference import decode_attention
+from sglang_codec.testing import (
+    Counts,
+    Problem,
+    assert_lse_close,
+    assert_within_low_precision_error,
+    eager_attention,
+    make_problem,
+    with_slots,
+)
+
+NAN = float("nan")
+
+
+def run_pac(
+    planned: Planned, problem: Problem, *, with_lse: bool = True
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """PAC without POR, into outputs and partials that were NaN before."""
+    buffers, q = planned.buffers, problem.q
+    out = torch.full_like(q, NAN)
+    lse = torch.full(q.shape[:2], NAN, device=q.device) if with_lse else None
+    buffers.partial_out.fill_(NAN)
+    buffers.partial_lse.fill_(NAN)
+    pac(
+        q,
+        problem.k_buffer,
+        problem.v_buffer,
+        out,
+        lse,
+        buffers.partial_out,
+        buffers.partial_lse,
+        buffers.plan,
+        buffers.kv_index,
+        buffers.row_lengths,
+        order_offset=buffers.layout.order,
+        tasks_offset=buffers.layout.tasks,
+        num_slots=buffers.layout.num_slots,
+        sm_scale=problem.sm_scale,
+        config=planned.config,
+    )
+    return out, lse
+
+
+def check_tasks(counts: Counts, device: torch.device, dtype: torch.dtype, group: int) -> None:
+    """Every task's result is the attention of its rows over its chunk, where it belongs."""
+    paths = with_slots(counts, seed=3, spare=20)
+    problem = make_problem(
+        paths, num_qo_heads=2 * group, num_kv_heads=2, head_dim=64, dtype=dtype, device=device
+    )
+    planned = plan_batch(paths, problem)
+    out, lse = run_pac(planned, problem)
+    plan, buffers = planned.plan, planned.buffers
+    written = torch.zeros(len(out), dtype=torch.bool)
+    for kv_start, kv_len, first, queries, part, *_ in plan.tasks.tolist():
+        rows = plan.order[first : first + queries].tolist()
+        chunk = buffers.kv_index[kv_start : kv_start + kv_len].cpu()
+        arguments = (
+            problem.q[rows],
+            problem.k_buffer,
+            problem.v_buffer,
+            [chunk] * queries,
+            problem.sm_scale,
+        )
+        exact, exact_lse = decode_attention(*arguments)
+        if part < 0:
+            actual, actual_lse = out[rows], lse[rows]
+            written[rows] = True
+        else:
+            actual = buffers.partial_out[part : part + queries]
+            actual_lse = buffers.partial_lse[part : part + queries]
+        # partials are fp32, but their weights were rounded to the dtype of V
+        rounded = torch.full((), torch.finfo(dtype).eps * exact.abs().max().item())
+        assert not actual.isnan().any()
+        budget = 2 * (eager_attention(*arguments).double() - exact).abs().max() + rounded
+        assert (actual.double() - exact).abs().max() <= budget
+        assert_lse_close(actual_lse, exact_lse)
+    assert out[~written].isnan().all(), "PAC wrote a row that has several parts"
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [[("a", 63)], [("b", 1)], [("c", 17)]],
+        [[("prompt", 200), (f"tail {row}", 5 + row)] for row in range(4)],
+        [[("alone", 1500)], [("b", 3)]],
+        [[("prompt", 90), (f"tail {row}", 2)] for row in range(9)],
+    ],
+    ids=["private rows", "few-shot", "a long row", "several query tiles"],
+)
+def test_every_task_computes_its_chunk(
+    counts: Counts, device: torch.device, dtype: torch.dtype
+) -> None:
+    check_tasks(counts, device, dtype, group=8)
+
+
+@pytest.mark.parametrize("group", [1, 3, 7])
+def test_groups_that_do_not_fill_the_tile(
+    group: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    check_tasks([[("prompt", 130), (f"t{row}", 9)] for row in range(3)], device, dtype, group)
+
+
+def test_the_lse_may_be_left_out(device: torch.device, dtype: torch.dtype) -> None:
+    paths = with_slots([[("a", 40)], [("b", 17)]])
+    problem = make_problem(
+        paths, num_qo_heads=4, num_kv_heads=1, head_dim=64, dtype=dtype, device=device
+    )
+    planned = plan_batch(paths, problem)
+    assert (planned.plan.tasks[:, 4] < 0).all()
+    out, _ = run_pac(planned, problem, with_lse=False)
+    assert_within_low_precision_error(out, problem.exact()[0], problem.eager())
+    # without an LSE the kernel gets another tensor in its place, and must not write it
+    assert planned.buffers.partial_lse.isnan().all()
+
+
+def test_an_open_chunk_ends_where_its_row_ends_now(
+    device: torch.device, dtype: torch.dtype
+) -> None:
+    counts = [[("prompt", 40), ("tail", 20)], [("prompt", 40)]]
+    paths = with_slots(counts)
+    problem = make_problem(
+        paths, num_qo_heads=4, num_kv_heads=1, head_dim=64, dtype=dtype, device=device
+    )
+    planned = plan_batch(paths, problem, tail_headroom=30)
+    for length in (60, 55, 41, 40):
+        planned.buffers.row_lengths[0] = length
+        rows = [problem.rows[0][:length], problem.rows[1]]
+        arguments = (problem.q, problem.k_buffer, problem.v_buffer, rows, problem.sm_scale)
+        out, lse = planned.attend(problem)
+        exact, exact_lse = decode_attention(*arguments)
+        assert_within_low_precision_error(out, exact, eager_attention(*arguments))
+        assert_lse_close(lse, exact_lse)
+
+
+@pytest.mark.parametrize("score", [-3e4, 3e4])
+def test_scores_far_from_zero_do_not_overflow(
+    score: float, device: torch.device, dtype: torch.dtype
+) -> None:
+    """A softmax that forgets to subtract the maximum would give inf or 0/0."""
+    paths = with_slots([[("prompt", 300), (f"tail {row}", 20)] for row in range(2)])
+    problem = make_problem(
+        paths, num_qo_heads=2, num_kv_heads=1, head_dim=64, dtype=dtype, device=device
+    )
+    direction = torch.nn.functional.normalize(torch.ones(64), dim=0).to(device)
+    used = torch.from_numpy(np.unique(np.concatenate([row.numpy() for row in problem.rows])))
+    problem.q[:] = (direction * abs(score)).to(dtype)
+    problem.k_buffer[used] += (direction * (8.0 if score > 0 else -8.0)).to(dtype)
+    out, lse = plan_batch(paths, problem).attend(problem)
+    exact, exact_lse = problem.exact()
+    assert out.isfinite().all()
+    # fp32 scores of this size are exact to a few hundredths
+    torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-4, atol=1.0)
+    assert (out.double() - exact).abs().max() < 0.2

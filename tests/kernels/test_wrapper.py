@@ -1,0 +1,339 @@
+"""The whole operator against fp64: `PrefixSharedDecodeWrapper.plan`, then `run`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
+from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError
+from sglang_codec.testing import (
+    Counts,
+    Paths,
+    Problem,
+    assert_lse_close,
+    assert_within_low_precision_error,
+    kv_indices_of,
+    make_problem,
+    random_counts,
+    with_slots,
+)
+
+BATCHES: dict[str, Counts] = {
+    "one token": [[("a", 1)]],
+    "odd private rows": [[(f"row {tokens}", tokens)] for tokens in (1, 17, 63, 200)],
+    "few-shot": [[("prompt", 200), (f"question {r}", tail)] for r, tail in enumerate((1, 17, 63))],
+    "two levels": [
+        [("root", 130), (f"branch {r // 2}", 65), (f"leaf {r}", 1 + 9 * r)] for r in range(4)
+    ],
+    "equal rows": [[("all", 63)]] * 3,
+    "a row inside another": [[("a", 100)], [("a", 100), ("b", 17)], [("a", 100), ("b", 17)]],
+    "a short run that is absorbed": [[("few", 3), (f"tail {r}", 20 + r)] for r in range(3)],
+    "rows without tokens": [[], [("a", 17)], []],
+    "two roots, out of order": [
+        [("x", 40), ("p", 5)],
+        [("y", 33)],
+        [("x", 40), ("q", 1)],
+        [("y", 33), ("r", 17)],
+    ],
+    "nothing at all": [[], []],
+}
+
+
+def wrapper_for(
+    problem: Problem, num_kv_heads: int, **options: PlanCapacity
+) -> PrefixSharedDecodeWrapper:
+    q = problem.q
+    return PrefixSharedDecodeWrapper(
+        q.shape[1], num_kv_heads, q.shape[2], dtype=q.dtype, device=q.device, **options
+    )
+
+
+def check(
+    wrapper: PrefixSharedDecodeWrapper, problem: Problem, forest: PrefixForest
+) -> torch.Tensor:
+    """Plan, run and compare output and LSE with fp64; returns the output."""
+    wrapper.plan(forest, sm_scale=problem.sm_scale)
+    poisoned = torch.full_like(problem.q, float("nan"))
+    out, lse = wrapper.run(
+        problem.q, problem.k_buffer, problem.v_buffer, out=poisoned, return_lse=True
+    )
+    assert out is poisoned
+    exact, exact_lse = problem.exact()
+    assert_within_low_precision_error(out, exact, problem.eager())
+    assert_lse_close(lse, exact_lse)
+    return out
+
+
+def solve(
+    counts: Counts, device: torch.device, dtype: torch.dtype, *, group: int = 4, **shape: int
+) -> None:
+    num_kv_heads, head_dim = shape.pop("num_kv_heads", 1), shape.pop("head_dim", 64)
+    page_size = shape.get("page_size", 1)
+    paths = with_slots(counts, seed=5, spare=30, page_size=page_size)
+    problem = make_problem(
+        paths,
+        num_qo_heads=group * num_kv_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        dtype=dtype,
+        device=device,
+        **shape,
+    )
+    check(wrapper_for(problem, num_kv_heads), problem, PrefixForest.from_paths(paths))
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_every_kind_of_batch(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    solve(BATCHES[name], device, dtype)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 7, 8, 16])
+def test_every_gqa_group(group: int, device: torch.device, dtype: torch.dtype) -> None:
+    solve(BATCHES["few-shot"], device, dtype, group=group)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+def test_every_dtype_and_head_dim(head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    if device.type == "cuda" and (head_dim == 32 or dtype == torch.float32):
+        pytest.skip("CPU only")
+    solve(BATCHES["two levels"], device, dtype, head_dim=head_dim, num_kv_heads=2, group=2)
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_pages(page_size: int, device: torch.device, dtype: torch.dtype) -> None:
+    solve(BATCHES["few-shot"], device, dtype, page_size=page_size, num_kv_heads=2)
+
+
+def test_more_readers_than_the_largest_tile_holds(device: torch.device, dtype: torch.dtype) -> None:
+    counts = [[("prompt", 70), (f"tail {row}", 3)] for row in range(9)]
+    solve(counts, device, dtype, group=16)
+
+
+def test_a_long_row_is_split_and_merged(device: torch.device, dtype: torch.dtype) -> None:
+    solve([[("alone", 1100)], [("other", 40)]], device, dtype)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_forests(seed: int, device: torch.device, dtype: torch.dtype) -> None:
+    counts = random_counts(seed, batch=6, nodes=5, longest_run=140, longest_tail=40)
+    solve(counts, device, dtype, group=2, seed=seed)
+
+
+def test_padding_rows_are_zero_with_lse_minus_infinity(
+    device: torch.device, dtype: torch.dtype
+) -> None:
+    solve(BATCHES["few-shot"], device, dtype, padding=3)
+
+
+def test_a_forest_found_in_the_slots_gives_the_same_result(
+    device: torch.device, dtype: torch.dtype
+) -> None:
+    paths, problem = few_shot(device, dtype)
+    wrapper = wrapper_for(problem, 1)
+    named = check(wrapper, problem, PrefixForest.from_paths(paths))
+    found = check(wrapper, problem, PrefixForest.from_kv_indices(*kv_indices_of(paths)))
+    assert torch.equal(named, found)
+
+
+def test_the_order_of_the_batch_does_not_matter(device: torch.device, dtype: torch.dtype) -> None:
+    paths, problem = few_shot(device, dtype)
+    wrapper = wrapper_for(problem, 1)
+    out = check(wrapper, problem, PrefixForest.from_paths(paths))
+    order = [2, 0, 1]
+    shuffled = dataclasses.replace(
+        problem, q=problem.q[order].clone(), rows=[problem.rows[row] for row in order]
+    )
+    again = check(wrapper, shuffled, PrefixForest.from_paths([paths[row] for row in order]))
+    # the sums run in another order, and that is all
+    torch.testing.assert_close(again, out[order], rtol=1e-2, atol=1e-2)
+
+
+def test_strided_tensors(device: torch.device, dtype: torch.dtype) -> None:
+    """Queries, outputs and caches may be views, as in a fused QKV tensor."""
+    paths, problem = few_shot(device, dtype)
+
+    def inside(tensor: torch.Tensor) -> torch.Tensor:
+        wider = torch.full((len(tensor), 5, 3, tensor.shape[-1]), float("nan"))
+        view = wider.to(tensor)[:, : tensor.shape[1], 1]
+        view.copy_(tensor)
+        return view
+
+    strided = dataclasses.replace(
+        problem,
+        q=inside(problem.q),
+        k_buffer=inside(problem.k_buffer),
+        v_buffer=inside(problem.v_buffer),
+    )
+    assert not strided.q.is_contiguous()
+    check(wrapper_for(problem, 1), strided, PrefixForest.from_paths(paths))
+
+
+def test_output_and_scale_have_defaults(device: torch.device, dtype: torch.dtype) -> None:
+    paths, problem = few_shot(device, dtype)
+    assert problem.sm_scale == pytest.approx(1 / math.sqrt(64))
+    wrapper = wrapper_for(problem, 1)
+    wrapper.plan(PrefixForest.from_paths(paths))
+    out = wrapper.run(problem.q, problem.k_buffer, problem.v_buffer)
+    assert_within_low_precision_error(out, problem.exact()[0], problem.eager())
+
+
+def test_the_scale_is_used(device: torch.device, dtype: torch.dtype) -> None:
+    paths, problem = few_shot(device, dtype)
+    check(
+        wrapper_for(problem, 1),
+        dataclasses.replace(problem, sm_scale=0.31),
+        PrefixForest.from_paths(paths),
+    )
+
+
+def test_a_wrapper_is_planned_again_and_again(device: torch.device, dtype: torch.dtype) -> None:
+    """Larger, smaller and empty batches in turn leave nothing behind."""
+    wrapper = None
+    for seed, name in enumerate(("few-shot", "two levels", "nothing at all", "one token")):
+        paths = with_slots(BATCHES[name], seed=seed)
+        problem = make_problem(
+            paths,
+            num_qo_heads=4,
+            num_kv_heads=1,
+            head_dim=64,
+            dtype=dtype,
+            device=device,
+            padding=1,
+            seed=seed,
+        )
+        wrapper = wrapper or wrapper_for(problem, 1)
+        check(wrapper, problem, PrefixForest.from_paths(paths))
+        assert wrapper.launch_plan.batch == len(paths)
+
+
+def test_buffers_grow_with_the_plan(device: torch.device, dtype: torch.dtype) -> None:
+    wrapper = PrefixSharedDecodeWrapper(4, 1, 64, dtype=dtype, device=device)
+    for tokens in (10, 6000):
+        plan = wrapper.plan(PrefixForest.from_paths([[("a", np.arange(tokens))]] * 70))
+        assert plan is wrapper.launch_plan
+        assert plan.kv_entries >= tokens
+
+
+def test_a_fixed_capacity_is_kept(device: torch.device, dtype: torch.dtype) -> None:
+    paths, problem = few_shot(device, dtype)
+    capacity = PlanCapacity(rows=4, tasks=16, parts=16, kv_index=300)
+    wrapper = wrapper_for(problem, 1, capacity=capacity)
+    check(wrapper, problem, PrefixForest.from_paths(paths))
+    five = PrefixForest.from_paths([[(row, [row])] for row in range(5)])
+    with pytest.raises(PlanCapacityError, match="needs 5 rows but the buffers hold 4"):
+        wrapper.plan(five)
+    long = PrefixForest.from_paths([[("long", np.arange(301))]])
+    with pytest.raises(PlanCapacityError, match="needs 301 kv_index but the buffers hold 300"):
+        wrapper.plan(long)
+    # a refused plan changes nothing
+    out = wrapper.run(problem.q, problem.k_buffer, problem.v_buffer)
+    assert_within_low_precision_error(out, problem.exact()[0], problem.eager())
+
+
+def test_more_query_rows_than_the_buffers_hold(device: torch.device, dtype: torch.dtype) -> None:
+    paths, problem = few_shot(device, dtype)
+    capacity = PlanCapacity(rows=3, tasks=16, parts=16, kv_index=300)
+    wrapper = wrapper_for(problem, 1, capacity=capacity)
+    wrapper.plan(PrefixForest.from_paths(paths))
+    with pytest.raises(PlanCapacityError, match="q has 4 rows but the buffers hold 3"):
+        wrapper.run(problem.q.new_zeros(4, 4, 64), problem.k_buffer, problem.v_buffer)
+
+
+def test_running_before_planning(device: torch.device, dtype: torch.dtype) -> None:
+    _, problem = few_shot(device, dtype)
+    with pytest.raises(RuntimeError, match=r"call plan\(forest\)"):
+        wrapper_for(problem, 1).run(problem.q, problem.k_buffer, problem.v_buffer)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": (3, 4, 32)}, r"q has shape \(3, 4, 32\), expected \[B, 4, 64\]"),
+        ({"q": (3, 256)}, r"q has shape \(3, 256\)"),
+        ({"q": (2, 4, 64)}, "q has 2 rows, but the plan is for 3; plan again"),
+        ({"k_buffer": (300, 2, 64)}, r"k_buffer has shape .* expected \[num_slots, 1, 64\]"),
+        ({"v_buffer": (300, 1, 128)}, "v_buffer has shape"),
+        ({"v_buffer": (300, 64)}, "v_buffer has shape"),
+        ({"k_buffer": (9, 1, 64)}, "k_buffer has 9 slots, but the plan uses slot"),
+        ({"out": (4, 4, 64)}, r"out has shape \(4, 4, 64\), expected \(3, 4, 64\)"),
+    ],
+)
+def test_tensors_of_other_shapes_are_refused(
+    change: dict[str, tuple[int, ...]], message: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    paths, problem = few_shot(device, dtype)
+    wrapper = wrapper_for(problem, 1)
+    wrapper.plan(PrefixForest.from_paths(paths))
+    tensors = {"q": problem.q, "k_buffer": problem.k_buffer, "v_buffer": problem.v_buffer}
+    for name, shape in change.items():
+        tensors[name] = torch.zeros(shape, dtype=dtype, device=device)
+    with pytest.raises(ValueError, match=message):
+        wrapper.run(**tensors)
+
+
+@pytest.mark.parametrize("name", ["q", "k_buffer", "v_buffer", "out"])
+def test_tensors_of_another_dtype_device_or_layout_are_refused(
+    name: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    paths, problem = few_shot(device, dtype)
+    wrapper = wrapper_for(problem, 1)
+    wrapper.plan(PrefixForest.from_paths(paths))
+    tensors = {
+        "q": problem.q,
+        "k_buffer": problem.k_buffer,
+        "v_buffer": problem.v_buffer,
+        "out": torch.empty_like(problem.q),
+    }
+    good = tensors[name]
+    with pytest.raises(ValueError, match=f"{name} has dtype torch.float64"):
+        wrapper.run(**{**tensors, name: good.double()})
+    with pytest.raises(ValueError, match=f"{name} is on meta"):
+        wrapper.run(**{**tensors, name: good.to("meta")})
+    every_second = torch.zeros(*good.shape[:-1], 128, dtype=dtype, device=device)[..., ::2]
+    with pytest.raises(ValueError, match=f"{name} must be contiguous in its last dimension"):
+        wrapper.run(**{**tensors, name: every_second})
+
+
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "message"),
+    [
+        ((6, 4), 64, "num_qo_heads = 6 must be a multiple of num_kv_heads = 4"),
+        ((4, 0), 64, "num_kv_heads = 0"),
+        ((17, 1), 64, "GQA group of 17; at most 16"),
+        ((4, 1), 96, "head_dim = 96"),
+        ((4, 1), 8, "head_dim = 8"),
+    ],
+)
+def test_unsupported_shapes_are_refused(
+    heads: tuple[int, int], head_dim: int, message: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        PrefixSharedDecodeWrapper(*heads, head_dim, dtype=dtype, device=device)
+
+
+def test_unsupported_dtypes_are_refused(device: torch.device) -> None:
+    with pytest.raises(ValueError, match="dtype = torch.float64 is not supported"):
+        PrefixSharedDecodeWrapper(4, 1, 64, dtype=torch.float64, device=device)
+
+
+def test_bad_plans_are_refused(device: torch.device, dtype: torch.dtype) -> None:
+    paths, problem = few_shot(device, dtype)
+    wrapper = wrapper_for(problem, 1)
+    forest = PrefixForest.from_paths(paths)
+    with pytest.raises(ValueError, match="sm_scale = nan is not finite"):
+        wrapper.plan(forest, sm_scale=float("nan"))
+    with pytest.raises(ValueError, match="this forest has no KV slots"):
+        wrapper.plan(PrefixForest.from_dict(forest.to_dict()))
+
+
+def few_shot(device: torch.device, dtype: torch.dtype) -> tuple[Paths, Problem]:
+    paths = with_slots(BATCHES["few-shot"], seed=9)
+    return paths, make_problem(
+        paths, num_qo_heads=4, num_kv_heads=1, head_dim=64, dtype=dtype, device=device
+    )

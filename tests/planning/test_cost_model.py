@@ -1,0 +1,124 @@
+"""The cost model interpolates its table, inverts itself and refuses nonsense."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_codec.planning.cost_model import COST_TABLES, CostModel, roofline_cost_model
+
+ROWS = np.array([16, 64])
+TOKENS = np.array([0.0, 100.0, 1000.0])
+US = np.array([[2.0, 3.0, 10.0], [4.0, 6.0, 30.0]])
+TABLE = CostModel(ROWS, TOKENS, US, "hand-made")
+
+
+def roofline(**changes: float) -> CostModel:
+    values = {
+        "head_dim": 128,
+        "kv_element_bytes": 2,
+        "num_ctas": 264,
+        "bandwidth": 3e12,
+        "flops": 8e14,
+        "task_overhead_us": 2.0,
+    }
+    return roofline_cost_model(**{**values, **changes})
+
+
+MODELS = (TABLE, roofline())
+
+
+def test_grid_points_are_exact() -> None:
+    for i, rows in enumerate(ROWS):
+        np.testing.assert_allclose(TABLE.task_us(np.full(3, rows), TOKENS), US[i], rtol=1e-15)
+
+
+def test_between_grid_points_it_is_linear_in_both_directions() -> None:
+    assert TABLE.task_us(np.array([16]), np.array([50]))[0] == pytest.approx(2.5)
+    assert TABLE.task_us(np.array([40]), np.array([100]))[0] == pytest.approx(4.5)
+    assert TABLE.task_us(np.array([40]), np.array([550]))[0] == pytest.approx((6.5 + 18) / 2)
+
+
+def test_beyond_the_table_it_goes_on_in_a_straight_line() -> None:
+    assert TABLE.task_us(np.array([16]), np.array([1900]))[0] == pytest.approx(17.0)
+    assert TABLE.most_tokens(np.array([16]), 17.0)[0] == pytest.approx(1900)
+
+
+@given(st.sampled_from(MODELS), st.integers(1, 200), st.integers(0, 10**6), st.integers(1, 10**6))
+def test_more_tokens_take_longer(model: CostModel, rows: int, tokens: int, more: int) -> None:
+    shorter, longer = model.task_us(np.array([rows, rows]), np.array([tokens, tokens + more]))
+    assert shorter < longer
+
+
+@given(st.integers(1, 128), st.integers(0, 64), st.integers(0, 10**6))
+def test_more_rows_are_never_faster(rows: int, more: int, tokens: int) -> None:
+    few, many = roofline().task_us(np.array([rows, rows + more]), np.array([tokens, tokens]))
+    assert few <= many
+
+
+@given(st.sampled_from(MODELS), st.integers(1, 200), st.integers(0, 10**6))
+def test_most_tokens_is_the_inverse(model: CostModel, rows: int, tokens: int) -> None:
+    us = float(model.task_us(np.array([rows]), np.array([tokens]))[0])
+    assert model.most_tokens(np.array([rows]), us)[0] == pytest.approx(tokens, rel=1e-6, abs=1e-6)
+
+
+def test_no_token_count_fits_into_less_than_the_overhead() -> None:
+    assert roofline(task_overhead_us=2.0).most_tokens(np.array([16, 64]), 1.0).max() < 0
+
+
+def test_rows_and_tokens_are_matched_item_by_item() -> None:
+    us = TABLE.task_us(np.array([64, 16, 64]), np.array([0, 100, 1000]))
+    assert us.tolist() == [4.0, 3.0, 30.0]
+
+
+def test_the_roofline_charges_bytes_for_few_rows_and_arithmetic_for_many() -> None:
+    model = roofline(num_ctas=1, bandwidth=1e12, flops=1e14, task_overhead_us=0.0)
+    few, many = model.task_us(np.array([16, 128]), np.array([4096, 4096]))
+    assert few == pytest.approx(4096 * 2 * 128 * 2 / 1e12 * 1e6)
+    assert many == pytest.approx(4096 * 4 * 128 * 128 / 1e14 * 1e6)
+
+
+def test_every_cta_owns_its_share_of_the_machine() -> None:
+    alone, shared = roofline(num_ctas=1), roofline(num_ctas=100)
+    tokens = np.array([65536])
+    ratio = (shared.task_us([16], tokens) - 2.0) / (alone.task_us([16], tokens) - 2.0)
+    assert ratio[0] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "us", "message"),
+    [
+        (ROWS, TOKENS, US[:1], r"us has shape \(1, 3\), expected \(2, 3\)"),
+        (ROWS[:1], TOKENS[:1], US[:1, :1], "at least two token columns"),
+        (ROWS, TOKENS, US[:, ::-1], "must increase with tokens"),
+        (ROWS, TOKENS, np.ones_like(US), "must increase with tokens"),
+        (ROWS, TOKENS[::-1], US, "must increase with tokens"),
+    ],
+)
+def test_a_bad_table_is_refused(
+    rows: np.ndarray, tokens: np.ndarray, us: np.ndarray, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        CostModel(rows, tokens, us, "broken")
+
+
+def test_a_table_is_read_from_json(tmp_path: Path) -> None:
+    path = tmp_path / "some_gpu_d128.json"
+    table = {"rows": ROWS.tolist(), "tokens": TOKENS.tolist(), "us": US.tolist()}
+    path.write_text(json.dumps({"tables": [table]}))
+    model = CostModel.from_json(path)
+    assert model.name == "some_gpu_d128"
+    np.testing.assert_array_equal(model.us, US)
+
+
+@pytest.mark.parametrize("path", sorted(COST_TABLES.glob("*.json")), ids=lambda path: path.stem)
+def test_every_table_that_we_ship_can_be_used(path: Path) -> None:
+    model = CostModel.from_json(path)
+    assert model.tokens[0] == 0
+    assert (np.diff(model.rows) > 0).all()
+    assert (model.us > 0).all()

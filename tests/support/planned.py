@@ -1,0 +1,74 @@
+"""The operator one level below the public API: a plan with growing tails, in buffers of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sglang_codec import PrefixForest
+from sglang_codec.attention import prefix_shared_attention
+from sglang_codec.buffers import PlanBuffers
+from sglang_codec.device import cost_model, describe_device, plan_spec
+from sglang_codec.kernels.launch import LaunchConfig
+from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout
+from sglang_codec.planning.planner import kv_index_of, make_plan
+from sglang_codec.testing import Paths, Problem, without_pages
+
+
+@dataclass
+class Planned:
+    """A plan that has been uploaded."""
+
+    plan: Plan
+    buffers: PlanBuffers
+    config: LaunchConfig
+
+    def attend(self, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output and LSE, in tensors that were NaN before."""
+        out = torch.full_like(problem.q, float("nan"))
+        lse = torch.full(out.shape[:2], float("nan"), device=out.device)
+        prefix_shared_attention(
+            problem.q,
+            without_pages(problem.k_buffer),
+            without_pages(problem.v_buffer),
+            out,
+            self.buffers,
+            sm_scale=problem.sm_scale,
+            config=self.config,
+            lse=lse,
+        )
+        return out, lse
+
+
+def plan_batch(
+    paths: Paths, problem: Problem, *, tail_headroom: int = 0, spare_rows: int = 0
+) -> Planned:
+    """Plan `paths` for the tensors of `problem`, in buffers that just hold the plan."""
+    device, num_kv_heads = problem.q.device, problem.k_buffer.shape[-2]
+    _, num_qo_heads, head_dim = problem.q.shape
+    machine = describe_device(device, head_dim)
+    spec = plan_spec(
+        machine,
+        num_qo_heads=num_qo_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        kv_element_bytes=problem.q.dtype.itemsize,
+        tail_headroom=tail_headroom,
+    )
+    forest = PrefixForest.from_paths(paths)
+    unlimited = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
+    plan = make_plan(forest, spec, cost_model(machine, spec, num_kv_heads), unlimited)
+    capacity = PlanCapacity(
+        plan.batch + spare_rows, plan.num_tasks, plan.num_parts, plan.kv_entries
+    )
+    layout = PlanLayout(capacity, spec.num_classes, spec.num_slots)
+    buffers = PlanBuffers(layout, num_qo_heads=num_qo_heads, head_dim=head_dim, device=device)
+    buffers.upload(plan)
+    # slots that nobody has filled yet lead out of the cache
+    buffers.kv_index.fill_(1 << 30)
+    index = torch.from_numpy(kv_index_of(forest, plan).copy())
+    for _, _, tokens, entry in plan.spans.tolist():
+        buffers.kv_index[entry : entry + tokens] = index[entry : entry + tokens].to(device)
+    buffers.row_lengths[: plan.batch] = torch.from_numpy(plan.lengths).to(device)
+    return Planned(plan, buffers, machine.config)
