@@ -9,6 +9,9 @@ import triton.language as tl
 from sglang_codec.kernels.launch import LaunchConfig
 
 TASK_INTS = tl.constexpr(8)
+# the stock kernels for so small groups use no tensor cores and so keep the softmax weights in fp32;
+# here a second product with what rounding took from the weights does the same
+_EXACT_BELOW_GROUP = 4
 
 
 @triton.jit
@@ -42,6 +45,7 @@ def _pac_task(
     ROWS: tl.constexpr,
     BLOCK_KV: tl.constexpr,
     STAGES: tl.constexpr,
+    EXACT_WEIGHTS: tl.constexpr,
     WRITE_LSE: tl.constexpr,
 ):
     """Attention of one query tile over one KV chunk for one KV head."""
@@ -89,7 +93,11 @@ def _pac_task(
         running_sum = running_sum * rescale + tl.sum(weights, 1)
         v = tl.load(v_head_ptr + slot[:, None] * v_slot_stride + offs_dim[None, :])
         accumulator = accumulator * rescale[:, None]
-        accumulator = tl.dot(weights.to(v.dtype), v, accumulator, input_precision="ieee")
+        rounded = weights.to(v.dtype)
+        accumulator = tl.dot(rounded, v, accumulator, input_precision="ieee")
+        if EXACT_WEIGHTS:
+            rest = (weights - rounded.to(tl.float32)).to(v.dtype)
+            accumulator = tl.dot(rest, v, accumulator, input_precision="ieee")
         running_max = new_max
 
     # an open chunk may still be empty: weight zero, LSE -inf
@@ -152,6 +160,7 @@ def _pac_kernel(
     LARGE_STAGES: tl.constexpr,
     LONG_BLOCK_KV: tl.constexpr,
     LONG_STAGES: tl.constexpr,
+    EXACT_WEIGHTS: tl.constexpr,
     WRITE_LSE: tl.constexpr,
 ):
     """One program walks the tasks of one slot for one KV head: large, long, then small ones."""
@@ -189,6 +198,7 @@ def _pac_kernel(
             LARGE_ROWS,
             LARGE_BLOCK_KV,
             LARGE_STAGES,
+            EXACT_WEIGHTS,
             WRITE_LSE,
         )
     long = plan_ptr + 2 * (num_slots + 1) + slot
@@ -223,6 +233,7 @@ def _pac_kernel(
             SMALL_ROWS,
             LONG_BLOCK_KV,
             LONG_STAGES,
+            EXACT_WEIGHTS,
             WRITE_LSE,
         )
     small = plan_ptr + slot
@@ -257,6 +268,7 @@ def _pac_kernel(
             SMALL_ROWS,
             SMALL_BLOCK_KV,
             SMALL_STAGES,
+            EXACT_WEIGHTS,
             WRITE_LSE,
         )
 
@@ -293,6 +305,7 @@ def pac(
     """
     num_qo_heads, head_dim = q.shape[1], q.shape[2]
     num_kv_heads = k_buffer.shape[1]
+    group = num_qo_heads // num_kv_heads
     _pac_kernel[(num_slots, num_kv_heads)](
         q,
         k_buffer,
@@ -317,7 +330,7 @@ def pac(
         out.stride(1),
         num_slots,
         num_qo_heads,
-        GROUP=num_qo_heads // num_kv_heads,
+        GROUP=group,
         HEAD_DIM=head_dim,
         SMALL_ROWS=config.small.rows,
         SMALL_BLOCK_KV=config.small.block_kv,
@@ -327,6 +340,7 @@ def pac(
         LARGE_STAGES=config.large.stages,
         LONG_BLOCK_KV=config.long.block_kv,
         LONG_STAGES=config.long.stages,
+        EXACT_WEIGHTS=group < _EXACT_BELOW_GROUP and v_buffer.dtype != torch.float32,
         WRITE_LSE=lse is not None,
         num_warps=config.num_warps,
     )
