@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from planned import Planned, plan_batch
+from planned import plan_batch
 
 from sglang_codec.kernels.kv_index import append_slots, gather_slots
 from sglang_codec.testing import (
@@ -27,7 +27,7 @@ BATCHES: dict[str, Counts] = {
 }
 
 
-def grown(problem: Problem, planned: Planned, slots: torch.Tensor, steps: int) -> Problem:
+def grown(problem: Problem, slots: torch.Tensor, steps: int) -> Problem:
     """The problem after `steps` more tokens in each row, whose slots are `slots` ``[B, steps]``."""
     rows = [torch.cat([row, slots[r, :steps].cpu()]) for r, row in enumerate(problem.rows)]
     return dataclasses.replace(problem, rows=rows)
@@ -56,7 +56,7 @@ def test_rows_grow_up_to_the_headroom(name: str, device: torch.device, dtype: to
         )
         if step not in (0, HEADROOM - 1):
             continue
-        now = grown(problem, planned, slots, step + 1)
+        now = grown(problem, slots, step + 1)
         out, lse = planned.attend(now)
         exact, exact_lse = now.exact()
         assert_within_low_precision_error(out, exact, now.eager())

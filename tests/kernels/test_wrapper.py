@@ -41,6 +41,7 @@ BATCHES: dict[str, Counts] = {
         [("y", 33), ("r", 17)],
     ],
     "nothing at all": [[], []],
+    "no rows": [],
 }
 
 
@@ -125,10 +126,11 @@ def test_random_forests(seed: int, device: torch.device, dtype: torch.dtype) -> 
     solve(counts, device, dtype, group=2, seed=seed)
 
 
+@pytest.mark.parametrize("name", ["few-shot", "no rows"])
 def test_padding_rows_are_zero_with_lse_minus_infinity(
-    device: torch.device, dtype: torch.dtype
+    name: str, device: torch.device, dtype: torch.dtype
 ) -> None:
-    solve(BATCHES["few-shot"], device, dtype, padding=3)
+    solve(BATCHES[name], device, dtype, padding=3)
 
 
 def test_a_forest_found_in_the_slots_gives_the_same_result(

@@ -1,0 +1,147 @@
+"""Who imports whom: the table of docs/architecture.md, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "sglang_codec"
+STANDARD = frozenset(sys.stdlib_module_names)
+# flow order: a planning module may import those before it
+PLANNING = (
+    "paths",
+    "forest",
+    "absorption",
+    "cost_model",
+    "division",
+    "schedule",
+    "plan",
+    "planner",
+)
+
+# module -> what it may import besides the standard library; patterns of full module names
+ALLOWED: dict[str, tuple[str, ...]] = {
+    # explain: only inside `Plan.explain`, which a person calls
+    "planning.*": ("numpy", "sglang_codec.planning.*", "sglang_codec.explain"),
+    "kernels.*": ("torch", "triton", "triton.*", "sglang_codec.kernels.*"),
+    "buffers": ("torch", "sglang_codec.planning.plan"),
+    "reference": ("torch", "sglang_codec.planning.*"),
+    "attention": ("torch", "sglang_codec.buffers", "sglang_codec.kernels.*"),
+    "config": (),
+    "versions": (),
+    "explain": ("matplotlib", "sglang_codec.explain_*"),
+    "explain_input": ("numpy", "sglang_codec.kernels.launch", "sglang_codec.planning.*"),
+    "explain_picture": ("matplotlib", "matplotlib.*", "sglang_codec.explain"),
+    "__main__": ("sglang_codec", "sglang_codec.explain", "sglang_codec.explain_input"),
+}
+# module -> what it must not import, even inside a function
+FORBIDDEN: dict[str, tuple[str, ...]] = {
+    "planning.*": ("torch", "triton", "sglang"),
+    "kernels.*": ("sglang", "sglang_codec.planning.*"),
+    "buffers": ("triton", "sglang"),
+    "reference": ("sglang_codec.kernels.*",),
+    "attention": ("sglang",),
+    "wrapper": ("sglang", "sglang_codec.patches.*"),
+    "device": ("sglang", "sglang_codec.patches.*"),
+    "patches.*": ("sglang_codec.kernels.*",),
+    "*": ("sglang_codec.testing", "tests", "tests.*"),
+}
+
+
+def modules() -> list[str]:
+    # sorted by name, links to kernels/ and patches/ included
+    folders = (PACKAGE, *(PACKAGE / name for name in ("planning", "kernels", "patches")))
+    files = (file for folder in folders for file in sorted(folder.glob("*.py")))
+    return [".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in files]
+
+
+MODULES = modules()
+
+
+def source(module: str) -> ast.Module:
+    return ast.parse(PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text())
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def imported(module: str, *, lazy: bool = True) -> Iterator[str]:
+    """Full names of the modules that `module` imports; type-only imports do not count."""
+    stack: list[ast.AST] = [source(module)]
+    while stack:
+        node = stack.pop()
+        if is_type_checking(node):
+            continue
+        if not lazy and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                # `from package import module` names a module, `from module import name` does not
+                is_module = full.removeprefix("sglang_codec.") in MODULES
+                yield full if is_module else node.module
+        stack.extend(ast.iter_child_nodes(node))
+
+
+def rules(table: dict[str, tuple[str, ...]], module: str) -> list[tuple[str, ...]]:
+    return [names for pattern, names in table.items() if fnmatch(module, pattern)]
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    # a forbidden or allowed package stands for its submodules too
+    return any(fnmatch(name, p) or fnmatch(name.split(".")[0], p) for p in patterns)
+
+
+def test_every_rule_is_about_a_module_that_exists() -> None:
+    for pattern in {**ALLOWED, **FORBIDDEN}:
+        assert any(fnmatch(module, pattern) for module in MODULES), pattern
+    assert {f"planning.{name}" for name in PLANNING} == {
+        module for module in MODULES if module.startswith("planning.") and "__" not in module
+    }
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_it_may(module: str) -> None:
+    for allowed in rules(ALLOWED, module):
+        for name in imported(module):
+            is_standard = name.split(".")[0] in STANDARD
+            assert is_standard or any(fnmatch(name, p) for p in allowed), (
+                f"{module} imports {name}, and may import {allowed} and the standard library"
+            )
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_nothing_that_it_must_not(module: str) -> None:
+    for forbidden in rules(FORBIDDEN, module):
+        for name in imported(module):
+            assert not matches(name, forbidden), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("name", PLANNING)
+def test_planning_imports_in_flow_order(name: str) -> None:
+    earlier = {f"sglang_codec.planning.{other}" for other in PLANNING[: PLANNING.index(name)]}
+    own = set(imported(f"planning.{name}", lazy=False))
+    assert {other for other in own if other.startswith("sglang_codec.")} <= earlier
+
+
+@pytest.mark.parametrize("module", ["__init__", "plugin", "config", "versions", "__main__"])
+def test_nothing_heavy_is_imported_when_the_package_is(module: str) -> None:
+    heavy = ("torch", "triton", "sglang", "numpy", "matplotlib", "sglang_codec.kernels.*")
+    for name in imported(module, lazy=False):
+        assert not matches(name, heavy), f"{module} imports {name} at once"
+
+
+def test_patches_take_nothing_from_planning_but_paths() -> None:
+    for module in MODULES:
+        if module.startswith("patches."):
+            names = [n for n in imported(module) if n.startswith("sglang_codec.planning")]
+            assert set(names) <= {"sglang_codec.planning.paths"}, module
