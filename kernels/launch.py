@@ -12,8 +12,9 @@ class Tile:
     Args:
         rows: M side of the query tile (requests x GQA group).
         block_kv: KV tokens per step.
-        stages: software-pipeline stages of the KV loop. The KV index is loaded a step ahead of the
-            KV that it addresses, so 3 stages keep one KV block in flight and 5 keep two.
+        stages: software-pipeline stages of the KV loop. The addresses of K and V wait for the KV
+            index, so up to 4 stages the loads of a step overlap with nothing of the same program,
+            and 5 is the first depth that does; fewer stages are fewer instructions per task.
     """
 
     rows: int
@@ -44,7 +45,7 @@ class LaunchConfig:
     def __post_init__(self) -> None:
         if self.long.rows != self.small.rows or self.large.rows <= self.small.rows:
             raise ValueError(
-                f"long tasks have the rows of small ones and large ones more, got {self.small.rows} "
+                f"long tasks have the rows of small ones, large ones more; got {self.small.rows} "
                 f"(small), {self.long.rows} (long), {self.large.rows} (large)"
             )
 
@@ -59,12 +60,17 @@ class LaunchConfig:
 
 # the interpreter runs one program after another and pays per loop iteration, not per element
 INTERPRETED = LaunchConfig(
-    Tile(16, 128, 1), Tile(64, 128, 1), Tile(16, 256, 1), long_tokens=1024, num_warps=4, ctas_per_sm=1
+    Tile(16, 128, 1),
+    Tile(64, 128, 1),
+    Tile(16, 256, 1),
+    long_tokens=1024,
+    num_warps=4,
+    ctas_per_sm=1,
 )
 INTERPRETED_SMS = 4
 
 _LARGE_SHARED = LaunchConfig(
-    Tile(16, 32, 5), Tile(64, 64, 3), Tile(16, 128, 2), long_tokens=256, num_warps=4, ctas_per_sm=2
+    Tile(16, 32, 3), Tile(64, 64, 3), Tile(16, 128, 2), long_tokens=256, num_warps=4, ctas_per_sm=2
 )
 # 99 KB of shared memory per multiprocessor (sm_86, sm_89, sm_120)
 _SMALL_SHARED = LaunchConfig(

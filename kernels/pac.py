@@ -272,6 +272,7 @@ def _pac_kernel(
             WRITE_LSE,
         )
 
+
 def pac(
     q: torch.Tensor,
     k_buffer: torch.Tensor,

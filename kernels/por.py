@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 # up to this many (row, head) pairs, one program per pair and many parts a step; beyond, a program
-# takes several heads and few parts: rows then have few parts, and programs are what there is many of
+# takes several heads and few parts: there are programs enough then, and few parts to a row
 _FEW_PAIRS = 2048
 _MANY_HEADS = 8
 

@@ -122,7 +122,9 @@ def main() -> int:
                 record["why"] = f"{type(error).__name__}: {error}"[:160]
             records.append(record)
             shown = {k: v for k, v in record.items() if k[:2] == "us" or k in ("err", "why")}
-            fields = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items())
+            fields = (
+                f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items()
+            )
             plan = record.get("plan", {})
             print(
                 f"   {text:34s}",

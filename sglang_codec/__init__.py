@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str):
-    # lazy: importing the package must load neither torch nor a kernel (SGLang imports it at start-up)
+    # lazy: SGLang imports the package at start-up, which must load neither torch nor a kernel
     if name == "PrefixSharedDecodeWrapper":
         from sglang_codec.wrapper import PrefixSharedDecodeWrapper
 

@@ -55,9 +55,7 @@ class BatchPlanner:
         self._signature: Hashable = None
         self._lengths: np.ndarray | None = None
 
-    def plan_if_changed(
-        self, codec_batch: Any, lengths: np.ndarray, pool_rows: Any
-    ) -> Plan | None:
+    def plan_if_changed(self, codec_batch: Any, lengths: np.ndarray, pool_rows: Any) -> Plan | None:
         """The new plan if this step needs one, else None.
 
         Args:
@@ -109,6 +107,4 @@ class BatchPlanner:
         self.totals.steps += 1
         self.totals.kv_tokens_stock += total
         # tails have grown by as many tokens as the rows have
-        self.totals.kv_tokens_read += (
-            self.plan.kv_tokens_read + total - self.plan.kv_tokens_stock
-        )
+        self.totals.kv_tokens_read += self.plan.kv_tokens_read + total - self.plan.kv_tokens_stock

@@ -42,7 +42,7 @@ def describe_device(device: torch.device, head_dim: int) -> Device:
     if device.type != "cuda":
         if os.environ.get("TRITON_INTERPRET") != "1":
             raise RuntimeError(
-                f"device {device}: without a CUDA GPU the kernels run in Triton's interpreter only; "
+                f"device {device}: without a CUDA GPU the kernels run in Triton's interpreter; "
                 "set TRITON_INTERPRET=1 before the process starts"
             )
         return Device("interpreter", INTERPRETED, INTERPRETED_SMS, 1e10, 1e11)

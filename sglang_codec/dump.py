@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from sglang_codec.batch_planner import BatchPlanner
 
-_STEPS_BETWEEN_WRITES = 16
+_SECONDS_BETWEEN_WRITES = 0.5
 
 
 class PlanDump:
@@ -17,18 +18,19 @@ class PlanDump:
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
-        self._steps = 0
+        self._written = 0.0
         self._most_shared: tuple[int, dict] | None = None
 
     def write(self, planner: BatchPlanner, fallbacks: Mapping[str, int], *, changed: bool) -> None:
-        """Write if the plan changed or some steps have passed.
+        """Write if the plan changed or some time has passed.
 
         The file keeps the plan that saved the most tokens beside the latest totals: at the end of a
         run the last plan is that of a nearly empty batch.
         """
-        self._steps += 1
-        if not changed and self._steps % _STEPS_BETWEEN_WRITES:
+        now = time.monotonic()
+        if not changed and now - self._written < _SECONDS_BETWEEN_WRITES:
             return
+        self._written = now
         plan, forest = planner.plan, planner.forest
         saved = plan.kv_tokens_stock - plan.kv_tokens_read
         if changed and (self._most_shared is None or saved > self._most_shared[0]):

@@ -11,7 +11,9 @@ class SharingMismatch(RuntimeError):
     """The tree said that rows share KV slots, but their `req_to_token` entries differ."""
 
 
-def check_sharing(forest: PrefixForest, req_to_token: torch.Tensor, pool_rows: torch.Tensor) -> None:
+def check_sharing(
+    forest: PrefixForest, req_to_token: torch.Tensor, pool_rows: torch.Tensor
+) -> None:
     """Compare every reader of every shared run with the first one.
 
     Args:

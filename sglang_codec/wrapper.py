@@ -22,8 +22,8 @@ _MAX_SLOT = 2**31 - 1
 class PrefixSharedDecodeWrapper:
     """Decode attention that reads each shared KV run once for all requests that need it.
 
-    ``plan`` takes the forest of a batch, ``run`` attends for one layer. ``run`` can be captured in a
-    CUDA graph; a later ``plan`` takes effect at the next replay, as long as it fits the buffers.
+    ``plan`` takes the forest of a batch, ``run`` attends for one layer. ``run`` can be captured in
+    a CUDA graph; a later ``plan`` takes effect at the next replay, as long as it fits the buffers.
 
     Args:
         num_qo_heads: query heads, a multiple of `num_kv_heads`; at most 16 per KV head.
@@ -107,9 +107,7 @@ class PrefixSharedDecodeWrapper:
         buffers = self._buffers
         buffers.upload(plan)
         if len(kv_index):
-            buffers.kv_index[: len(kv_index)].copy_(
-                torch.from_numpy(kv_index), non_blocking=False
-            )
+            buffers.kv_index[: len(kv_index)].copy_(torch.from_numpy(kv_index), non_blocking=False)
         self._sm_scale = scale
         self._highest_slot = int(kv_index.max(initial=-1))
         self.launch_plan = plan

@@ -25,8 +25,13 @@ if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-# extension modules warn while Python shuts down: pytest's closing line has to be the last
-atexit.register(warnings.simplefilter, "ignore")
+
+@atexit.register
+def _silence_shutdown_warnings() -> None:
+    """Keep pytest's closing line the last: extension modules warn while Python shuts down."""
+    warnings.simplefilter("ignore")
+    # by then CPython uses the filters of the latest warning, and that was under pytest's
+    warnings.warn("make the filter above the latest", stacklevel=1)
 
 
 def pytest_configure() -> None:

@@ -12,9 +12,9 @@ def absorb_short_runs(
 ) -> np.ndarray:
     """bool ``[num_shared]``: nodes whose tokens each child reads again in front of its own.
 
-    A run of ``l`` tokens with ``s`` readers and ``c`` children, read on its own, saves ``(c - 1) l``
-    tokens of KV traffic and costs ``s`` more partial results, each written once and read once. It is
-    absorbed when the saving is the smaller of the two. Tokens that an absorbed ancestor passed down
+    A run of ``l`` tokens with ``s`` readers and ``c`` children, read on its own, saves
+    ``(c - 1) l`` tokens of KV traffic and costs ``s`` more partial results, each written once and
+    read once. It is absorbed when the saving is the smaller of the two. Tokens that an absorbed ancestor passed down
     count as the node's own.
 
     Args:

@@ -105,9 +105,7 @@ def roofline_cost_model(
         task_overhead_us: time of a task before its first token.
     """
     rows, tokens = np.array(_ROW_GRID), np.array(_TOKEN_GRID, np.float64)
-    seconds = np.maximum(
-        2 * head_dim * kv_element_bytes / bandwidth, 4 * rows * head_dim / flops
-    )
+    seconds = np.maximum(2 * head_dim * kv_element_bytes / bandwidth, 4 * rows * head_dim / flops)
     per_token = seconds * num_ctas * 1e6
     return CostModel(rows, tokens, task_overhead_us + per_token[:, None] * tokens, "roofline")
 

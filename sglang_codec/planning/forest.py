@@ -154,7 +154,8 @@ class PrefixForest:
         """Find the sharing of a batch by comparing its KV slots.
 
         Args:
-            kv_indptr: int ``[B + 1]``, row ``r`` owns ``kv_indices[kv_indptr[r]:kv_indptr[r + 1]]``.
+            kv_indptr: int ``[B + 1]``, row ``r`` owns
+                ``kv_indices[kv_indptr[r]:kv_indptr[r + 1]]``.
             kv_indices: int ``[total tokens]`` KV slot ids. Arrays or tensors (copied to the host).
 
         Rows share the longest common prefix of their slots. Cost: one sort of the rows.

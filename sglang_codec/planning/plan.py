@@ -38,8 +38,8 @@ class PlanSpec:
         row_tiles: increasing M sizes (requests x group) that the kernel has; each a task class.
         block_kv: granularity of chunks, in tokens.
         num_slots: program slots per KV head.
-        long_tokens: tokens from which a task of the smallest tile belongs to a class of its own, the
-            last one; None for no such class.
+        long_tokens: tokens from which a task of the smallest tile belongs to a class of its own,
+            the last one; None for no such class.
         tail_headroom: tokens by which a private tail may grow before it must be planned again.
     """
 
@@ -83,7 +83,12 @@ class PlanCapacity:
     kv_index: int
 
     def check(self, *, rows: int = 0, tasks: int = 0, parts: int = 0, kv_index: int = 0) -> None:
-        for name, need in (("rows", rows), ("tasks", tasks), ("parts", parts), ("kv_index", kv_index)):
+        for name, need in (
+            ("rows", rows),
+            ("tasks", tasks),
+            ("parts", parts),
+            ("kv_index", kv_index),
+        ):
             limit = getattr(self, name)
             if need > limit:
                 raise PlanCapacityError(
@@ -102,8 +107,8 @@ class Plan:
             A class is a query tile size, or the long tasks of the smallest tile.
         slot_indptr: int32 ``[classes, slots + 1]``, tasks of a slot within a class.
         part_indptr: int32 ``[B + 1]``, partial rows of each batch row in `part_rows`.
-        part_rows: int32 ``[P]``, partial rows in token order; -1 for the part of a row that its task
-            writes to the output directly.
+        part_rows: int32 ``[P]``, partial rows in token order; -1 for the part of a row that its
+            task writes to the output directly.
         num_parts: partial rows that the tasks write.
         append_base: int32 ``[B]``, the KV index entry of token ``t`` of row ``r``'s tail is
             ``append_base[r] + t``.
@@ -218,8 +223,8 @@ class PlanLayout:
     """Where the sections of a packed plan begin (int32 elements).
 
     The sections of fixed size come first, then the tasks, then the part lists, whose place
-    `part_indptr` carries as absolute offsets, then the spans: one contiguous copy uploads a plan, and no address
-    that a captured graph knows depends on it.
+    `part_indptr` carries as absolute offsets, then the spans: one contiguous copy uploads a plan,
+    and no address that a captured graph knows depends on it.
     """
 
     capacity: PlanCapacity

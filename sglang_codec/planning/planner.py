@@ -116,9 +116,7 @@ def _query_tiles(forest: PrefixForest, runs: _Runs, spec: PlanSpec) -> _Items:
     return _Items(run, first, queries, np.searchsorted(capacity, queries))
 
 
-def _cut(
-    items: _Items, runs: _Runs, spec: PlanSpec, cost_model: CostModel, finer: float
-) -> _Tasks:
+def _cut(items: _Items, runs: _Runs, spec: PlanSpec, cost_model: CostModel, finer: float) -> _Tasks:
     rows = np.asarray(spec.row_tiles)[items.tile]
     tokens = runs.length[items.run]
     if not len(tokens):

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from planned import plan_batch
+from planned import plan_batch, unused_slot
 
 from sglang_codec.kernels.kv_index import append_slots, gather_slots
 from sglang_codec.testing import (
@@ -73,11 +73,11 @@ def test_the_index_is_gathered_from_the_request_pool(
         paths, num_qo_heads=4, num_kv_heads=1, head_dim=64, dtype=dtype, device=device
     )
     planned = plan_batch(paths, problem, tail_headroom=HEADROOM)
-    pool = torch.full((7, 400), 1 << 30, dtype=torch.int32, device=device)
+    pool = torch.full((7, 400), unused_slot(problem), dtype=torch.int32, device=device)
     pool_rows = torch.tensor([5, 2, 6], device=device)
     for row, slots in zip(pool_rows.tolist(), problem.rows, strict=True):
         pool[row, : len(slots)] = slots.to(device, torch.int32)
-    planned.buffers.kv_index.fill_(1 << 30)
+    planned.buffers.kv_index.fill_(unused_slot(problem))
     spans = planned.buffers.upload(planned.plan)
     assert spans.tolist() == planned.plan.spans.tolist()
     gather_slots(planned.buffers.kv_index, pool, pool_rows, spans, longest=int(spans[:, 2].max()))

@@ -41,6 +41,11 @@ class Planned:
         return out, lse
 
 
+def unused_slot(problem: Problem) -> int:
+    """A slot of the cache that no row uses: it holds NaN."""
+    return len(without_pages(problem.k_buffer)) - 1
+
+
 def plan_batch(
     paths: Paths, problem: Problem, *, tail_headroom: int = 0, spare_rows: int = 0
 ) -> Planned:
@@ -65,8 +70,8 @@ def plan_batch(
     layout = PlanLayout(capacity, spec.num_classes, spec.num_slots)
     buffers = PlanBuffers(layout, num_qo_heads=num_qo_heads, head_dim=head_dim, device=device)
     buffers.upload(plan)
-    # slots that nobody has filled yet lead out of the cache
-    buffers.kv_index.fill_(1 << 30)
+    # entries that nobody has filled yet name a slot that holds NaN
+    buffers.kv_index.fill_(unused_slot(problem))
     index = torch.from_numpy(kv_index_of(forest, plan).copy())
     for _, _, tokens, entry in plan.spans.tolist():
         buffers.kv_index[entry : entry + tokens] = index[entry : entry + tokens].to(device)
