@@ -14,8 +14,8 @@ def absorb_short_runs(
 
     A run of ``l`` tokens with ``s`` readers and ``c`` children, read on its own, saves
     ``(c - 1) l`` tokens of KV traffic and costs ``s`` more partial results, each written once and
-    read once. It is absorbed when the saving is the smaller of the two. Tokens that an absorbed ancestor passed down
-    count as the node's own.
+    read once. It is absorbed when the saving is the smaller of the two. Tokens that an absorbed
+    ancestor passed down count as the node's own.
 
     Args:
         kv_token_bytes: bytes of K and V of one token and one KV head.

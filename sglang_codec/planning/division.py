@@ -23,7 +23,8 @@ def chunk_sizes(
 
     The paper's heuristic: a binary search for the smallest target ``c`` at which the items, cut
     into as few chunks of at most ``c`` microseconds as possible, fit into ``num_slots * c``
-    together. Sizes become whole blocks only then. The target is never below the time of the smallest chunk.
+    together. Sizes become whole blocks only then. The target is never below the time of the
+    smallest chunk.
 
     Args:
         rows: ``[K]`` M side of each item's query tile.
