@@ -24,7 +24,7 @@ STOCK = ("flashinfer", "fa3", "fa3p16", "fa3p64", "triton")
 PREFIX_AWARE = ("cascade", "fasttree")
 DEFAULT = ("codec", "flashinfer", "fa3", "triton", "cascade", "fasttree")
 PAGES = {"fa3p16": 16, "fa3p64": 64}
-PLAN_REPEATS = 15
+PLAN_REPEATS = 6
 
 
 def codec(problem: Problem) -> list[Runner]:

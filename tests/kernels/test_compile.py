@@ -53,7 +53,7 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
         assert kernel["tensor_core"] != "-"
         assert kernel["fitting_ctas"] >= kernel["ctas_per_sm"]
         # how deep each loop is pipelined is a measured choice (docs/performance.md): reported only
-        assert len(kernel["in_flight"]) == 3
+        assert len(kernel["in_flight"]) >= 3
 
 
 @pytest.mark.parametrize(
