@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
-import shlex
 import sys
 import time
 import traceback
@@ -78,7 +77,7 @@ def run(options: argparse.Namespace) -> results.Report:
         results.gpu_name(device),
         results.versions(),
         options.commit or results.commit(),
-        shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        results.command(),
         timing.ceilings(device),
     )
     print(report.gpu, report.commit, report.versions, report.ceilings, flush=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +187,7 @@ def document(
         "slots": first["slots"],
         "ceilings": results.plain(ceilings),
         "commit": commit,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": results.command(),
         "tables": tables,
     }
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,7 +92,7 @@ def main() -> int:
         "gpu": torch.cuda.get_device_name(),
         "versions": results.versions(),
         "commit": results.commit(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": results.command(),
         "ceilings": ceilings,
     }
     pool = KVPool(getattr(torch, options.dtype), device)

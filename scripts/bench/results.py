@@ -7,7 +7,9 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +47,12 @@ def commit() -> str:
         return f"{head}-dirty" if _git(here, "status", "--porcelain", "-uno") else head
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def command() -> str:
+    """This program's command line; of absolute paths only the names, which is what repeats it."""
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv]
+    return shlex.join([Path(words[0]).name, *words[1:]])
 
 
 def _git(folder: Path, *arguments: str) -> str:
