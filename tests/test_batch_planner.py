@@ -1,0 +1,137 @@
+"""When a batch is planned again, and what happens when its sharing is not proven."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sglang_codec.batch_planner import BatchPlanner
+from sglang_codec.dump import PlanDump
+from sglang_codec.patches.fallbacks import FALLBACKS
+from sglang_codec.planning.cost_model import roofline_cost_model
+from sglang_codec.planning.forest import PrefixForest
+from sglang_codec.planning.paths import RadixPaths
+from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError, PlanSpec
+from sglang_codec.sharing_check import SharingMismatch, check_sharing
+
+HEADROOM = 16
+SPEC = PlanSpec(4, 128, 2, (16, 64), block_kv=32, num_slots=8, tail_headroom=HEADROOM)
+COST = roofline_cost_model(
+    head_dim=128, kv_element_bytes=2, num_ctas=64, bandwidth=3e12, flops=7e14, task_overhead_us=2.0
+)
+SHARED = 100
+# rows 0 and 1 share tokens 0..99, row 2 is private
+PATHS = RadixPaths(*(np.array(x, np.int32) for x in ([-1], [SHARED], [0, 0, -1])))
+
+
+@dataclass
+class Batch:
+    """A `CodecBatch` without an SGLang behind it."""
+
+    signature: object
+    paths: RadixPaths
+    reads: int = 0
+
+    def read(self) -> RadixPaths:
+        self.reads += 1
+        return self.paths
+
+
+def planner(kv_index: int = 4096, host_rows: Any = None) -> BatchPlanner:
+    return BatchPlanner(SPEC, COST, PlanCapacity(8, 512, 512, kv_index), host_rows)
+
+
+def lengths(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def test_a_batch_that_grew_by_a_token_keeps_its_plan() -> None:
+    batch, plans = Batch("a", PATHS), planner()
+    first = plans.plan_if_changed(batch, lengths(110, 120, 50), None)
+    assert first is plans.plan
+    for step in range(1, HEADROOM + 1):
+        grown = lengths(110, 120, 50) + step
+        assert plans.plan_if_changed(Batch("a", PATHS), grown, None) is None
+    assert batch.reads == 1
+    # one token more than any tail has room for
+    assert plans.plan_if_changed(batch, lengths(110, 120, 50) + HEADROOM + 1, None) is not None
+    assert plans.totals.plans == 2
+    assert plans.totals.steps == HEADROOM + 2
+
+
+@pytest.mark.parametrize(
+    ("signature", "later"),
+    [
+        ("b", (111, 121, 51)),  # other rows, or other tree paths
+        ("a", (112, 122, 52)),  # a step that this backend did not see
+        ("a", (110, 120, 50)),  # the same step again
+        ("a", (111, 121)),  # a row less
+        (None, (111, 121, 51)),  # nothing known of the batch
+    ],
+)
+def test_any_other_batch_is_planned_again(signature: object, later: tuple[int, ...]) -> None:
+    plans = planner()
+    plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
+    paths = RadixPaths(PATHS.parent, PATHS.end, PATHS.leaf[: len(later)])
+    assert plans.plan_if_changed(Batch(signature, paths), lengths(*later), None) is not None
+
+
+def test_a_batch_of_which_nothing_is_known_is_private() -> None:
+    plans = planner()
+    for _ in range(2):
+        plan = plans.plan_if_changed(None, lengths(110, 120, 50), None)
+        assert plan.kv_tokens_read == plan.kv_tokens_stock == 280
+
+
+def test_totals_count_what_a_step_reads() -> None:
+    plans = planner()
+    plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
+    plans.plan_if_changed(Batch("a", PATHS), lengths(111, 121, 51), None)
+    assert plans.totals.kv_tokens_stock == 280 + 283
+    assert plans.totals.kv_tokens_read == (280 - SHARED) + (283 - SHARED)
+
+
+def test_sharing_that_the_tree_does_not_prove_is_found_by_the_slots_when_it_must_be() -> None:
+    """Read per row, two rows of 300 tokens do not fit an index of 450; their distinct slots do."""
+    slots = np.arange(300, dtype=np.int32)
+    rows = [slots, np.append(slots[:290], np.arange(1000, 1010, dtype=np.int32))]
+    plans = planner(kv_index=450, host_rows=lambda pool_rows, lengths: rows)
+    before = sum(FALLBACKS.counts.values())
+    plan = plans.plan_if_changed(None, lengths(300, 300), None)
+    assert sum(FALLBACKS.counts.values()) == before + 1
+    assert plan.kv_tokens_read == 290 + 10 + 10
+    with pytest.raises(PlanCapacityError, match="kv_index"):
+        planner(kv_index=200, host_rows=lambda *_: rows).plan_if_changed(
+            None, lengths(300, 300), None
+        )
+
+
+def test_the_check_finds_a_reader_with_another_slot() -> None:
+    forest = PrefixForest.from_radix_paths(PATHS, lengths(110, 120, 50), private_tokens=1)
+    table = torch.arange(5 * 200, dtype=torch.int32).reshape(5, 200)
+    pool_rows = torch.tensor([3, 1, 4])
+    table[1, :SHARED] = table[3, :SHARED]
+    check_sharing(forest, table, pool_rows)
+    table[1, 77] += 1
+    with pytest.raises(SharingMismatch, match="token 77"):
+        check_sharing(forest, table, pool_rows)
+
+
+def test_the_dump_keeps_the_plan_that_saved_most(tmp_path: Path) -> None:
+    file = tmp_path / "dump.json"
+    plans, dump = planner(), PlanDump(str(file))
+    for signature, rows in (("a", (110, 120, 50)), ("b", (30,))):
+        paths = PATHS if len(rows) == 3 else RadixPaths.private(1)
+        plans.plan_if_changed(Batch(signature, paths), lengths(*rows), None)
+        dump.write(plans, {"some reason": 2}, changed=True)
+    record = json.loads(file.read_text())
+    assert record["plan"]["batch"] == 3
+    assert record["totals"]["steps"] == 2
+    assert record["totals"]["fallbacks"] == {"some reason": 2}
+    assert PrefixForest.from_dict(record["forest"]).unique_tokens == 180
