@@ -12,9 +12,11 @@ from sglang_codec.planning.division import chunk_sizes
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.plan import TASK_FIELDS, Plan, PlanCapacity, PlanCapacityError, PlanSpec
 from sglang_codec.planning.schedule import longest_first
+from sglang_codec.planning.tape import cut_tape
 
-# how much finer (or coarser) than the division's own target to cut, until the slots are busy to
-# this share of the time; the best predicted schedule wins
+# the tape first, then the division, as much finer (or coarser) than its own target, until the slots
+# are busy to this share of the time; the best predicted schedule wins
+_TAPE = None
 _FINER = (1.0, 0.9, 2.5)
 _BALANCED = 0.95
 # and how much coarser when the finer plan does not fit the buffers
@@ -41,27 +43,30 @@ def make_plan(
     capacity.check(kv_index=runs.kv_entries)
     items = _query_tiles(forest, runs, spec)
 
-    best: tuple[float, _Tasks, np.ndarray] | None = None
+    best: tuple[float, _Tasks] | None = None
     refused: PlanCapacityError | None = None
-    for finer in _FINER + _COARSER:
+    for finer in (_TAPE, *_FINER, *_COARSER):
         if best is not None and finer in _COARSER:
             break
-        tasks = _cut(items, runs, spec, cost_model, finer)
+        if finer is _TAPE:
+            tasks = _cut_tape(items, runs, spec, cost_model)
+        else:
+            tasks = _divide(items, runs, spec, cost_model, finer)
         try:
             capacity.check(tasks=len(tasks.item), parts=tasks.num_parts)
         except PlanCapacityError as error:
             refused = error
             continue
-        slot, load = longest_first(tasks.us, spec.num_slots)
-        makespan = float(load.max(initial=0.0))
+        load = np.bincount(tasks.slot, weights=tasks.us, minlength=spec.num_slots)
+        makespan = float(load.max())
         if best is None or makespan < 0.98 * best[0]:
-            best = (makespan, tasks, slot)
+            best = (makespan, tasks)
         if load.mean() >= _BALANCED * makespan:
             break
     if best is None:
         assert refused is not None
         raise refused
-    return _assemble(forest, spec, runs, items, best[1], best[2], absorbed)
+    return _assemble(forest, spec, runs, items, best[1], absorbed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,7 @@ class _Tasks:
     begin: np.ndarray  # [T] tokens into the run
     tokens: np.ndarray  # [T]
     us: np.ndarray  # [T]
+    slot: np.ndarray  # [T]
     num_parts: int
 
 
@@ -116,12 +122,29 @@ def _query_tiles(forest: PrefixForest, runs: _Runs, spec: PlanSpec) -> _Items:
     return _Items(run, first, queries, np.searchsorted(capacity, queries))
 
 
-def _cut(items: _Items, runs: _Runs, spec: PlanSpec, cost_model: CostModel, finer: float) -> _Tasks:
+def _cut_tape(items: _Items, runs: _Runs, spec: PlanSpec, cost_model: CostModel) -> _Tasks:
     rows = np.asarray(spec.row_tiles)[items.tile]
     tokens = runs.length[items.run]
     if not len(tokens):
-        none = np.zeros(0, np.int64)
-        return _Tasks(none, none, none, np.zeros(0), 0)
+        return _NO_TASKS
+    item, begin, slot = cut_tape(
+        rows, tokens, cost_model=cost_model, num_slots=spec.num_slots, block_kv=spec.block_kv
+    )
+    end = np.append(begin[1:], 0)
+    is_last = np.append(item[1:] != item[:-1], True)
+    length = np.where(is_last, tokens[item], end) - begin
+    us = cost_model.task_us(rows[item], length)
+    chunks = np.bincount(item, minlength=len(tokens))
+    return _Tasks(item, begin, length, us, slot, _num_parts(items, chunks))
+
+
+def _divide(
+    items: _Items, runs: _Runs, spec: PlanSpec, cost_model: CostModel, finer: float
+) -> _Tasks:
+    rows = np.asarray(spec.row_tiles)[items.tile]
+    tokens = runs.length[items.run]
+    if not len(tokens):
+        return _NO_TASKS
     if finer > 0:
         size = chunk_sizes(
             rows,
@@ -138,7 +161,11 @@ def _cut(items: _Items, runs: _Runs, spec: PlanSpec, cost_model: CostModel, fine
     begin = (np.arange(len(item)) - np.repeat(np.cumsum(chunks) - chunks, chunks)) * size[item]
     length = np.minimum(tokens[item] - begin, size[item])
     us = cost_model.task_us(rows[item], length)
-    return _Tasks(item, begin, length, us, _num_parts(items, chunks))
+    slot, _ = longest_first(us, spec.num_slots)
+    return _Tasks(item, begin, length, us, slot, _num_parts(items, chunks))
+
+
+_NO_TASKS = _Tasks(*[np.zeros(0, np.int64)] * 3, np.zeros(0), np.zeros(0, np.int64), 0)
 
 
 def _num_parts(items: _Items, chunks: np.ndarray) -> int:
@@ -158,15 +185,14 @@ def _assemble(
     runs: _Runs,
     items: _Items,
     tasks: _Tasks,
-    slot: np.ndarray,
     absorbed: np.ndarray,
 ) -> Plan:
     # kernel order: by class, then slot, then longest first
     tile = items.tile[tasks.item]
     if spec.long_tokens is not None:
         tile = np.where((tile == 0) & (tasks.tokens >= spec.long_tokens), len(spec.row_tiles), tile)
-    by_slot = np.lexsort((-tasks.us, slot, tile))
-    slot, tile = slot[by_slot], tile[by_slot]
+    by_slot = np.lexsort((-tasks.us, tasks.slot, tile))
+    slot, tile = tasks.slot[by_slot].astype(np.int32), tile[by_slot]
     item, begin, tokens = tasks.item[by_slot], tasks.begin[by_slot], tasks.tokens[by_slot]
     run = items.run[item]
     first, queries = items.first[item], items.queries[item]
