@@ -18,8 +18,9 @@ def cut_tape(
     """Divide and schedule in one go: at most ``num_slots - 1`` cuts, all slots about equally long.
 
     The items lie end to end, longest first, each as long as its predicted microseconds, and the
-    tape is cut into `num_slots` equal pieces. A cut falls on a whole block of its item; where that is the item's
-    begin or end, the item stays whole there. Each cut costs the overhead of one more task.
+    tape is cut into `num_slots` equal pieces. A cut falls on a whole block of its item; where that
+    is the item's begin or end, the item stays whole there. Each cut costs the overhead of one more
+    task.
 
     Args:
         rows: ``[K]`` M side of each item's query tile. tokens: ``[K]`` its KV tokens, at least 1.

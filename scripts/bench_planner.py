@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Time the planner on one core, and compare the plans that it predicts with an earlier run's.
+
+    python scripts/bench_planner.py --against docs/results/kernels_h100.json --json planner.json
+
+Needs no GPU: the forests of the public tables are planned with the shipped H100 cost table, on the
+program slots that an H100 has. `changed` are batches as a server sees them: radix paths and lengths
+that all differ, tails with headroom, forest included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from bench import results, tables
+
+from sglang_codec.kernels.launch import launch_config
+from sglang_codec.planning.cost_model import COST_TABLES, CostModel
+from sglang_codec.planning.forest import PrefixForest
+from sglang_codec.planning.paths import RadixPaths
+from sglang_codec.planning.plan import PlanCapacity, PlanSpec
+from sglang_codec.planning.planner import make_plan
+
+H100_SMS = 132
+UNLIMITED = PlanCapacity(*[2**31 - 1] * 4)
+CHANGED = ("1,64_8192,256", "1,4,16,256_2048,512,256,64", "1,16,32,64,128,1024_256,128,64,32,32,32")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--against", type=Path, help="JSON of bench_kernels.py, for its plans")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+def radix_paths(row: tables.Row, *, tails: bool) -> tuple[RadixPaths, np.ndarray]:
+    """Paths and lengths of a row, shuffled; with `tails` the last level is not in the tree."""
+    parents, lengths, leaves = row.level_tree()
+    skipped = set(leaves) if tails else set()
+    parent: list[int] = []
+    end: list[int] = []
+    index: dict[int, int] = {-1: -1}
+    reach: dict[int, int] = {-1: 0}
+    for node, (above, length) in enumerate(zip(parents, lengths, strict=True)):
+        reach[node] = reach[above] + length
+        index[node] = index[above]
+        if length and node not in skipped:
+            index[node] = len(parent)
+            parent.append(index[above])
+            end.append(reach[node])
+    order = np.random.default_rng(0).permutation(leaves)
+    leaf = np.array([index[node] for node in order], np.int32)
+    row_lengths = np.array([reach[node] for node in order], np.int32)
+    return RadixPaths(np.array(parent, np.int32), np.array(end, np.int32), leaf), row_lengths
+
+
+def spec_of(row: tables.Row, headroom: int = 0) -> PlanSpec:
+    """What the planner knows of an H100 and this row's heads."""
+    config = launch_config((9, 0), tables.HEAD_DIM)
+    return PlanSpec(
+        group=row.group,
+        head_dim=tables.HEAD_DIM,
+        kv_element_bytes=2,
+        row_tiles=config.row_tiles,
+        block_kv=config.small.block_kv,
+        num_slots=config.num_slots(H100_SMS, row.num_kv_heads),
+        tail_headroom=headroom,
+        long_tokens=config.long_tokens,
+    )
+
+
+def median_ms(call: Callable[[], object], repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e3
+
+
+def changed_batch(tree: str, cost: CostModel, repeats: int) -> dict[str, object]:
+    """Milliseconds from radix paths to a plan."""
+    row = tables.Row("changed", tree, "32/8", *tables.parse_tree(tree))
+    paths, lengths = radix_paths(row, tails=True)
+    lengths = lengths + np.random.default_rng(1).integers(0, 200, len(lengths), np.int32)
+    spec = spec_of(row, headroom=128)
+
+    def plan() -> None:
+        forest = PrefixForest.from_radix_paths(paths, lengths, private_tokens=1)
+        make_plan(forest, spec, cost, UNLIMITED)
+
+    plan()
+    return {"tree": tree, "batch": row.batch, "plan_ms": round(median_ms(plan, repeats), 3)}
+
+
+def planned_row(row: tables.Row, cost: CostModel) -> dict[str, object]:
+    """What is predicted of a row of the public tables."""
+    forest = PrefixForest.from_radix_paths(*radix_paths(row, tails=False))
+    plan = make_plan(forest, spec_of(row), cost, UNLIMITED).summary()
+    return {
+        "table": row.table,
+        "name": row.name,
+        "heads": row.heads,
+        "tasks": plan["tasks"],
+        "makespan_us": round(plan["makespan_us"], 3),
+        "balance": round(plan["mean_load_us"] / plan["makespan_us"], 4),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a line per batch and a summary per table."""
+    args = make_parser().parse_args(argv)
+    cost = CostModel.from_json(COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json")
+    changed = [changed_batch(tree, cost, args.repeats) for tree in CHANGED]
+    for batch in changed:
+        print(f"{batch['batch']:5d} requests, {batch['tree']}: {batch['plan_ms']:.2f} ms")
+    rows = [planned_row(row, cost) for row in tables.all_rows()]
+    if args.against:
+        measured = json.loads(args.against.read_text())["rows"]
+        earlier = {(r["table"], r["name"], r["heads"]): r["plan"]["makespan_us"] for r in measured}
+        for row in rows:
+            before = earlier[row["table"], row["name"], row["heads"]]
+            row["of_earlier"] = round(row["makespan_us"] / before, 4)
+    by_table = defaultdict(list)
+    for row in rows:
+        by_table[row["table"]].append(row)
+    for table, of_table in by_table.items():
+        line = f"{table}: balance {statistics.mean(r['balance'] for r in of_table):.3f} in the mean"
+        if args.against:
+            ratios = [r["of_earlier"] for r in of_table]
+            mean = math.exp(statistics.mean(map(math.log, ratios)))
+            line += (
+                f"; predicted makespan {mean:.3f} of the earlier plans', "
+                f"{min(ratios):.2f} to {max(ratios):.2f}"
+            )
+        print(line)
+    if args.json:
+        head = {"versions": results.versions(), "commit": results.commit()}
+        head["command"] = results.command()
+        args.json.write_text(json.dumps(head | {"changed": changed, "rows": rows}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
