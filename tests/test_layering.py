@@ -18,6 +18,7 @@ PLANNING = (
     "forest",
     "absorption",
     "cost_model",
+    "tape",
     "division",
     "schedule",
     "plan",
