@@ -127,9 +127,16 @@ def _cut_tape(items: _Items, runs: _Runs, spec: PlanSpec, cost_model: CostModel)
     tokens = runs.length[items.run]
     if not len(tokens):
         return _NO_TASKS
+    # equally long items by their place in the sequence: who is cut must not depend on batch order
+    order = np.lexsort((items.queries, runs.start[items.run]))
     item, begin, slot = cut_tape(
-        rows, tokens, cost_model=cost_model, num_slots=spec.num_slots, block_kv=spec.block_kv
+        rows[order],
+        tokens[order],
+        cost_model=cost_model,
+        num_slots=spec.num_slots,
+        block_kv=spec.block_kv,
     )
+    item = order[item]
     end = np.append(begin[1:], 0)
     is_last = np.append(item[1:] != item[:-1], True)
     length = np.where(is_last, tokens[item], end) - begin
