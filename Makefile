@@ -36,6 +36,7 @@ endif
 
 # a failing make exits with 2 whatever pytest said: .ci/run reads pytest's own status from the file
 test: $(READY)
+	@scripts/install_sglang_overlays.sh $(BIN)/python
 	@rm -f $(VENV)/.pytest-status
 	@$(BIN)/python -m pytest $(PYTEST_ARGS); \
 		status=$$?; echo $$status >$(VENV)/.pytest-status; exit $$status
@@ -47,4 +48,4 @@ wheel: $(READY)
 	$(BIN)/python -m pip wheel -qq --no-deps --no-build-isolation -w dist .
 
 clean:
-	rm -rf $(VENV) build dist out .models *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .sglang build dist out .models *.egg-info .pytest_cache .hypothesis .ruff_cache
