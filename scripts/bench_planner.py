@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from bench import results, tables
 
+from sglang_codec.device import Device, plan_spec
 from sglang_codec.kernels.launch import launch_config
 from sglang_codec.planning.cost_model import COST_TABLES, CostModel
 from sglang_codec.planning.forest import PrefixForest
@@ -30,7 +31,8 @@ from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import PlanCapacity, PlanSpec
 from sglang_codec.planning.planner import make_plan
 
-H100_SMS = 132
+# the ceilings are for a GPU without a cost table
+H100 = Device("H100", launch_config((9, 0), tables.HEAD_DIM), 132, bandwidth=0.0, flops=0.0)
 UNLIMITED = PlanCapacity(*[2**31 - 1] * 4)
 CHANGED = ("1,64_8192,256", "1,4,16,256_2048,512,256,64", "1,16,32,64,128,1024_256,128,64,32,32,32")
 
@@ -69,16 +71,13 @@ def radix_paths(row: tables.Row, *, tails: bool) -> tuple[RadixPaths, np.ndarray
 
 def spec_of(row: tables.Row, headroom: int = 0) -> PlanSpec:
     """What the planner knows of an H100 and this row's heads."""
-    config = launch_config((9, 0), tables.HEAD_DIM)
-    return PlanSpec(
-        group=row.group,
+    return plan_spec(
+        H100,
+        num_qo_heads=row.num_qo_heads,
+        num_kv_heads=row.num_kv_heads,
         head_dim=tables.HEAD_DIM,
         kv_element_bytes=2,
-        row_tiles=config.row_tiles,
-        block_kv=config.small.block_kv,
-        num_slots=config.num_slots(H100_SMS, row.num_kv_heads),
         tail_headroom=headroom,
-        long_tokens=config.long_tokens,
     )
 
 
