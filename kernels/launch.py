@@ -12,46 +12,64 @@ class Tile:
     Args:
         rows: M side of the query tile (requests x GQA group).
         block_kv: KV tokens per step.
-        stages: software-pipeline stages of the KV loop. The addresses of K and V wait for the KV
-            index, so up to 4 stages the loads of a step overlap with nothing of the same program,
-            and 5 is the first depth that does; fewer stages are fewer instructions per task.
     """
 
     rows: int
     block_kv: int
-    stages: int
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
-    """How PAC is launched on one kind of GPU.
+    """How PAC and POR are launched on one kind of GPU.
 
     Args:
-        small: tasks with few query rows and few tokens, where latency counts.
-        large: tasks with more query rows.
-        long: tasks with few query rows and many tokens, where bytes in flight count.
-        long_tokens: tokens from which a task is long.
+        tiles: query tiles with increasing rows, each a task class.
+        bundle: the tile of bundles, the last task class; None for no bundles.
+        stages: software-pipeline stages of every KV loop. K and V of a step are loaded
+            ``stages - 1`` steps ahead, so with 2 nothing overlaps within a program.
         num_warps: warps of a program.
         ctas_per_sm: resident programs per multiprocessor that the grid is made for.
+        interleave: one half of the programs takes the short tasks first, so that a multiprocessor
+            computes and loads at the same time; else all take the large tiles first.
+        early_launch: POR's programs start while PAC's last ones finish (programmatic dependent
+            launch, from compute capability 9.0).
     """
 
-    small: Tile
-    large: Tile
-    long: Tile
-    long_tokens: int
+    tiles: tuple[Tile, ...]
+    bundle: Tile | None
+    stages: int
     num_warps: int
     ctas_per_sm: int
+    interleave: bool = False
+    early_launch: bool = False
 
     def __post_init__(self) -> None:
-        if self.long.rows != self.small.rows or self.large.rows <= self.small.rows:
-            raise ValueError(
-                f"long tasks have the rows of small ones, large ones more; got {self.small.rows} "
-                f"(small), {self.long.rows} (long), {self.large.rows} (large)"
-            )
+        rows = self.row_tiles
+        if not rows or any(low >= high for low, high in zip(rows[:-1], rows[1:], strict=True)):
+            raise ValueError(f"query tiles need increasing rows, got {rows}")
 
     @property
     def row_tiles(self) -> tuple[int, ...]:
-        return (self.small.rows, self.large.rows)
+        return tuple(tile.rows for tile in self.tiles)
+
+    @property
+    def bundle_rows(self) -> int:
+        return self.bundle.rows if self.bundle else 0
+
+    @property
+    def block_kv(self) -> int:
+        """Tokens that chunks are rounded to: a whole step of most tiles."""
+        return min(tile.block_kv for tile in self.tiles)
+
+    @property
+    def execution_order(self) -> tuple[tuple[int, int, int, bool, bool], ...]:
+        """``(class, rows, KV tokens a step, is it the bundles', is it large)``, most work first."""
+        tiles = enumerate(self.tiles)
+        order = [(i, tile.rows, tile.block_kv, False, i > 0) for i, tile in tiles][::-1]
+        if self.bundle:
+            own = (len(self.tiles), self.bundle.rows, self.bundle.block_kv, True, False)
+            order.insert(-1, own)
+        return tuple(order)
 
     def num_slots(self, num_sms: int, num_kv_heads: int) -> int:
         """Program slots per KV head of a grid that fills the GPU once."""
@@ -60,21 +78,24 @@ class LaunchConfig:
 
 # the interpreter runs one program after another and pays per loop iteration, not per element
 INTERPRETED = LaunchConfig(
-    Tile(16, 128, 1),
-    Tile(64, 128, 1),
-    Tile(16, 256, 1),
-    long_tokens=1024,
-    num_warps=4,
-    ctas_per_sm=1,
+    (Tile(16, 256), Tile(64, 128)), Tile(32, 128), stages=1, num_warps=4, ctas_per_sm=1
 )
 INTERPRETED_SMS = 4
 
-_LARGE_SHARED = LaunchConfig(
-    Tile(16, 32, 3), Tile(64, 64, 3), Tile(16, 128, 2), long_tokens=256, num_warps=4, ctas_per_sm=2
+_HOPPER = LaunchConfig(
+    (Tile(16, 64), Tile(64, 64), Tile(128, 32)), Tile(64, 64), stages=3, num_warps=4, ctas_per_sm=2
+)
+# as Hopper, but for the tile of 128 rows, which spills there
+_BLACKWELL = LaunchConfig(
+    (Tile(16, 64), Tile(64, 64)), Tile(64, 64), stages=3, num_warps=4, ctas_per_sm=2
+)
+# 164 KB of shared memory per multiprocessor
+_AMPERE = LaunchConfig(
+    (Tile(16, 64), Tile(64, 32)), Tile(64, 32), stages=3, num_warps=4, ctas_per_sm=2
 )
 # 99 KB of shared memory per multiprocessor (sm_86, sm_89, sm_120)
 _SMALL_SHARED = LaunchConfig(
-    Tile(16, 32, 3), Tile(64, 32, 3), Tile(16, 64, 2), long_tokens=256, num_warps=4, ctas_per_sm=2
+    (Tile(16, 32), Tile(64, 32)), Tile(64, 32), stages=2, num_warps=4, ctas_per_sm=2
 )
 
 
@@ -82,4 +103,6 @@ def launch_config(capability: tuple[int, int], head_dim: int) -> LaunchConfig:
     """The configuration for a GPU of this compute capability."""
     if capability in ((8, 6), (8, 9), (12, 0), (12, 1)):
         return _SMALL_SHARED
-    return _LARGE_SHARED
+    if capability[0] >= 10:
+        return _BLACKWELL
+    return _HOPPER if capability >= (9, 0) else _AMPERE

@@ -27,7 +27,7 @@ def _pac_task(
     partial_lse_ptr,
     plan_ptr,
     kv_index_ptr,
-    row_lengths_ptr,
+    kv_readers_ptr,
     order_offset,
     tasks_offset,
     qk_scale,
@@ -44,26 +44,21 @@ def _pac_task(
     HEAD_DIM: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_KV: tl.constexpr,
-    STAGES: tl.constexpr,
+    IS_BUNDLE: tl.constexpr,
     EXACT_WEIGHTS: tl.constexpr,
     WRITE_LSE: tl.constexpr,
 ):
-    """Attention of one query tile over one KV chunk for one KV head."""
+    """Attention of one query tile over one KV chunk, or one bundle, for one KV head."""
     record = plan_ptr + tasks_offset + task * TASK_INTS
     kv_start = tl.load(record)
     kv_len = tl.load(record + 1)
     first = tl.load(record + 2)
     queries = tl.load(record + 3)
     part = tl.load(record + 4)
-    open_row = tl.load(record + 5)
-    open_base = tl.load(record + 6)
-    # an open chunk ends where its row ends now, not where it ended when the plan was made
-    row_length = tl.load(row_lengths_ptr + open_row, mask=open_row >= 0, other=0)
-    kv_len = tl.where(open_row >= 0, tl.minimum(row_length - open_base, kv_len), kv_len)
 
     offs_row = tl.arange(0, ROWS)
     offs_dim = tl.arange(0, HEAD_DIM)
-    offs_kv = tl.arange(0, BLOCK_KV)
+    token = tl.arange(0, BLOCK_KV)
     query = offs_row // GROUP
     head = kv_head * GROUP + offs_row % GROUP
     valid = query < queries
@@ -75,23 +70,51 @@ def _pac_task(
     )
     k_head_ptr = k_ptr + kv_head.to(tl.int64) * k_head_stride
     v_head_ptr = v_ptr + kv_head.to(tl.int64) * v_head_stride
+    index = kv_index_ptr + kv_start
+    readers_of = kv_readers_ptr + kv_start
 
     running_max = tl.full([ROWS], -float("inf"), tl.float32)
     running_sum = tl.zeros([ROWS], tl.float32)
     accumulator = tl.zeros([ROWS, HEAD_DIM], tl.float32)
-    for start in tl.range(0, kv_len, BLOCK_KV, num_stages=STAGES):
-        token = start + offs_kv
-        # beyond the end the last token is read again: always a valid slot of this very chunk, so
-        # its weight of zero never meets a NaN, and the loads need no mask
-        slot = tl.load(kv_index_ptr + kv_start + tl.minimum(token, kv_len - 1)).to(tl.int64)
-        k = tl.load(k_head_ptr + slot[None, :] * k_slot_stride + offs_dim[:, None])
-        scores = tl.dot(q, k, input_precision="ieee") * qk_scale
-        scores = tl.where((token < kv_len)[None, :], scores, -float("inf"))
-        new_max = tl.maximum(running_max, tl.max(scores, 1))
-        rescale = tl.exp2(running_max - new_max)
-        weights = tl.exp2(scores - new_max[:, None])
+    # the slots of a step are loaded a step ahead, into registers: K and V then wait for nothing in
+    # their own step, and the compiler can load them `num_stages - 1` steps ahead. An explicit
+    # number of stages on the loop would make it pipeline the slots too, and wait for all of them.
+    slot = tl.load(index + token, mask=token < kv_len, other=0)
+    if IS_BUNDLE:
+        readers = tl.load(readers_of + token, mask=token < kv_len, other=0)
+    for start in tl.range(0, kv_len, BLOCK_KV):
+        within = start + token < kv_len
+        at = slot.to(tl.int64)
+        # beyond the end nothing is loaded: zeros, so a weight of zero never meets a NaN
+        k = tl.load(
+            k_head_ptr + at[:, None] * k_slot_stride + offs_dim[None, :],
+            mask=within[:, None],
+            other=0.0,
+        )
+        v = tl.load(
+            v_head_ptr + at[:, None] * v_slot_stride + offs_dim[None, :],
+            mask=within[:, None],
+            other=0.0,
+        )
+        following = start + BLOCK_KV + token
+        slot = tl.load(index + following, mask=following < kv_len, other=0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if IS_BUNDLE:
+            low = readers & 0xFFFF
+            high = readers >> 16
+            seen = (query[:, None] >= low[None, :]) & (query[:, None] < high[None, :])
+            scores = tl.where(seen, scores, -float("inf"))
+            readers = tl.load(readers_of + following, mask=following < kv_len, other=0)
+            new_max = tl.maximum(running_max, tl.max(scores, 1) * qk_scale)
+            # a query may have seen nothing yet
+            reference = tl.where(new_max == -float("inf"), 0.0, new_max)
+        else:
+            scores = tl.where(within[None, :], scores, -float("inf"))
+            new_max = tl.maximum(running_max, tl.max(scores, 1) * qk_scale)
+            reference = new_max
+        rescale = tl.exp2(running_max - reference)
+        weights = tl.exp2(scores * qk_scale - reference[:, None])
         running_sum = running_sum * rescale + tl.sum(weights, 1)
-        v = tl.load(v_head_ptr + slot[:, None] * v_slot_stride + offs_dim[None, :])
         accumulator = accumulator * rescale[:, None]
         rounded = weights.to(v.dtype)
         accumulator = tl.dot(rounded, v, accumulator, input_precision="ieee")
@@ -136,7 +159,8 @@ def _pac_kernel(
     partial_lse_ptr,  # [parts, Hq] fp32, base 2
     plan_ptr,  # packed plan, int32
     kv_index_ptr,  # [entries] int32
-    row_lengths_ptr,  # [B] int32
+    bundle_index_ptr,  # [entries] int32
+    bundle_readers_ptr,  # [entries] int32
     order_offset,
     tasks_offset,
     qk_scale,
@@ -152,57 +176,61 @@ def _pac_kernel(
     num_qo_heads,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    SMALL_ROWS: tl.constexpr,
-    SMALL_BLOCK_KV: tl.constexpr,
-    SMALL_STAGES: tl.constexpr,
-    LARGE_ROWS: tl.constexpr,
-    LARGE_BLOCK_KV: tl.constexpr,
-    LARGE_STAGES: tl.constexpr,
-    LONG_BLOCK_KV: tl.constexpr,
-    LONG_STAGES: tl.constexpr,
+    CLASSES: tl.constexpr,  # LaunchConfig.execution_order
+    INTERLEAVE: tl.constexpr,
+    EARLY_LAUNCH: tl.constexpr,
     EXACT_WEIGHTS: tl.constexpr,
     WRITE_LSE: tl.constexpr,
 ):
-    """One program walks the tasks of one slot for one KV head: large, long, then small ones."""
+    """One program walks the tasks of one slot for one KV head, class by class."""
     slot = tl.program_id(0)
     kv_head = tl.program_id(1)
-    for turn in tl.static_range(3):
-        # classes in the plan: small, large, long
-        of_class = plan_ptr + ((turn + 1) % 3) * (num_slots + 1) + slot
-        for task in tl.range(tl.load(of_class), tl.load(of_class + 1), num_stages=1):
-            _pac_task(
-                task,
-                kv_head,
-                q_ptr,
-                k_ptr,
-                v_ptr,
-                out_ptr,
-                lse_ptr,
-                partial_out_ptr,
-                partial_lse_ptr,
-                plan_ptr,
-                kv_index_ptr,
-                row_lengths_ptr,
-                order_offset,
-                tasks_offset,
-                qk_scale,
-                q_row_stride,
-                q_head_stride,
-                k_slot_stride,
-                k_head_stride,
-                v_slot_stride,
-                v_head_stride,
-                out_row_stride,
-                out_head_stride,
-                num_qo_heads,
-                GROUP,
-                HEAD_DIM,
-                LARGE_ROWS if turn == 0 else SMALL_ROWS,
-                LARGE_BLOCK_KV if turn == 0 else (LONG_BLOCK_KV if turn == 1 else SMALL_BLOCK_KV),
-                LARGE_STAGES if turn == 0 else (LONG_STAGES if turn == 1 else SMALL_STAGES),
-                EXACT_WEIGHTS,
-                WRITE_LSE,
-            )
+    if EARLY_LAUNCH:
+        tl.extra.cuda.gdc_launch_dependents()
+    # the two programs of a multiprocessor are half a grid apart
+    half = 2 * (kv_head * num_slots + slot) >= num_slots * tl.num_programs(1)
+    for turn in tl.range(0, 2 if INTERLEAVE else 1, num_stages=1):
+        for index in tl.static_range(len(CLASSES)):
+            of_class = plan_ptr + CLASSES[index][0] * (num_slots + 1) + slot
+            begin = tl.load(of_class)
+            end = tl.load(of_class + 1)
+            if INTERLEAVE:
+                # large tiles, which compute, in one turn; all else, which loads, in the other
+                end = tl.where((turn == 0) == (half != CLASSES[index][4]), end, begin)
+            for task in tl.range(begin, end, num_stages=1):
+                _pac_task(
+                    task,
+                    kv_head,
+                    q_ptr,
+                    k_ptr,
+                    v_ptr,
+                    out_ptr,
+                    lse_ptr,
+                    partial_out_ptr,
+                    partial_lse_ptr,
+                    plan_ptr,
+                    bundle_index_ptr if CLASSES[index][3] else kv_index_ptr,
+                    bundle_readers_ptr,
+                    order_offset,
+                    tasks_offset,
+                    qk_scale,
+                    q_row_stride,
+                    q_head_stride,
+                    k_slot_stride,
+                    k_head_stride,
+                    v_slot_stride,
+                    v_head_stride,
+                    out_row_stride,
+                    out_head_stride,
+                    num_qo_heads,
+                    GROUP,
+                    HEAD_DIM,
+                    CLASSES[index][1],
+                    CLASSES[index][2],
+                    CLASSES[index][3],
+                    EXACT_WEIGHTS,
+                    WRITE_LSE,
+                )
 
 
 def pac(
@@ -215,7 +243,8 @@ def pac(
     partial_lse: torch.Tensor,
     plan: torch.Tensor,
     kv_index: torch.Tensor,
-    row_lengths: torch.Tensor,
+    bundle_index: torch.Tensor,
+    bundle_readers: torch.Tensor,
     *,
     order_offset: int,
     tasks_offset: int,
@@ -223,7 +252,7 @@ def pac(
     sm_scale: float,
     config: LaunchConfig,
 ) -> None:
-    """Run every task of a packed plan.
+    """Run every task of a packed plan, with the lengths that `follow_lengths` wrote into it.
 
     Args:
         q, out: ``[B, Hq, D]``. k_buffer, v_buffer: ``[num_slots, Hkv, D]``. The last dimension of
@@ -231,8 +260,9 @@ def pac(
         lse: ``[B, Hq]`` fp32 contiguous, base 2, or None.
         partial_out: ``[parts, Hq, D]`` fp32 contiguous; partial_lse: ``[parts, Hq]``.
         plan: packed plan (`PlanLayout`), int32; the offsets say where its sections begin.
-        kv_index: int32 KV slots. row_lengths: int32 ``[B]``, KV tokens of each row now.
-        sm_scale: factor of the scores before the softmax.
+        kv_index: int32 KV slots. bundle_index: int32 KV slots of the bundles, bundle_readers: the
+            queries ``[low, high)`` that see each, as ``low + 65536 * high``.
+        sm_scale: factor of the scores before the softmax, greater than 0.
 
     Rows with one part are written to `out` (and `lse`); the others leave partials for `por`.
     """
@@ -249,7 +279,8 @@ def pac(
         partial_lse,
         plan,
         kv_index,
-        row_lengths,
+        bundle_index,
+        bundle_readers,
         order_offset,
         tasks_offset,
         sm_scale * 1.4426950408889634,  # log2(e): the softmax runs in base 2
@@ -265,15 +296,11 @@ def pac(
         num_qo_heads,
         GROUP=group,
         HEAD_DIM=head_dim,
-        SMALL_ROWS=config.small.rows,
-        SMALL_BLOCK_KV=config.small.block_kv,
-        SMALL_STAGES=config.small.stages,
-        LARGE_ROWS=config.large.rows,
-        LARGE_BLOCK_KV=config.large.block_kv,
-        LARGE_STAGES=config.large.stages,
-        LONG_BLOCK_KV=config.long.block_kv,
-        LONG_STAGES=config.long.stages,
+        CLASSES=config.execution_order,
+        INTERLEAVE=config.interleave,
+        EARLY_LAUNCH=config.early_launch,
         EXACT_WEIGHTS=group < _EXACT_BELOW_GROUP and v_buffer.dtype != torch.float32,
         WRITE_LSE=lse is not None,
         num_warps=config.num_warps,
+        num_stages=config.stages,
     )

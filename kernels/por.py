@@ -26,6 +26,7 @@ def _por_kernel(
     HEAD_DIM: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
+    EARLY_LAUNCH: tl.constexpr,
     WRITE_LSE: tl.constexpr,
 ):
     """One program merges the partials of some heads of one row, in token order."""
@@ -34,6 +35,9 @@ def _por_kernel(
     last = tl.load(plan_ptr + part_indptr_offset + row + 1)
     # a row whose only part is listed as -1 is already in the output
     is_written = (last - first == 1) & (tl.load(plan_ptr + first) < 0)
+    if EARLY_LAUNCH:
+        # the plan is older than PAC, the partials are PAC's
+        tl.extra.cuda.gdc_wait()
     if is_written == 0:
         offset = tl.arange(0, HEADS * HEAD_DIM)
         offs_part = tl.arange(0, BLOCK_PARTS)
@@ -82,11 +86,15 @@ def por(
     plan: torch.Tensor,
     *,
     part_indptr_offset: int,
+    early_launch: bool = False,
 ) -> None:
     """Merge partials into `out` ``[B, Hq, D]`` and `lse` ``[B, Hq]``, except rows written by `pac`.
 
     ``O = sum_i 2^(l_i - m) O_i / sum_i 2^(l_i - m)``, ``l = m + log2(sum_i 2^(l_i - m))`` with
     ``m = max_i l_i``; a row without parts becomes zero with LSE -inf.
+
+    Args:
+        early_launch: start while PAC finishes (see `LaunchConfig`).
     """
     batch, num_qo_heads, head_dim = out.shape
     few = batch * num_qo_heads <= _FEW_PAIRS
@@ -104,6 +112,8 @@ def por(
         HEAD_DIM=head_dim,
         HEADS=heads,
         BLOCK_PARTS=16 if few else 2,
+        EARLY_LAUNCH=early_launch,
         WRITE_LSE=lse is not None,
         num_warps=4,
+        **({"launch_pdl": True} if early_launch else {}),
     )

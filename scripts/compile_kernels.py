@@ -6,7 +6,7 @@
 
 The kernels' own launchers are called with tensors that have no memory, and the arguments they pass
 are specialised as Triton's JIT would, so what is compiled here is what a server would run. Exit
-status 1 if a kernel spills, asks for more shared memory or registers than its grid assumes, or
+status 1 if a KV loop spills, or a kernel asks for more shared memory or registers than its grid assumes, or
 lost its pipelined loads or its tensor-core instructions.
 """
 
@@ -36,9 +36,9 @@ from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from sglang_codec.kernels import kv_index, pac, por
-from sglang_codec.kernels.launch import LaunchConfig, Tile, launch_config
-from sglang_codec.planning.plan import PlanCapacity, PlanLayout
+from sglang_codec.kernels import kv_index, lengths, pac, por
+from sglang_codec.kernels.launch import LaunchConfig, launch_config
+from sglang_codec.planning.plan import MOST_PIECES, PlanCapacity, PlanLayout
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NUM_KV_HEADS = 8
@@ -140,7 +140,9 @@ def tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 def plan_layout(config: LaunchConfig, gpu: Gpu) -> PlanLayout:
     slots = config.num_slots(gpu.num_sms, NUM_KV_HEADS)
-    return PlanLayout(PlanCapacity(_BATCH, 512, 512, _POOL_SLOTS), 3, slots)
+    classes = len(config.execution_order)
+    capacity = PlanCapacity(_BATCH, 512, 512, _POOL_SLOTS)
+    return PlanLayout(capacity, classes, slots, has_bundles=config.bundle is not None)
 
 
 def pac_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool) -> Launch:
@@ -160,8 +162,7 @@ def pac_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool
             tensor(512, heads, shape.head_dim, dtype=torch.float32),
             tensor(512, heads, dtype=torch.float32),
             tensor(layout.size, dtype=torch.int32),
-            tensor(_POOL_SLOTS, dtype=torch.int32),
-            tensor(_BATCH, dtype=torch.int32),
+            *(tensor(_POOL_SLOTS, dtype=torch.int32) for _ in range(3)),
             order_offset=layout.order,
             tasks_offset=layout.tasks,
             num_slots=layout.num_slots,
@@ -169,15 +170,6 @@ def pac_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool
             config=config,
         ),
     )
-
-
-def with_one_tile(launch: Launch, tile: Tile) -> Launch:
-    """The same PAC launch, all of whose task classes use one tile."""
-    kwargs = dict(launch.kwargs)
-    for name in ("SMALL", "LARGE", "LONG"):
-        kwargs |= {f"{name}_BLOCK_KV": tile.block_kv, f"{name}_STAGES": tile.stages}
-    kwargs |= {"SMALL_ROWS": tile.rows, "LARGE_ROWS": tile.rows}
-    return Launch(launch.kernel, launch.args, kwargs)
 
 
 def por_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, batch: int) -> Launch:
@@ -193,11 +185,12 @@ def por_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, batch: int) -> Laun
             tensor(512, heads, dtype=torch.float32),
             tensor(layout.size, dtype=torch.int32),
             part_indptr_offset=layout.part_indptr,
+            early_launch=config.early_launch,
         ),
     )
 
 
-def kv_index_launches(gpu: Gpu, config: LaunchConfig) -> Iterator[Launch]:
+def per_step_launches(gpu: Gpu, config: LaunchConfig) -> Iterator[Launch]:
     entries = tensor(_POOL_SLOTS, dtype=torch.int32)
     rows = tensor(_BATCH, dtype=torch.int64)
     yield record(
@@ -220,6 +213,19 @@ def kv_index_launches(gpu: Gpu, config: LaunchConfig) -> Iterator[Launch]:
             rows,
             rows,
             append_base_offset=layout.append_base,
+        ),
+    )
+    yield record(
+        lengths._follow_lengths_kernel,
+        lambda: lengths.follow_lengths(
+            tensor(layout.size, dtype=torch.int32),
+            tensor(_BATCH, dtype=torch.int32),
+            *[entries] * 3,
+            tasks_offset=layout.tasks,
+            append_base_offset=layout.append_base,
+            slot_indptr=layout.task_counts,
+            most_pieces=MOST_PIECES,
+            has_bundles=layout.has_bundles,
         ),
     )
 
@@ -276,6 +282,36 @@ def assemble(ptx: str, arch: int) -> dict[str, int]:
     }
 
 
+def spills_in_loops(cubin: bytes) -> int:
+    """Instructions that spill or fill a register within a loop that multiplies matrices."""
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder, "kernel.cubin")
+        binary.write_bytes(cubin)
+        command = [triton.knobs.nvidia.nvdisasm.path, "-c", str(binary)]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    code: list[str] = []
+    place: dict[str, int] = {}
+    for line in lines.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            place[label[1]] = len(code)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            code.append(instruction[1])
+    loops = []
+    for last, instruction in enumerate(code):
+        target = re.search(r"BRA.*?(\.L_x_\d+)", instruction)
+        if target and place.get(target[1], last) < last:
+            loops.append((place[target[1]], last))
+    found = 0
+    for first, last in loops:
+        is_innermost = not any(
+            first <= a and b <= last for a, b in loops if (a, b) != (first, last)
+        )
+        body = code[first : last + 1]
+        if is_innermost and any("MMA" in instruction for instruction in body):
+            found += sum("STL" in instruction or "LDL" in instruction for instruction in body)
+    return found
+
+
 def examine(
     launch: Launch,
     gpu: Gpu,
@@ -297,8 +333,9 @@ def examine(
     copies = len(re.findall(r"cp\.async\.c[ag]\.shared", ptx))
 
     problems = []
-    if used["spill_bytes"] > spill_limit:
-        problems.append(f"spills {used['spill_bytes']} bytes (at most {spill_limit})")
+    in_loops = spills_in_loops(compiled.asm["cubin"])
+    if in_loops > spill_limit:
+        problems.append(f"{in_loops} spilling instructions in KV loops (at most {spill_limit})")
     if shared > gpu.shared_per_block:
         problems.append(f"{shared} bytes of shared memory, a block has {gpu.shared_per_block}")
     elif fitting < ctas_per_sm:
@@ -335,21 +372,28 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
         shapes = itertools.product(options.head_dim, options.dtype, options.group)
         for shape in itertools.starmap(Shape, ((t, d, g) for d, t, g in shapes)):
             config = launch_config(gpu.capability, shape.head_dim)
-            grid = {"shape": shape, "ctas_per_sm": config.ctas_per_sm, **limit}
-            launch = pac_launch(gpu, config, shape, return_lse=options.lse)
-            tiles = (config.large, config.long, config.small)  # in the order of the kernel
-            yield examine(launch, gpu, tiles=" ".join(map(tile_name, tiles)), **grid)
-            for tile in tiles if options.per_tile else ():
-                yield examine(with_one_tile(launch, tile), gpu, tiles=tile_name(tile), **grid)
+            alone = single_tiles(config) if options.per_tile else ()
+            for each in (config, *alone):
+                launch = pac_launch(gpu, each, shape, return_lse=options.lse)
+                grid = {"shape": shape, "ctas_per_sm": each.ctas_per_sm, **limit}
+                yield examine(launch, gpu, tiles=tile_names(each), **grid)
             for batch in (_BATCH // 8, 4096):
                 launch = por_launch(gpu, config, shape, batch)
                 yield examine(launch, gpu, shape=shape, tiles=f"batch {batch}", **limit)
-        for launch in kv_index_launches(gpu, launch_config(gpu.capability, 128)):
+        for launch in per_step_launches(gpu, launch_config(gpu.capability, 128)):
             yield examine(launch, gpu, **limit)
 
 
-def tile_name(tile: Tile) -> str:
-    return f"{tile.rows}x{tile.block_kv}x{tile.stages}"
+def single_tiles(config: LaunchConfig) -> Iterator[LaunchConfig]:
+    """The same launch with one of its query tiles only."""
+    for tile in config.tiles:
+        yield dataclasses.replace(config, tiles=(tile,), bundle=None)
+
+
+def tile_names(config: LaunchConfig) -> str:
+    """The tiles in the order of the kernel; b is the bundles'."""
+    names = (f"{rows}x{kv}{'b' * own}" for _, rows, kv, own, _ in config.execution_order)
+    return f"{' '.join(names)} /{config.stages}"
 
 
 _COLUMNS = (
@@ -358,7 +402,7 @@ _COLUMNS = (
     ("dtype", "type", ">5"),
     ("head_dim", "D", ">4"),
     ("group", "G", ">3"),
-    ("tiles", "tiles", "<26"),
+    ("tiles", "tiles", "<30"),
     ("num_warps", "warps", ">5"),
     ("registers", "regs", ">5"),
     ("spill_bytes", "spill", ">6"),
@@ -390,7 +434,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--per-tile", action="store_true", help="also compile PAC with each tile for all tasks"
     )
     parser.add_argument(
-        "--spill-limit", type=int, default=64, help="bytes of spill loads and stores to accept"
+        "--spill-limit",
+        type=int,
+        default=0,
+        help="spilling instructions within KV loops to accept (default: 0)",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report here")
     return parser.parse_args(arguments)
@@ -399,7 +446,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     print(f"triton {triton.__version__}, {NUM_KV_HEADS} KV heads")
-    print("tile: rows x KV tokens x stages; sizes in bytes; fit, want: blocks per multiprocessor;")
+    print(
+        "tiles: rows x KV tokens, b: of bundles, / stages; sizes in bytes; fit, want: blocks per multiprocessor;"
+    )
     print("in flight: copies that each KV loop leaves pending while it computes")
     print(" ".join(format(title, spec) for _, title, spec in _COLUMNS), "verdict")
     done = []

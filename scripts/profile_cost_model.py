@@ -12,6 +12,7 @@ planner reads the first table, so name the head configuration that matters most 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from bench import results, timing
 from bench.problem import KVPool, layers_to_stay_cold
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
+from sglang_codec.device import describe_device
+from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.planning.cost_model import COST_TABLES
 from sglang_codec.planning.plan import Plan
 
@@ -100,13 +103,20 @@ def task_us(
     return (times[str(many)] - times[str(few)]) / (many - few), num_slots
 
 
+def without_bundles(config: LaunchConfig) -> LaunchConfig:
+    """The launch configuration in which every short private row is a task of its own."""
+    return dataclasses.replace(config, bundle=None)
+
+
 def _wrapper(shape: Shape, pool: KVPool) -> PrefixSharedDecodeWrapper:
+    config = describe_device(pool.device, shape.head_dim).config
     return PrefixSharedDecodeWrapper(
         shape.num_qo_heads,
         shape.num_kv_heads,
         shape.head_dim,
         dtype=pool.dtype,
         device=pool.device,
+        config=without_bundles(config),
     )
 
 

@@ -1,9 +1,9 @@
 """Time launch configurations on rows that span the tables; the winner goes to kernels/launch.py.
 
-    python scripts/tune_launch.py --configs 16x32x5+64x64x3+16x128x2/256/4/2 --json OUT
+    python scripts/tune_launch.py --configs 16x64+64x64+128x32+b64x64/3/4/2,16x64+64x64/3/4/2/ie
 
-A configuration is `small+large+long tile/tokens of a long task/warps/programs per SM`, a tile
-`rows x KV tokens x stages`. Every result is checked against fp64 before it is timed; PAC is also
+A configuration is `query tiles+tile of bundles/stages/warps/programs per SM`, a tile `rows x KV
+tokens`; a last field may name `i` (interleave) and `e` (early launch), see `LaunchConfig`. Every result is checked against fp64 before it is timed; PAC is also
 timed without POR.
 """
 
@@ -41,10 +41,20 @@ ROWS = (
 
 
 def parse_config(text: str) -> LaunchConfig:
-    """`16x32x5+64x64x3+16x128x2/256/4/2` -> LaunchConfig."""
-    tiles, *rest = text.split("/")
-    small, large, long = (Tile(*map(int, tile.split("x"))) for tile in tiles.split("+"))
-    return LaunchConfig(small, large, long, *map(int, rest))
+    """`16x64+64x64+b64x64/3/4/2/i` -> LaunchConfig."""
+    names, stages, warps, ctas, *flags = text.split("/")
+    tiles, bundle = [], None
+    for name in names.split("+"):
+        tile = Tile(*map(int, name.removeprefix("b").split("x")))
+        if name.startswith("b"):
+            bundle = tile
+        else:
+            tiles.append(tile)
+    numbers = map(int, (stages, warps, ctas))
+    flag = "".join(flags)
+    return LaunchConfig(
+        tuple(tiles), bundle, *numbers, interleave="i" in flag, early_launch="e" in flag
+    )
 
 
 @contextmanager

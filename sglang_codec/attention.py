@@ -6,8 +6,10 @@ import torch
 
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.kernels.launch import LaunchConfig
+from sglang_codec.kernels.lengths import follow_lengths
 from sglang_codec.kernels.pac import pac
 from sglang_codec.kernels.por import por
+from sglang_codec.planning.plan import MOST_PIECES
 
 
 def prefix_shared_attention(
@@ -39,7 +41,8 @@ def prefix_shared_attention(
         buffers.partial_lse,
         buffers.plan,
         buffers.kv_index,
-        buffers.row_lengths,
+        buffers.bundle_index,
+        buffers.bundle_readers,
         order_offset=layout.order,
         tasks_offset=layout.tasks,
         num_slots=layout.num_slots,
@@ -53,4 +56,25 @@ def prefix_shared_attention(
         buffers.partial_lse,
         buffers.plan,
         part_indptr_offset=layout.part_indptr,
+        early_launch=config.early_launch,
+    )
+
+
+def update_lengths(buffers: PlanBuffers) -> None:
+    """Make the plan in `buffers` follow its `row_lengths`; once per step, before the first layer.
+
+    Closed chunks keep their lengths, so a plan without headroom needs this once.
+    """
+    layout = buffers.layout
+    follow_lengths(
+        buffers.plan,
+        buffers.row_lengths,
+        buffers.kv_index,
+        buffers.bundle_index,
+        buffers.bundle_readers,
+        tasks_offset=layout.tasks,
+        append_base_offset=layout.append_base,
+        slot_indptr=layout.task_counts,
+        most_pieces=MOST_PIECES,
+        has_bundles=layout.has_bundles,
     )

@@ -11,7 +11,7 @@ import torch
 from sglang.srt.layers.attention import base_attn_backend
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from sglang_codec.attention import prefix_shared_attention
+from sglang_codec.attention import prefix_shared_attention, update_lengths
 from sglang_codec.batch_planner import BatchPlanner
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.config import CodecConfig
@@ -75,7 +75,7 @@ class CodecDecodeBackend(AttentionBackend):
             # every slot of the pool once, room for tails to grow, and for absorbed runs
             kv_index=self._pool_slots() + rows * (TAIL_HEADROOM + 64),
         )
-        layout = PlanLayout(capacity, spec.num_classes, spec.num_slots)
+        layout = PlanLayout.of(capacity, spec)
         self.buffers = PlanBuffers(
             layout, num_qo_heads=shape.num_qo_heads, head_dim=shape.head_dim, device=self.device
         )
@@ -107,13 +107,15 @@ class CodecDecodeBackend(AttentionBackend):
         lengths = self._host_lengths(forward_batch, rows)
         pool_rows = forward_batch.req_pool_indices[:rows]
         codec_batch = getattr(forward_batch, "codec_batch", None)
-        if codec_batch is None and not in_capture and not _is_idle(forward_batch):
+        serves = not in_capture and not _is_idle(forward_batch)
+        if codec_batch is None and serves:
             FALLBACKS.record("a decode batch without radix paths")
         started = time.perf_counter()
-        plan = self.planner.plan_if_changed(codec_batch, lengths, pool_rows)
+        plan = self.planner.plan_if_changed(codec_batch, lengths, pool_rows, counted=serves)
         if plan is not None:
             self._upload(plan, pool_rows)
-            self.planner.totals.plan_seconds += time.perf_counter() - started
+            if serves:
+                self.planner.totals.plan_seconds += time.perf_counter() - started
         if not in_capture and self.dump is not None:
             self.dump.write(self.planner, FALLBACKS.counts, changed=plan is not None)
 
@@ -129,6 +131,7 @@ class CodecDecodeBackend(AttentionBackend):
             forward_batch.out_cache_loc,
             append_base_offset=self.buffers.layout.append_base,
         )
+        update_lengths(self.buffers)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
         """Nothing to allocate: the buffers are fixed from the start; check that they suffice."""

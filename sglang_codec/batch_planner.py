@@ -26,6 +26,14 @@ class Totals:
     kv_tokens_read: int = 0
     kv_tokens_stock: int = 0
 
+    @property
+    def plans_reused(self) -> int:
+        return self.steps - self.plans
+
+    @property
+    def kv_tokens_saved(self) -> int:
+        return self.kv_tokens_stock - self.kv_tokens_read
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -54,14 +62,25 @@ class BatchPlanner:
         self._host_rows = host_rows
         self._signature: Hashable = None
         self._lengths: np.ndarray | None = None
+        # KV tokens of one step: what the current plan saves, and what the latest batch holds
+        self._saved = 0
+        self._held = 0
 
-    def plan_if_changed(self, codec_batch: Any, lengths: np.ndarray, pool_rows: Any) -> Plan | None:
+    @property
+    def share_ratio(self) -> float:
+        """The part of a stock backend's KV reads that the latest batch did without, 0 to 1."""
+        return self._saved / self._held if self._held else 0.0
+
+    def plan_if_changed(
+        self, codec_batch: Any, lengths: np.ndarray, pool_rows: Any, *, counted: bool = True
+    ) -> Plan | None:
         """The new plan if this step needs one, else None.
 
         Args:
             codec_batch: `CodecBatch` or None when nothing is known of the batch.
             lengths: ``[B]`` KV tokens of each row, the new one included.
             pool_rows: the rows' places in `req_to_token`, for `host_rows`.
+            counted: False for a step that serves no request (graph capture, an idle rank).
         """
         lengths = np.array(lengths, np.int32)
         signature = None if codec_batch is None else codec_batch.signature
@@ -69,9 +88,11 @@ class BatchPlanner:
         if not reuse:
             paths = RadixPaths.private(len(lengths)) if codec_batch is None else codec_batch.read()
             self.forest, self.plan = self._make(paths, lengths, pool_rows)
-            self.totals.plans += 1
+            # tails grow by as many tokens as the rows do: it stays while the plan does
+            self._saved = self.plan.kv_tokens_stock - self.plan.kv_tokens_read
         self._signature, self._lengths = signature, lengths
-        self._count(lengths)
+        if counted:
+            self._count(lengths, is_new=not reuse)
         return None if reuse else self.plan
 
     def _serves(self, signature: Hashable, lengths: np.ndarray) -> bool:
@@ -102,9 +123,9 @@ class BatchPlanner:
         forest = PrefixForest.from_kv_indices(indptr, np.concatenate(rows))
         return forest, make_plan(forest, self.spec, self.cost_model, self.capacity)
 
-    def _count(self, lengths: np.ndarray) -> None:
-        total = int(lengths.sum())
+    def _count(self, lengths: np.ndarray, *, is_new: bool) -> None:
+        self._held = int(lengths.sum())
         self.totals.steps += 1
-        self.totals.kv_tokens_stock += total
-        # tails have grown by as many tokens as the rows have
-        self.totals.kv_tokens_read += self.plan.kv_tokens_read + total - self.plan.kv_tokens_stock
+        self.totals.plans += is_new
+        self.totals.kv_tokens_stock += self._held
+        self.totals.kv_tokens_read += self._held - self._saved

@@ -24,6 +24,9 @@ class PlanBuffers:
         self.device = device
         self.plan = torch.zeros(layout.size, dtype=torch.int32, device=device)
         self.kv_index = torch.zeros(max(capacity.kv_index, 1), dtype=torch.int32, device=device)
+        bundle_entries = max(capacity.bundle_index, 1) if layout.has_bundles else 1
+        self.bundle_index = torch.zeros(bundle_entries, dtype=torch.int32, device=device)
+        self.bundle_readers = torch.zeros_like(self.bundle_index)
         self.row_lengths = torch.zeros(capacity.rows, dtype=torch.int32, device=device)
         # zeros, not empty: an unwritten partial has weight zero, but zero times NaN is NaN
         self.partial_out = torch.zeros(
@@ -40,7 +43,8 @@ class PlanBuffers:
     @property
     def nbytes(self) -> int:
         """Device memory in bytes."""
-        tensors = (self.plan, self.kv_index, self.row_lengths, self.partial_out, self.partial_lse)
+        indices = (self.kv_index, self.bundle_index, self.bundle_readers)
+        tensors = (self.plan, *indices, self.row_lengths, self.partial_out, self.partial_lse)
         return sum(tensor.nbytes for tensor in tensors)
 
     def upload(self, plan: Plan) -> torch.Tensor:

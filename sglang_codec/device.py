@@ -73,9 +73,9 @@ def plan_spec(
         head_dim=head_dim,
         kv_element_bytes=kv_element_bytes,
         row_tiles=device.config.row_tiles,
-        block_kv=device.config.small.block_kv,
+        block_kv=device.config.block_kv,
         num_slots=device.config.num_slots(device.num_sms, num_kv_heads),
-        long_tokens=device.config.long_tokens,
+        bundle_rows=device.config.bundle_rows,
         tail_headroom=tail_headroom,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,9 @@ _NAME_COLUMNS = 40
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A task: one query tile over one chunk of a run."""
+    """A task, one query tile over one chunk of a run; or the part of a bundle in one run."""
 
+    task: int
     node: int
     start: int
     tokens: int
@@ -28,6 +30,7 @@ class Chunk:
     queries: int
     slot: int
     us: float
+    in_bundle: bool
 
 
 @dataclass(slots=True)
@@ -108,17 +111,32 @@ class View:
         return sum(self.loads) / room if room else 1.0
 
 
+def _chunks(plan: dict[str, Any], forest: dict[str, Any]) -> Iterator[Chunk]:
+    lengths, order = forest.get("lengths", []), forest.get("order") or plan.get("order", [])
+    columns = ("task_table", "task_node", "task_start", "task_slot", "task_us")
+    rows = zip(*(plan.get(c, []) for c in columns), strict=True)
+    pieces = list(
+        zip(*(plan.get(f"piece_{c}", []) for c in ("table", "node", "start")), strict=True)
+    )
+    for nth, (task, node, start, slot, us) in enumerate(rows):
+        _, tokens, first, queries, _, open_row, open_base, most = task
+        if node >= 0:
+            if open_row >= 0 and lengths:
+                tokens = min(tokens, lengths[open_row] - open_base)
+            yield Chunk(nth, node, start, tokens, first, queries, slot, float(us), False)
+            continue
+        for (_, length, open_row, readers), node, start in pieces[open_base : open_base + most]:
+            low, high = readers & 0xFFFF, readers >> 16
+            if open_row >= 0 and lengths:
+                length = lengths[order[first + low]] - start
+            share = float(us) * length / max(tokens, 1)
+            yield Chunk(nth, node, start, length, first + low, high - low, slot, share, True)
+
+
 def _view(dump: dict[str, Any]) -> View:
     plan, forest = dict(dump.get("plan") or {}), dict(dump.get("forest") or {})
-    lengths, order = forest.get("lengths", []), forest.get("order") or plan.get("order", [])
-    chunks = []
-    columns = ("task_table", "task_node", "task_start", "task_slot", "task_us")
-    for task, node, start, slot, us in zip(*(plan.get(c, []) for c in columns), strict=True):
-        _, tokens, first, queries, _, open_row, open_base = task[:7]
-        if open_row >= 0 and lengths:
-            tokens = min(tokens, lengths[open_row] - open_base)
-        chunks.append(Chunk(node, start, tokens, first, queries, slot, float(us)))
-
+    order = forest.get("order") or plan.get("order", [])
+    chunks = sorted(_chunks(plan, forest), key=lambda chunk: -chunk.us)
     runs = []
     if forest:
         labels = dump.get("labels") or [""] * len(forest["parent"])
@@ -136,7 +154,10 @@ def _view(dump: dict[str, Any]) -> View:
             runs[chunk.node].chunks.append(chunk)
 
     slots: list[list[Chunk]] = [[] for _ in range(plan.get("slots", 0))]
-    for chunk in sorted(chunks, key=lambda chunk: -chunk.us):
+    busy = Counter()
+    for chunk in chunks:
+        busy[chunk.task] += chunk.us
+    for chunk in sorted(chunks, key=lambda chunk: (-busy[chunk.task], chunk.task)):
         slots[chunk.slot].append(chunk)
     return View(plan, dict(dump.get("totals") or {}), runs, list(order), chunks, slots)
 
@@ -202,9 +223,11 @@ def summary(view: View) -> list[str]:
             f"reads {read:,} KV tokens per KV head; a backend that reads every request on its own "
             f"reads {stock:,}" + (f" ({stock / read:.2f} times as many)" if read else "")
         )
-        tasks, slots = len(view.chunks), len(view.slots)
+        tasks, slots = len({chunk.task for chunk in view.chunks}), len(view.slots)
+        bundles = plan.get("bundles", 0)
+        what = _count(tasks, "task") + (f" ({_count(bundles, 'bundle')})" if bundles else "")
         lines.append(
-            f"{_count(tasks, 'task')} on {_count(slots, 'program slot')} per KV head: "
+            f"{what} on {_count(slots, 'program slot')} per KV head: "
             f"{view.makespan:.1f} us predicted, balance {view.balance:.0%} (mean / largest load)"
         )
     return lines
@@ -269,10 +292,12 @@ def _run_line(run: Run, in_full: bool) -> tuple[str, str]:
 
 
 def _reading(run: Run) -> str:
-    if run.is_absorbed:
+    if run.is_absorbed and not any(chunk.in_bundle for chunk in run.chunks):
         return "absorbed: too short, each child reads it again"
     if not run.chunks:
         return "not planned"
+    if all(chunk.in_bundle for chunk in run.chunks):
+        return "in a bundle" if len(run.chunks) == 1 else f"in {len(run.chunks)} bundles"
     tiles = len({chunk.first for chunk in run.chunks})
     count = len(run.chunks) // tiles
     longest = max(chunk.tokens for chunk in run.chunks)
@@ -284,7 +309,7 @@ def _reading(run: Run) -> str:
 
 
 def _more_line(runs: Sequence[Run]) -> tuple[str, str]:
-    tasks = sum(len(child.chunks) for run in runs for child in run.below())
+    tasks = len({chunk.task for run in runs for child in run.below() for chunk in child.chunks})
     return (
         f"... {_count(len(runs), 'more run')}",
         f"of {_span([run.length for run in runs])} tokens, {_span([run.readers for run in runs])} "
@@ -293,10 +318,14 @@ def _more_line(runs: Sequence[Run]) -> tuple[str, str]:
 
 
 def _tails_line(tails: Sequence[Run]) -> tuple[str, str]:
-    tasks = sum(len(run.chunks) for run in tails)
+    chunks = [chunk for run in tails for chunk in run.chunks]
+    bundles = len({chunk.task for chunk in chunks if chunk.in_bundle})
+    alone = sum(not chunk.in_bundle for chunk in chunks)
+    what = [_count(alone, "chunk")] * (alone > 0 or not bundles)
+    what += [f"in {_count(bundles, 'bundle')}"] * (bundles > 0)
     return (
         f"{len(tails):,} private tails",
-        f"of {_span([run.length for run in tails])} tokens, {_count(tasks, 'chunk')}",
+        f"of {_span([run.length for run in tails])} tokens, {', '.join(what)}",
     )
 
 
@@ -327,11 +356,14 @@ def _slot_lines(view: View, width: int) -> Iterator[str]:
 
 def _bar(chunks: Sequence[Chunk], makespan: float, room: int) -> str:
     bar, us = "", 0.0
-    for nth, chunk in enumerate(chunks):
+    nth, last = -1, None
+    for chunk in chunks:
         us += chunk.us
+        nth, last = nth + (chunk.task != last), chunk.task
         bar += "#="[nth % 2] * (round(us / makespan * room) - len(bar))
     return f"|{bar:.<{room}}|"
 
 
 def _load(chunks: Sequence[Chunk]) -> str:
-    return f"{sum(chunk.us for chunk in chunks):8.1f} us, {_count(len(chunks), 'task')}"
+    tasks = len({chunk.task for chunk in chunks})
+    return f"{sum(chunk.us for chunk in chunks):8.1f} us, {_count(tasks, 'task')}"

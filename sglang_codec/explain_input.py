@@ -65,9 +65,9 @@ class Machine:
             head_dim=self.head_dim,
             kv_element_bytes=self.element_bytes,
             row_tiles=config.row_tiles,
-            block_kv=config.small.block_kv,
+            block_kv=config.block_kv,
             num_slots=self.slots or config.num_slots(_H100_SMS, self.num_kv_heads),
-            long_tokens=config.long_tokens,
+            bundle_rows=config.bundle_rows,
         )
 
     def dump(self, forest: PrefixForest, labels: list[str]) -> dict[str, Any]:

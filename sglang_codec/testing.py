@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,17 +163,27 @@ def check_plan(
     """
     position = np.empty(plan.batch, np.int64)
     position[plan.order] = np.arange(plan.batch)
-    kv_start, kv_len, first, queries, part, open_row, open_base = plan.tasks.T[:7].astype(np.int64)
     now = np.asarray(row_lengths, np.int64)
-    limit = np.where(open_row >= 0, now[open_row] - open_base if len(now) else 0, kv_len)
-    kv_len = np.minimum(kv_len, limit)
+    kv_start, kv_len, first, queries, part, open_row, open_base, most = plan.tasks.T.astype(
+        np.int64
+    )
+    chunks = plan.num_tasks - plan.num_bundles
+    is_open = open_row >= 0
+    kv_len[is_open] = np.minimum(most, now[open_row] - open_base)[is_open] if len(now) else 0
     assert (queries >= 1).all()
+    assert (kv_len[:chunks] <= most[:chunks]).all()
     owners = np.zeros(plan.num_parts, np.int64)  # a partial row has one writer
     for row in range(plan.batch):
         own = np.flatnonzero((first <= position[row]) & (position[row] < first + queries))
-        own = own[np.argsort(open_base[own], kind="stable")]
-        pieces = [kv_index[kv_start[t] : kv_start[t] + kv_len[t]] for t in own]
-        read = np.concatenate([np.zeros(0, np.int32), *pieces])
+        own = own[np.argsort(np.where(own < chunks, open_base[own], 1 << 40), kind="stable")]
+        read = [np.zeros(0, np.int32)]
+        for task in own.tolist():
+            if task < chunks:
+                read.append(kv_index[kv_start[task] : kv_start[task] + kv_len[task]])
+            else:
+                query = position[row] - first[task]
+                read.extend(seen_pieces(plan, kv_index, task, query, now))
+        read = np.concatenate(read)
         assert read.tolist() == np.asarray(rows[row]).tolist(), f"tokens of row {row}"
         listed = plan.part_rows[plan.part_indptr[row] : plan.part_indptr[row + 1]]
         assert len(listed) == len(own), f"row {row} lists {len(listed)} of {len(own)} parts"
@@ -186,6 +196,18 @@ def check_plan(
         assert listed.tolist() == written.tolist(), f"parts of row {row} out of token order"
         np.add.at(owners, written, 1)
     assert (owners <= 1).all(), "two tasks write one partial row"
+
+
+def seen_pieces(
+    plan: Plan, kv_index: np.ndarray, task: int, query: int, now: np.ndarray
+) -> Iterator[np.ndarray]:
+    """KV slots of the pieces of a bundle that one of its queries sees."""
+    begin, count = plan.tasks[task, 6:8].tolist()
+    for start, most, open_row, readers in plan.pieces[begin : begin + count].tolist():
+        if open_row >= 0:
+            most = min(most, plan.append_base[open_row] + now[open_row] - start)
+        if readers & 0xFFFF <= query < readers >> 16:
+            yield kv_index[start : start + most]
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ import math
 
 import torch
 
-from sglang_codec.attention import prefix_shared_attention
+from sglang_codec.attention import prefix_shared_attention, update_lengths
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import check_shape, cost_model, describe_device, plan_spec
 from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.forest import PrefixForest
+from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.plan import Plan, PlanCapacity, PlanCapacityError, PlanLayout
-from sglang_codec.planning.planner import kv_index_of, make_plan
+from sglang_codec.planning.planner import make_plan
 
 _MAX_SLOT = 2**31 - 1
 
@@ -90,8 +91,8 @@ class PrefixSharedDecodeWrapper:
             ValueError: a forest without slots, or another `sm_scale` than the captured one.
         """
         scale = 1.0 / math.sqrt(self.head_dim) if sm_scale is None else float(sm_scale)
-        if not math.isfinite(scale):
-            raise ValueError(f"sm_scale = {scale} is not finite")
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"sm_scale = {scale} must be a finite number greater than 0")
         if self._captured and scale != self._sm_scale:
             raise ValueError(
                 f"sm_scale = {scale}, but a CUDA graph was captured with {self._sm_scale}; capture "
@@ -101,13 +102,16 @@ class PrefixSharedDecodeWrapper:
         limits = _UNLIMITED if may_grow else self._buffers.capacity
         plan = make_plan(forest, self.spec, self.cost_model, limits)
         kv_index = kv_index_of(forest, plan)
-        need = PlanCapacity(plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries)
+        need = PlanCapacity(
+            plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries, plan.bundle_entries
+        )
         if may_grow and not _fits(need, self._buffers):
             self._buffers = self._allocate(_rounded_up(need))
         buffers = self._buffers
         buffers.upload(plan)
         if len(kv_index):
             buffers.kv_index[: len(kv_index)].copy_(torch.from_numpy(kv_index), non_blocking=False)
+        update_lengths(buffers)
         self._sm_scale = scale
         self._highest_slot = int(kv_index.max(initial=-1))
         self.launch_plan = plan
@@ -160,7 +164,7 @@ class PrefixSharedDecodeWrapper:
 
     def _allocate(self, capacity: PlanCapacity) -> PlanBuffers:
         return PlanBuffers(
-            PlanLayout(capacity, self.spec.num_classes, self.spec.num_slots),
+            PlanLayout.of(capacity, self.spec),
             num_qo_heads=self.num_qo_heads,
             head_dim=self.head_dim,
             device=self.device,
@@ -217,6 +221,7 @@ def _fits(need: PlanCapacity, buffers: PlanBuffers | None) -> bool:
         and need.tasks <= have.tasks
         and need.parts <= have.parts
         and need.kv_index <= have.kv_index
+        and need.bundle_index <= have.bundle_index
     )
 
 
@@ -225,7 +230,11 @@ def _rounded_up(need: PlanCapacity) -> PlanCapacity:
         return max(least, 1 << (value - 1).bit_length() if value > 1 else 1)
 
     return PlanCapacity(
-        up(need.rows, 64), up(need.tasks, 512), up(need.parts, 512), up(need.kv_index, 4096)
+        up(need.rows, 64),
+        up(need.tasks, 512),
+        up(need.parts, 512),
+        up(need.kv_index, 4096),
+        up(need.bundle_index, 4096),
     )
 
 

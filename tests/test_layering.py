@@ -18,11 +18,15 @@ PLANNING = (
     "forest",
     "absorption",
     "cost_model",
+    "plan",
+    "bundles",
+    "reading",
     "tape",
     "division",
     "schedule",
-    "plan",
+    "assembly",
     "planner",
+    "index",
 )
 
 # module -> what it may import besides the standard library; patterns of full module names
@@ -32,9 +36,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kernels.*": ("torch", "triton", "triton.*", "sglang_codec.kernels.*"),
     "buffers": ("torch", "sglang_codec.planning.plan"),
     "reference": ("torch", "sglang_codec.planning.*"),
-    "attention": ("torch", "sglang_codec.buffers", "sglang_codec.kernels.*"),
+    "attention": (
+        "torch",
+        "sglang_codec.buffers",
+        "sglang_codec.kernels.*",
+        "sglang_codec.planning.plan",
+    ),
     "config": (),
     "versions": (),
+    "metrics": ("prometheus_client", "sglang_codec.batch_planner"),
     "explain": ("matplotlib", "sglang_codec.explain_*"),
     "explain_input": ("numpy", "sglang_codec.kernels.launch", "sglang_codec.planning.*"),
     "explain_picture": ("matplotlib", "matplotlib.*", "sglang_codec.explain"),
@@ -132,6 +142,10 @@ def test_planning_imports_in_flow_order(name: str) -> None:
     earlier = {f"sglang_codec.planning.{other}" for other in PLANNING[: PLANNING.index(name)]}
     own = set(imported(f"planning.{name}", lazy=False))
     assert {other for other in own if other.startswith("sglang_codec.")} <= earlier
+
+
+def test_the_metrics_client_is_not_imported_before_sglang_has_set_it_up() -> None:
+    assert "prometheus_client" not in set(imported("metrics", lazy=False))
 
 
 @pytest.mark.parametrize("module", ["__init__", "plugin", "config", "versions", "__main__"])

@@ -8,7 +8,12 @@ from sglang_codec.planning.forest import PrefixForest
 
 
 def absorb_short_runs(
-    forest: PrefixForest, *, kv_token_bytes: float, partial_bytes: float
+    forest: PrefixForest,
+    *,
+    readers: np.ndarray,
+    children: np.ndarray,
+    kv_token_bytes: float,
+    partial_bytes: float,
 ) -> np.ndarray:
     """bool ``[num_shared]``: nodes whose tokens each child reads again in front of its own.
 
@@ -18,24 +23,22 @@ def absorb_short_runs(
     ancestor passed down count as the node's own.
 
     Args:
+        readers: int ``[num_shared]``, rows that get a partial result from each shared run.
+        children: int ``[num_shared]``, shared runs, bundles and single rows right below it.
         kv_token_bytes: bytes of K and V of one token and one KV head.
         partial_bytes: bytes of one row's partial result for one KV head (all heads of its group).
     """
-    num_shared = forest.num_shared
-    absorbed = np.zeros(num_shared, bool)
-    if not num_shared:
-        return absorbed
-    children = np.bincount(forest.parent[forest.parent >= 0], minlength=num_shared)
-    extra_partials = (2 * partial_bytes * forest.readers[:num_shared]).tolist()
+    absorbed = [False] * forest.num_shared
+    passed_down = [0] * forest.num_shared
     parent, length = forest.parent.tolist(), forest.length.tolist()
-    passed_down = [0] * num_shared
+    worth = (2 * partial_bytes / kv_token_bytes * readers).tolist() if kv_token_bytes else None
     for node, more_readers in enumerate((children - 1).tolist()):
         above = parent[node]
         if above >= 0 and absorbed[above]:
             passed_down[node] = passed_down[above] + length[above]
         tokens = passed_down[node] + length[node]
-        absorbed[node] = more_readers * tokens * kv_token_bytes <= extra_partials[node]
-    return absorbed
+        absorbed[node] = worth is None or more_readers * tokens <= worth[node]
+    return np.array(absorbed, bool)
 
 
 def absorbed_starts(forest: PrefixForest, absorbed: np.ndarray) -> np.ndarray:

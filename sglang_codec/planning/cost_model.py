@@ -10,6 +10,7 @@ import numpy as np
 
 COST_TABLES = Path(__file__).parent / "cost_tables"
 _ROW_GRID = (16, 32, 64, 128)
+_SHORT_TASK = 1024  # tokens up to which a task's line is drawn
 _FAR = 2.0**31  # tokens
 _TOKEN_GRID = (0, 64, 256, 1024, 4096, 16384, 65536, 131072)
 
@@ -44,8 +45,11 @@ class CostModel:
             raise ValueError(f"cost table {self.name!r} must increase with tokens in every row")
 
     def curve(self, rows: int) -> np.ndarray:
-        """us over `tokens` for a tile of `rows`, interpolated between the neighbouring tiles."""
-        return np.array([np.interp(rows, self.rows, column) for column in self.us.T])
+        """us over `tokens` for a tile of `rows`, on straight lines through the table's tiles."""
+        if len(self.rows) == 1:
+            return self.us[0].copy()
+        at = np.array([float(rows)])
+        return np.array([_linear(at, self.rows, column)[0] for column in self.us.T])
 
     def long_curve(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """`tokens` and `curve(rows)` with one more point, as far out as any sequence can be."""
@@ -55,6 +59,12 @@ class CostModel:
             beyond = _linear(far, self.tokens, curve)
             self._curves[rows] = (np.append(self.tokens, far), np.append(curve, beyond))
         return self._curves[rows]
+
+    def line(self, rows: int) -> tuple[float, float]:
+        """A task of `rows` as a straight line: microseconds before its first token, and a token."""
+        tokens, us = self.long_curve(rows)
+        at = int(np.searchsorted(tokens, _SHORT_TASK))
+        return float(us[0]), float((us[at] - us[0]) / tokens[at])
 
     def task_us(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Microseconds of tasks with ``rows`` ``[K]`` and ``tokens`` ``[K]``."""

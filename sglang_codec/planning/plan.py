@@ -7,17 +7,24 @@ from typing import Any
 
 import numpy as np
 
-# columns of a task; the kernel reads them in this order
+# columns of a task; the kernels read them in this order
 TASK_FIELDS = (
-    "kv_start",  # first entry of the chunk in the KV index
-    "kv_len",  # tokens of the chunk; the most it may grow to if open
+    "kv_start",  # first entry in the KV index; of a bundle, in the bundles' own index
+    "kv_len",  # tokens now; the device keeps it up to date while open rows grow
     "first",  # first position (index into `order`) of the query tile
     "queries",  # rows in the query tile
     "part",  # partial row of the tile's first query, -1 if the task is all there is to its rows
-    "open_row",  # batch row whose length bounds the chunk, -1 if the chunk is closed
-    "open_base",  # token at which an open chunk begins: its length is row length - open_base
-    "spare",
+    "open_row",  # batch row whose length bounds the chunk, -1 if the chunk is closed; bundle: -1
+    "open_base",  # token at which an open chunk begins; of a bundle, its first piece
+    "most",  # tokens up to which an open chunk may grow; of a bundle, its number of pieces
 )
+PIECE_FIELDS = (
+    "kv_start",  # first entry in the KV index
+    "most",  # tokens of the piece, up to which it may grow if open
+    "open_row",  # batch row whose tail this is, -1 if the piece is closed
+    "readers",  # queries [low, high) of the bundle that see it, low + 65536 * high
+)
+MOST_PIECES = 128  # of one bundle
 
 
 SPAN_INTS = 4  # batch row, first token, tokens, first entry
@@ -36,10 +43,9 @@ class PlanSpec:
         head_dim: elements per head.
         kv_element_bytes: bytes of one K or V element.
         row_tiles: increasing M sizes (requests x group) that the kernel has; each a task class.
+        bundle_rows: M size of a bundle, the last task class; 0 for no such class.
         block_kv: granularity of chunks, in tokens.
         num_slots: program slots per KV head.
-        long_tokens: tokens from which a task of the smallest tile belongs to a class of its own,
-            the last one; None for no such class.
         tail_headroom: tokens by which a private tail may grow before it must be planned again.
     """
 
@@ -50,7 +56,7 @@ class PlanSpec:
     block_kv: int
     num_slots: int
     tail_headroom: int = 0
-    long_tokens: int | None = None
+    bundle_rows: int = 0
 
     def __post_init__(self) -> None:
         if self.group > self.row_tiles[0]:
@@ -60,7 +66,7 @@ class PlanSpec:
 
     @property
     def num_classes(self) -> int:
-        return len(self.row_tiles) + (self.long_tokens is not None)
+        return len(self.row_tiles) + (self.bundle_rows > 0)
 
     @property
     def partial_bytes(self) -> int:
@@ -75,20 +81,26 @@ class PlanSpec:
 
 @dataclass(frozen=True, slots=True)
 class PlanCapacity:
-    """Sizes of the buffers a plan must fit: batch rows, tasks, partial rows, KV index entries."""
+    """Sizes of the buffers a plan must fit.
+
+    Args:
+        rows: batch rows. tasks: tasks. parts: partial rows. kv_index: KV index entries.
+        bundle_index: entries of the bundles' index; as many as `kv_index` if None.
+    """
 
     rows: int
     tasks: int
     parts: int
     kv_index: int
+    bundle_index: int | None = None
 
-    def check(self, *, rows: int = 0, tasks: int = 0, parts: int = 0, kv_index: int = 0) -> None:
-        for name, need in (
-            ("rows", rows),
-            ("tasks", tasks),
-            ("parts", parts),
-            ("kv_index", kv_index),
-        ):
+    def __post_init__(self) -> None:
+        if self.bundle_index is None:
+            object.__setattr__(self, "bundle_index", self.kv_index)
+
+    def check(self, **needs: int) -> None:
+        """Raise PlanCapacityError if more of a named size is needed than there is."""
+        for name, need in needs.items():
             limit = getattr(self, name)
             if need > limit:
                 raise PlanCapacityError(
@@ -104,7 +116,8 @@ class Plan:
     Args:
         order: int32 ``[B]``, positions -> batch rows.
         tasks: int32 ``[T, 8]``, see `TASK_FIELDS`; sorted by class, then slot, longest first.
-            A class is a query tile size, or the long tasks of the smallest tile.
+            A class is a query tile size; bundles are the last one.
+        pieces: int32 ``[P, 4]``, see `PIECE_FIELDS`, bundle after bundle.
         slot_indptr: int32 ``[classes, slots + 1]``, tasks of a slot within a class.
         part_indptr: int32 ``[B + 1]``, partial rows of each batch row in `part_rows`.
         part_rows: int32 ``[P]``, partial rows in token order; -1 for the part of a row that its
@@ -116,7 +129,10 @@ class Plan:
         spans: int32 ``[S, 4]``, how the KV index is filled: ``(batch row, first token, tokens,
             first entry)``.
         kv_entries: entries of the KV index in use, headroom included.
-        node: int32 ``[T]`` forest node of each task; start: int32 ``[T]`` its first token.
+        bundle_entries: entries of the bundles' index in use, headroom included.
+        node: int32 ``[T]`` forest node of each task, -1 of a bundle; start: int32 ``[T]`` its first
+            token, of a bundle 0.
+        piece_node: int32 ``[P]`` forest node in which each piece ends; piece_start: int32 ``[P]``.
         slot: int32 ``[T]``; us: float ``[T]`` predicted microseconds.
         row_tiles: M sizes of the query tiles.
         absorbed: bool ``[num_shared]`` nodes that joined their children.
@@ -124,6 +140,7 @@ class Plan:
 
     order: np.ndarray
     tasks: np.ndarray
+    pieces: np.ndarray
     slot_indptr: np.ndarray
     part_indptr: np.ndarray
     part_rows: np.ndarray
@@ -132,8 +149,11 @@ class Plan:
     max_lengths: np.ndarray
     spans: np.ndarray
     kv_entries: int
+    bundle_entries: int
     node: np.ndarray
     start: np.ndarray
+    piece_node: np.ndarray
+    piece_start: np.ndarray
     slot: np.ndarray
     us: np.ndarray
     row_tiles: tuple[int, ...]
@@ -147,6 +167,12 @@ class Plan:
     @property
     def num_tasks(self) -> int:
         return len(self.tasks)
+
+    @property
+    def num_bundles(self) -> int:
+        """Tasks of the last class, if it is that of the bundles."""
+        has_bundles = len(self.slot_indptr) > len(self.row_tiles)
+        return int(self.slot_indptr[-1, -1] - self.slot_indptr[-1, 0]) if has_bundles else 0
 
     @property
     def num_slots(self) -> int:
@@ -164,15 +190,7 @@ class Plan:
     @property
     def kv_tokens_read(self) -> int:
         """KV tokens that the plan reads per KV head, each query tile counted."""
-        planned = np.minimum(
-            self.tasks[:, 1],
-            np.where(
-                self.tasks[:, 5] >= 0,
-                self.lengths[np.maximum(self.tasks[:, 5], 0)] - self.tasks[:, 6],
-                self.tasks[:, 1],
-            ),
-        )
-        return int(planned.sum())
+        return int(self.tasks[:, 1].sum())
 
     @property
     def kv_tokens_stock(self) -> int:
@@ -194,6 +212,7 @@ class Plan:
         return {
             "batch": self.batch,
             "tasks": self.num_tasks,
+            "bundles": self.num_bundles,
             "slots": self.num_slots,
             "parts": self.num_parts,
             "kv_tokens_read": self.kv_tokens_read,
@@ -213,6 +232,9 @@ class Plan:
             "task_start": self.start.tolist(),
             "task_slot": self.slot.tolist(),
             "task_us": [round(us, 3) for us in self.us.tolist()],
+            "piece_table": self.pieces.tolist(),
+            "piece_node": self.piece_node.tolist(),
+            "piece_start": self.piece_start.tolist(),
             "order": self.order.tolist(),
             "absorbed": np.flatnonzero(self.absorbed).tolist(),
         }
@@ -230,6 +252,18 @@ class PlanLayout:
     capacity: PlanCapacity
     num_classes: int
     num_slots: int
+    has_bundles: bool = False  # the last class is that of the bundles
+
+    @classmethod
+    def of(cls, capacity: PlanCapacity, spec: PlanSpec) -> PlanLayout:
+        """The layout of plans made with `spec`."""
+        return cls(capacity, spec.num_classes, spec.num_slots, spec.bundle_rows > 0)
+
+    @property
+    def task_counts(self) -> tuple[int, int]:
+        """Where the number of tasks that are no bundles stands, and that of all tasks."""
+        last = self.num_classes * (self.num_slots + 1) - 1
+        return (last - self.num_slots if self.has_bundles else last), last
 
     @property
     def order(self) -> int:
@@ -249,11 +283,14 @@ class PlanLayout:
 
     @property
     def size(self) -> int:
+        rows = self.capacity.rows
+        # a forest has fewer shared runs than rows, and a tail per row. A piece is a tail, a run
+        # above a bundle or a run that ends in one or in two; a span is a run, a piece or a tail
+        pieces = 4 * rows * len(PIECE_FIELDS)
         # a row that its task writes directly has an entry, but no partial row
-        parts = self.capacity.parts + self.capacity.rows
-        # a forest has fewer shared runs than rows, and a tail per row
-        spans = 2 * self.capacity.rows
-        return self.tasks + self.capacity.tasks * len(TASK_FIELDS) + parts + spans * SPAN_INTS
+        parts = self.capacity.parts + rows
+        spans = 4 * rows * SPAN_INTS
+        return self.tasks + self.capacity.tasks * len(TASK_FIELDS) + pieces + parts + spans
 
     def pack(self, plan: Plan, out: np.ndarray) -> int:
         """Write `plan` into `out` (int32 ``[size]``) and return the number of elements in use.
@@ -261,7 +298,11 @@ class PlanLayout:
         The spans come last.
         """
         self.capacity.check(
-            rows=plan.batch, tasks=plan.num_tasks, parts=plan.num_parts, kv_index=plan.kv_entries
+            rows=plan.batch,
+            tasks=plan.num_tasks,
+            parts=plan.num_parts,
+            kv_index=plan.kv_entries,
+            bundle_index=plan.bundle_entries,
         )
         if plan.slot_indptr.shape != (self.num_classes, self.num_slots + 1):
             raise ValueError(
@@ -269,7 +310,8 @@ class PlanLayout:
                 f"buffers were made for {self.num_classes} and {self.num_slots}"
             )
         batch = plan.batch
-        parts = self.tasks + plan.tasks.size
+        pieces = self.tasks + plan.tasks.size
+        parts = pieces + plan.pieces.size
         out[: plan.slot_indptr.size] = plan.slot_indptr.ravel()
         out[self.order : self.order + batch] = plan.order
         indptr = out[self.part_indptr : self.part_indptr + self.capacity.rows + 1]
@@ -278,7 +320,13 @@ class PlanLayout:
         indptr += parts
         out[self.append_base : self.append_base + batch] = plan.append_base
         out[self.append_base + batch : self.append_base + self.capacity.rows] = -1
-        out[self.tasks : parts] = plan.tasks.ravel()
+        tasks = out[self.tasks : pieces].reshape(plan.tasks.shape)
+        tasks[:] = plan.tasks
+        # a bundle names its first piece by where that lies in the packed plan
+        of_bundle = tasks[plan.num_tasks - plan.num_bundles :, 6]
+        of_bundle *= len(PIECE_FIELDS)
+        of_bundle += pieces
+        out[pieces:parts] = plan.pieces.ravel()
         spans = parts + len(plan.part_rows)
         out[parts:spans] = plan.part_rows
         used = spans + plan.spans.size

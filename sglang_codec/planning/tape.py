@@ -1,4 +1,4 @@
-"""Cut work items like a tape: end to end, every slot takes an equally long piece."""
+"""Cut work items like a tape: end to end, every slot takes as much as it has room for."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ def cut_tape(
     tokens: np.ndarray,
     *,
     cost_model: CostModel,
-    num_slots: int,
+    busy: np.ndarray,
     block_kv: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Divide and schedule in one go: at most ``num_slots - 1`` cuts, all slots about equally long.
+    """Divide and schedule in one go: at most one cut per slot, all slots busy about equally long.
 
-    The items lie end to end, longest first, each as long as its predicted microseconds, and the
-    tape is cut into `num_slots` equal pieces. A cut falls on a whole block of its item; where that
-    is the item's begin or end, the item stays whole there. Each cut costs the overhead of one more
-    task.
+    The items lie end to end, longest first, each as long as its predicted microseconds, and every
+    slot takes a piece of the tape that fills it up to the common level. A cut falls on a whole
+    block of its item; where that is the item's begin or end, the item stays whole there. Each cut
+    costs the overhead of one more task.
 
     Args:
         rows: ``[K]`` M side of each item's query tile. tokens: ``[K]`` its KV tokens, at least 1.
+        busy: ``[num_slots]`` microseconds that each slot has to do besides.
 
     Returns:
         ``item``, ``begin`` (tokens into the item) and ``slot`` of each task, int64 ``[T]``, in tape
@@ -40,7 +41,8 @@ def cut_tape(
         us[kind == index] = np.interp(tokens[kind == index], grid, curve)
     end = np.cumsum(us)
 
-    cuts = np.arange(1, num_slots) * (end[-1] / num_slots)
+    room = _room(busy, float(end[-1]))
+    cuts = np.cumsum(room)[:-1]
     item = np.minimum(np.searchsorted(end, cuts, side="right"), len(tokens) - 1)
     into = cuts - (end[item] - us[item])
     offset = np.empty(len(cuts))
@@ -49,7 +51,8 @@ def cut_tape(
         # before the first token there is only the task's overhead: such a cut is at the begin
         offset[here] = np.interp(into[here], curve, grid)
     offset = np.rint(offset / block_kv).astype(np.int64) * block_kv
-    at_end = offset >= tokens[item]
+    # less than half a block is not cut off, and what is not cut falls to the side that has more
+    at_end = np.where(offset > 0, offset > tokens[item] - block_kv / 2, into > us[item] / 2)
     offset[at_end] = 0
     item = item + at_end  # an item's end is the next one's begin
 
@@ -65,3 +68,14 @@ def cut_tape(
     longest = int(tokens.max()) + 1
     slot = np.searchsorted(item * longest + offset, starts_item * longest + starts_at, side="right")
     return along[starts_item], starts_at, slot
+
+
+def _room(busy: np.ndarray, us: float) -> np.ndarray:
+    """How many of `us` microseconds each slot takes so that all are busy to the same level."""
+    if not busy.any():
+        return np.full(len(busy), us / len(busy))
+    lowest = np.sort(busy)
+    # the level if exactly the n lowest slots take part
+    level = (us + np.cumsum(lowest)) / np.arange(1, len(busy) + 1)
+    taking = int(np.flatnonzero(level > lowest)[-1])
+    return np.maximum(level[taking] - busy, 0.0)

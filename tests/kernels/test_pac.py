@@ -7,6 +7,7 @@ import pytest
 import torch
 from planned import Planned, plan_batch
 
+from sglang_codec.attention import update_lengths
 from sglang_codec.kernels.pac import pac
 from sglang_codec.reference import decode_attention
 from sglang_codec.testing import (
@@ -16,6 +17,7 @@ from sglang_codec.testing import (
     assert_within_low_precision_error,
     eager_attention,
     make_problem,
+    seen_pieces,
     with_slots,
 )
 
@@ -27,6 +29,7 @@ def run_pac(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """PAC without POR, into outputs and partials that were NaN before."""
     buffers, q = planned.buffers, problem.q
+    update_lengths(buffers)
     out = torch.full_like(q, NAN)
     lse = torch.full(q.shape[:2], NAN, device=q.device) if with_lse else None
     buffers.partial_out.fill_(NAN)
@@ -41,7 +44,8 @@ def run_pac(
         buffers.partial_lse,
         buffers.plan,
         buffers.kv_index,
-        buffers.row_lengths,
+        buffers.bundle_index,
+        buffers.bundle_readers,
         order_offset=buffers.layout.order,
         tasks_offset=buffers.layout.tasks,
         num_slots=buffers.layout.num_slots,
@@ -61,14 +65,20 @@ def check_tasks(counts: Counts, device: torch.device, dtype: torch.dtype, group:
     out, lse = run_pac(planned, problem)
     plan, buffers = planned.plan, planned.buffers
     written = torch.zeros(len(out), dtype=torch.bool)
-    for kv_start, kv_len, first, queries, part, *_ in plan.tasks.tolist():
+    kv_index = buffers.kv_index.cpu()
+    for task, (kv_start, kv_len, first, queries, part, *_) in enumerate(plan.tasks.tolist()):
         rows = plan.order[first : first + queries].tolist()
-        chunk = buffers.kv_index[kv_start : kv_start + kv_len].cpu()
+        chunks = [kv_index[kv_start : kv_start + kv_len]] * queries
+        if task >= plan.num_tasks - plan.num_bundles:
+            chunks = [
+                torch.cat(list(seen_pieces(plan, kv_index, task, query, plan.lengths)))
+                for query in range(queries)
+            ]
         arguments = (
             problem.q[rows],
             problem.k_buffer,
             problem.v_buffer,
-            [chunk] * queries,
+            chunks,
             problem.sm_scale,
         )
         exact, exact_lse = decode_attention(*arguments)

@@ -328,7 +328,7 @@ def test_bad_plans_are_refused(device: torch.device, dtype: torch.dtype) -> None
     paths, problem = few_shot(device, dtype)
     wrapper = wrapper_for(problem, 1)
     forest = PrefixForest.from_paths(paths)
-    with pytest.raises(ValueError, match="sm_scale = nan is not finite"):
+    with pytest.raises(ValueError, match="sm_scale = nan must be a finite number greater than 0"):
         wrapper.plan(forest, sm_scale=float("nan"))
     with pytest.raises(ValueError, match="this forest has no KV slots"):
         wrapper.plan(PrefixForest.from_dict(forest.to_dict()))

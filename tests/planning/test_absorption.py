@@ -7,13 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_codec.planning.absorption import absorb_short_runs, absorbed_starts
+from sglang_codec.planning import absorption
+from sglang_codec.planning.absorption import absorbed_starts
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.testing import Counts, lengths_of, radix_paths_of, tree_counts
 
 PAIR = st.tuples(st.integers(0, 99), st.sampled_from((0, 1, 2, 5, 30, 400)))
 COUNTS = st.builds(tree_counts, st.lists(PAIR, max_size=10), st.lists(PAIR, max_size=12))
 BYTES = st.sampled_from((1.0, 64.0, 512.0, 4096.0))
+
+
+def absorb_short_runs(forest: PrefixForest, **weights: float) -> np.ndarray:
+    """With every row on its own."""
+    shared = forest.num_shared
+    return absorption.absorb_short_runs(
+        forest,
+        readers=forest.readers[:shared],
+        children=np.bincount(forest.parent[forest.parent >= 0], minlength=shared),
+        **weights,
+    )
 
 
 def forest_of(counts: Counts) -> PrefixForest:

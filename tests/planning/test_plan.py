@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from sglang_codec.planning.cost_model import CostModel, roofline_cost_model
 from sglang_codec.planning.forest import PrefixForest
+from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.plan import (
+    MOST_PIECES,
     TASK_FIELDS,
     Plan,
     PlanCapacity,
@@ -22,7 +24,7 @@ from sglang_codec.planning.plan import (
     PlanLayout,
     PlanSpec,
 )
-from sglang_codec.planning.planner import kv_index_of, make_plan
+from sglang_codec.planning.planner import make_plan
 from sglang_codec.testing import (
     Counts,
     Paths,
@@ -46,7 +48,7 @@ SPECS = st.builds(
     block_kv=st.sampled_from((16, 64, 128)),
     num_slots=st.sampled_from((1, 3, 33)),
     tail_headroom=st.sampled_from((0, 1, 40)),
-    long_tokens=st.sampled_from((None, 64, 256)),
+    bundle_rows=st.sampled_from((0, 32, 64)),
 )
 SPEC = PlanSpec(4, 128, 2, (16, 64), 64, 33)
 
@@ -121,19 +123,16 @@ def test_tasks_are_sorted_by_class_and_slot_and_fit_their_tile(
     assert plan.slot_indptr[0, 0] == 0
     assert plan.slot_indptr[-1, -1] == plan.num_tasks
     assert (plan.slot_indptr[:-1, -1] == plan.slot_indptr[1:, 0]).all()
-    long_tokens = 1 << 30 if spec.long_tokens is None else spec.long_tokens
     for index in range(spec.num_classes):
         begin, end = plan.slot_indptr[index, 0], plan.slot_indptr[index, -1]
-        tile = index if index < len(spec.row_tiles) else 0
         query_rows = plan.tasks[begin:end, 3] * spec.group
-        assert (query_rows <= spec.row_tiles[tile]).all(), "a tile is too small for its task"
-        if tile:
-            assert (query_rows > spec.row_tiles[tile - 1] - spec.group).all(), "too large a tile"
+        if index == len(spec.row_tiles):
+            assert (query_rows <= spec.bundle_rows).all(), "too many rows in a bundle"
+            assert (plan.tasks[begin:end, 7] <= MOST_PIECES).all(), "too many pieces in a bundle"
         else:
-            open_tokens = np.where(plan.tasks[begin:end, 5] >= 0, spec.tail_headroom, 0)
-            tokens = plan.tasks[begin:end, 1] - open_tokens
-            is_long = index == len(spec.row_tiles)
-            assert ((tokens >= long_tokens) == is_long).all(), "in the wrong class for its length"
+            assert (query_rows <= spec.row_tiles[index]).all(), "a tile is too small for its task"
+            if index:
+                assert (query_rows > spec.row_tiles[index - 1] - spec.group).all(), "too large"
         for slot in range(spec.num_slots):
             begin, end = plan.slot_indptr[index, slot : slot + 2]
             assert begin <= end
@@ -160,6 +159,8 @@ def test_the_order_of_the_batch_changes_nothing_that_matters(
 ) -> None:
     rows = list(range(len(counts)))
     shuffler.shuffle(rows)
+    # which rows of a run are bundled together is up to their order
+    spec = dataclasses.replace(spec, bundle_rows=0)
 
     def figures(order: list[int]) -> tuple:
         plan, _ = plan_of(with_slots([counts[row] for row in order]), spec)
@@ -244,7 +245,9 @@ def test_a_plan_never_needs_more_than_it_says(counts: Counts, spec: PlanSpec) ->
     """Buffers of exactly the size of the plan hold it; it is found again under that limit."""
     paths = with_slots(counts)
     plan, _ = plan_of(paths, spec)
-    exact = PlanCapacity(plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries)
+    exact = PlanCapacity(
+        plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries, plan.bundle_entries
+    )
     again, kv_index = plan_of(paths, spec, exact)
     check_plan(again, kv_index, rows_of(paths), lengths_of(counts).tolist())
     assert again.num_tasks <= exact.tasks
@@ -310,7 +313,16 @@ def test_a_packed_plan_can_be_read_back(counts: Counts, spec: PlanSpec) -> None:
     assert slots.tolist() == plan.slot_indptr.tolist()
     assert packed[layout.order :][: plan.batch].tolist() == plan.order.tolist()
     tasks = packed[layout.tasks :][: plan.tasks.size].reshape(-1, len(TASK_FIELDS))
-    assert tasks.tolist() == plan.tasks.tolist()
+    first_bundle = plan.num_tasks - plan.num_bundles
+    assert tasks[:, :6].tolist() == plan.tasks[:, :6].tolist()
+    assert tasks[:first_bundle].tolist() == plan.tasks[:first_bundle].tolist()
+    # bundles name their pieces by where those lie in the packed plan
+    for (*_, at, packed_count), (*_, first, count) in zip(
+        tasks[first_bundle:].tolist(), plan.tasks[first_bundle:].tolist(), strict=True
+    ):
+        assert packed_count == count
+        own = packed[at : at + 4 * count].reshape(-1, 4)
+        assert own.tolist() == plan.pieces[first : first + count].tolist()
     base = packed[layout.append_base :][: capacity.rows]
     assert base.tolist() == plan.append_base.tolist() + [-1] * 3
     # part lists are reached through absolute offsets; rows beyond the batch have none

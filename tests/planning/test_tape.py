@@ -24,9 +24,12 @@ ITEMS = st.lists(
 )
 
 
-def cut(items: list[tuple[int, int]], slots: int, block: int) -> tuple[np.ndarray, ...]:
+def cut(
+    items: list[tuple[int, int]], slots: int, block: int, busy: np.ndarray | None = None
+) -> tuple[np.ndarray, ...]:
     rows, tokens = (np.array(column) for column in zip(*items, strict=True))
-    item, begin, slot = cut_tape(rows, tokens, cost_model=COST, num_slots=slots, block_kv=block)
+    busy = np.zeros(slots) if busy is None else busy
+    item, begin, slot = cut_tape(rows, tokens, cost_model=COST, busy=busy, block_kv=block)
     ends = [
         begin[i + 1] if i + 1 < len(item) and item[i + 1] == item[i] else tokens[item[i]]
         for i in range(len(item))
@@ -60,9 +63,29 @@ def test_no_slot_is_longer_than_its_share_and_one_more_task(
     rows, tokens, item, begin, end, slot = cut(items, slots, block)
     us = COST.task_us(rows[item], end - begin)
     share = COST.task_us(rows, tokens).sum() / slots
-    # a slot begins with at most one task that was cut, and both its ends are rounded to blocks
+    # a slot begins with at most one task that was cut, and both its ends are rounded to blocks or,
+    # where less than a block would be cut, to whole tasks
     a_block = COST.task_us(np.array([64]), np.array([block]))[0] - OVERHEAD_US
-    assert np.bincount(slot, weights=us).max() <= share + OVERHEAD_US + a_block + 1e-6
+    assert np.bincount(slot, weights=us).max() <= share + 2 * (OVERHEAD_US + a_block) + 1e-6
+
+
+@given(items=ITEMS, busy=st.lists(st.floats(0, 500), min_size=1, max_size=33))
+def test_what_slots_have_to_do_besides_counts(
+    items: list[tuple[int, int]], busy: list[float]
+) -> None:
+    block, slots = 32, len(busy)
+    rows, tokens, item, begin, end, slot = cut(items, slots, block, np.array(busy))
+    load = np.array(busy)
+    np.add.at(load, slot, COST.task_us(rows[item], end - begin))
+    total = COST.task_us(rows, tokens).sum()
+    # the level to which the tape fills the slots: none is lower, and none above it takes part
+    level = min(
+        (total + sum(sorted(busy)[:n])) / n
+        for n in range(1, slots + 1)
+        if n == slots or (total + sum(sorted(busy)[:n])) / n <= sorted(busy)[n]
+    )
+    a_block = COST.task_us(np.array([64]), np.array([block]))[0] - OVERHEAD_US
+    assert load.max() <= max(level + OVERHEAD_US + a_block, *busy) + 1e-6
 
 
 def test_the_order_of_the_items_changes_nothing() -> None:

@@ -29,8 +29,9 @@ UNLIMITED = PlanCapacity(*[2**31 - 1] * 4)
 def test_a_batch_gives_every_slot_equal_tasks(
     heads: tuple[int, int], tokens: int, waves: int
 ) -> None:
+    gpu = dataclasses.replace(GPU, config=profile.without_bundles(GPU.config))
     spec = machine.plan_spec(
-        GPU, num_qo_heads=heads[0], num_kv_heads=heads[1], head_dim=128, kv_element_bytes=2
+        gpu, num_qo_heads=heads[0], num_kv_heads=heads[1], head_dim=128, kv_element_bytes=2
     )
     model = machine.cost_model(dataclasses.replace(GPU, name="none"), spec, heads[1])
     slots = np.arange(waves * spec.num_slots * tokens, dtype=np.int32)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from sglang_codec import PrefixForest
-from sglang_codec.attention import prefix_shared_attention
+from sglang_codec.attention import prefix_shared_attention, update_lengths
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import cost_model, describe_device, plan_spec
 from sglang_codec.kernels.launch import LaunchConfig
+from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout
-from sglang_codec.planning.planner import kv_index_of, make_plan
+from sglang_codec.planning.planner import make_plan
 from sglang_codec.testing import Paths, Problem, without_pages
 
 
@@ -28,6 +29,7 @@ class Planned:
         """Output and LSE, in tensors that were NaN before."""
         out = torch.full_like(problem.q, float("nan"))
         lse = torch.full(out.shape[:2], float("nan"), device=out.device)
+        update_lengths(self.buffers)
         prefix_shared_attention(
             problem.q,
             without_pages(problem.k_buffer),
@@ -65,11 +67,16 @@ def plan_batch(
     unlimited = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
     plan = make_plan(forest, spec, cost_model(machine, spec, num_kv_heads), unlimited)
     capacity = PlanCapacity(
-        plan.batch + spare_rows, plan.num_tasks, plan.num_parts, plan.kv_entries
+        plan.batch + spare_rows,
+        plan.num_tasks,
+        plan.num_parts,
+        plan.kv_entries,
+        plan.bundle_entries,
     )
-    layout = PlanLayout(capacity, spec.num_classes, spec.num_slots)
+    layout = PlanLayout.of(capacity, spec)
     buffers = PlanBuffers(layout, num_qo_heads=num_qo_heads, head_dim=head_dim, device=device)
     buffers.upload(plan)
+    buffers.bundle_index.fill_(unused_slot(problem))
     # entries that nobody has filled yet name a slot that holds NaN
     buffers.kv_index.fill_(unused_slot(problem))
     index = torch.from_numpy(kv_index_of(forest, plan).copy())

@@ -1,0 +1,123 @@
+"""Once per step: bring the lengths of a plan's tasks up to date, and lay out its bundles."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from sglang_codec.kernels.pac import TASK_INTS
+
+PIECE_INTS = tl.constexpr(4)
+_TASK_BLOCK = 128
+_TOKEN_BLOCK = 64
+_PROGRAMS = 256
+_INTERPRETED_PROGRAMS = 2
+
+
+@triton.jit
+def _follow_lengths_kernel(
+    plan_ptr,  # packed plan, int32
+    row_lengths_ptr,  # [capacity] int32
+    kv_index_ptr,  # [entries] int32
+    bundle_index_ptr,  # [entries] int32
+    bundle_readers_ptr,  # [entries] int32
+    tasks_offset,
+    append_base_offset,
+    chunks_indptr,  # where the plan says how many tasks are not bundles
+    bundles_indptr,  # and how many tasks there are
+    BUNDLES: tl.constexpr,
+    MOST_PIECES: tl.constexpr,
+    TASK_BLOCK: tl.constexpr,
+    TOKEN_BLOCK: tl.constexpr,
+):
+    """Each program takes every n-th block of open chunks, then every n-th bundle."""
+    program = tl.program_id(0)
+    programs = tl.num_programs(0)
+    num_chunks = tl.load(plan_ptr + chunks_indptr)
+    for start in tl.range(program * TASK_BLOCK, num_chunks, programs * TASK_BLOCK, num_stages=1):
+        task = start + tl.arange(0, TASK_BLOCK)
+        record = plan_ptr + tasks_offset + task * TASK_INTS
+        row = tl.load(record + 5, mask=task < num_chunks, other=-1)
+        is_open = row >= 0
+        base = tl.load(record + 6, mask=is_open, other=0)
+        most = tl.load(record + 7, mask=is_open, other=0)
+        length = tl.load(row_lengths_ptr + row, mask=is_open, other=0)
+        # a chunk that its row has not reached yet is empty
+        now = tl.maximum(tl.minimum(length - base, most), 0)
+        tl.store(record + 1, now, mask=is_open)
+    if BUNDLES:
+        num_tasks = tl.load(plan_ptr + bundles_indptr)
+        for task in tl.range(num_chunks + program, num_tasks, programs, num_stages=1):
+            record = plan_ptr + tasks_offset + task * TASK_INTS
+            entry = tl.load(record)
+            piece = tl.arange(0, MOST_PIECES)
+            is_piece = piece < tl.load(record + 7)
+            fields = plan_ptr + tl.load(record + 6) + piece * PIECE_INTS
+            kv_start = tl.load(fields, mask=is_piece, other=0)
+            most = tl.load(fields + 1, mask=is_piece, other=0)
+            row = tl.load(fields + 2, mask=is_piece, other=-1)
+            readers = tl.load(fields + 3, mask=is_piece, other=0)
+            is_open = row >= 0
+            length = tl.load(row_lengths_ptr + row, mask=is_open, other=0)
+            base = tl.load(plan_ptr + append_base_offset + row, mask=is_open, other=0)
+            tokens = tl.where(
+                is_open, tl.maximum(tl.minimum(base + length - kv_start, most), 0), most
+            )
+            end = tl.cumsum(tokens, 0)
+            begin = end - tokens
+            total = tl.sum(tokens, 0)
+            tl.store(record + 1, total)
+            for first in tl.range(0, total, TOKEN_BLOCK, num_stages=1):
+                token = first + tl.arange(0, TOKEN_BLOCK)
+                within = token < total
+                is_here = (token[:, None] >= begin[None, :]) & (token[:, None] < end[None, :])
+                source = token + tl.sum(tl.where(is_here, (kv_start - begin)[None, :], 0), 1)
+                seen_by = tl.sum(tl.where(is_here, readers[None, :], 0), 1)
+                slot = tl.load(kv_index_ptr + source, mask=within, other=0)
+                tl.store(bundle_index_ptr + entry + token, slot, mask=within)
+                tl.store(bundle_readers_ptr + entry + token, seen_by, mask=within)
+
+
+def follow_lengths(
+    plan: torch.Tensor,
+    row_lengths: torch.Tensor,
+    kv_index: torch.Tensor,
+    bundle_index: torch.Tensor,
+    bundle_readers: torch.Tensor,
+    *,
+    tasks_offset: int,
+    append_base_offset: int,
+    slot_indptr: tuple[int, int],
+    most_pieces: int,
+    has_bundles: bool,
+) -> None:
+    """Write the tasks' lengths for `row_lengths`, and every bundle's tokens back to back.
+
+    Open chunks end where their rows end now; a bundle lists the KV slots of its pieces, tails as
+    long as they are now, each with the queries that see it.
+
+    Args:
+        plan: packed plan (`PlanLayout`), int32; its task records are updated in place.
+        row_lengths: int32 ``[B]``. kv_index: int32 KV slots.
+        bundle_index, bundle_readers: int32, what PAC reads for a bundle (see `pac`).
+        slot_indptr: where in the plan the number of tasks that are no bundles stands, and that of
+            all tasks.
+        most_pieces: pieces of a bundle, a power of two.
+    """
+    programs = _PROGRAMS if plan.is_cuda or plan.is_meta else _INTERPRETED_PROGRAMS
+    _follow_lengths_kernel[(programs,)](
+        plan,
+        row_lengths,
+        kv_index,
+        bundle_index,
+        bundle_readers,
+        tasks_offset,
+        append_base_offset,
+        *slot_indptr,
+        BUNDLES=has_bundles,
+        MOST_PIECES=most_pieces,
+        TASK_BLOCK=_TASK_BLOCK,
+        TOKEN_BLOCK=_TOKEN_BLOCK,
+        num_warps=8,
+    )
