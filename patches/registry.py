@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry
 
+from sglang_codec.patches.decode_line import extend_decode_line
 from sglang_codec.patches.eager_view import KEEP_CODEC_BATCH
 from sglang_codec.patches.forward_batch import ATTACH_CODEC_BATCH
+from sglang_codec.patches.metrics_export import EXPORT_METRICS
 from sglang_codec.patches.patch import Patch
 from sglang_codec.patches.replay_view import COPY_CODEC_BATCH
+from sglang_codec.patches.server_info import ADD_STATE
 
 PATCHES: tuple[Patch, ...] = (ATTACH_CODEC_BATCH, KEEP_CODEC_BATCH, COPY_CODEC_BATCH)
+# codec serves as well without these
+REPORT_PATCHES: tuple[Patch, ...] = (EXPORT_METRICS, ADD_STATE)
+
+logger = logging.getLogger(__name__)
 
 
 class PatchError(RuntimeError):
@@ -37,6 +45,25 @@ def apply_patches(patches: Sequence[Patch] = PATCHES) -> None:
                 f"codec's hook on {patch.target} is applied {times} times instead of once, and "
                 f"{patch.why}. See SGLang's log for the cause, or use another attention backend"
             )
+
+
+def apply_report_patches(
+    patches: Sequence[Patch] = REPORT_PATCHES,
+    decode_line: Callable[[], None] = extend_decode_line,
+) -> None:
+    """Hook what codec reports through; what cannot be hooked is named in one warning."""
+    missing = []
+    for patch in patches:
+        try:
+            apply_patches([patch])
+        except Exception as error:  # whatever SGLang has become, serving does not depend on it
+            missing.append(f"{patch.why} ({error.__cause__ or error})")
+    try:
+        decode_line()
+    except Exception as error:
+        missing.append(f"the decode log line says nothing of codec ({error})")
+    if missing:
+        logger.warning("codec: it serves, but in this SGLang %s", "; ".join(missing))
 
 
 def times_applied(patch: Patch) -> int:

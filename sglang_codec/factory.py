@@ -60,6 +60,7 @@ def create_backend(model_runner: ModelRunner) -> AttentionBackend:
     ordinary = functools.cache(functools.partial(_build_stock_backend, model_runner, stock))
     decode_child = CodecDecodeBackend(model_runner, config, ordinary)
     logger.info(banner(model_runner, decode_child, sglang_version, stock))
+    _report(decode_child)
     if prefill != BACKEND_NAME:
         return decode_child
     from sglang.srt.layers.attention.hybrid_attn_backend import HybridAttnBackend
@@ -127,6 +128,17 @@ def expected_reader(model_runner: ModelRunner) -> str:
         return ParentWalkReader.name
     has_path_info = hasattr(UnifiedTreeCoreInterface, "collect_path_info")
     return PathInfoReader.name if has_path_info else ParentWalkReader.name
+
+
+def _report(backend: CodecDecodeBackend) -> None:
+    """Let SGLang's metrics, decode log line and server info show the backend's numbers."""
+    from sglang_codec.metrics import ServingReport
+    from sglang_codec.patches.fallbacks import FALLBACKS
+    from sglang_codec.patches.registry import apply_report_patches
+    from sglang_codec.patches.reports import REPORTS
+
+    apply_report_patches()
+    REPORTS.use(ServingReport(backend.planner, FALLBACKS.counts))
 
 
 def _check_stock_backend(name: str) -> None:

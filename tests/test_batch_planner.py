@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sglang_codec.batch_planner import BatchPlanner
+from sglang_codec.batch_planner import BatchPlanner, Totals
 from sglang_codec.dump import PlanDump
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.planning.cost_model import roofline_cost_model
@@ -95,6 +95,26 @@ def test_totals_count_what_a_step_reads() -> None:
     plans.plan_if_changed(Batch("a", PATHS), lengths(111, 121, 51), None)
     assert plans.totals.kv_tokens_stock == 280 + 283
     assert plans.totals.kv_tokens_read == (280 - SHARED) + (283 - SHARED)
+
+
+def test_share_ratio_is_that_of_the_latest_step() -> None:
+    plans = planner()
+    assert plans.share_ratio == 0
+    for step in range(2):
+        plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50) + step, None)
+        assert plans.share_ratio == SHARED / (280 + 3 * step)
+    assert plans.totals.kv_tokens_saved == 2 * SHARED
+    plans.plan_if_changed(None, lengths(110, 120, 50), None)
+    assert plans.share_ratio == 0
+
+
+def test_a_step_that_serves_no_one_is_planned_and_not_counted() -> None:
+    plans = planner()
+    plan = plans.plan_if_changed(None, lengths(1, 1), None, counted=False)
+    assert plan is plans.plan
+    assert plans.totals == Totals()
+    plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
+    assert (plans.totals.steps, plans.totals.plans, plans.totals.plans_reused) == (1, 1, 0)
 
 
 def test_sharing_that_the_tree_does_not_prove_is_found_by_the_slots_when_it_must_be() -> None:

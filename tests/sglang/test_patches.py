@@ -16,7 +16,13 @@ from sglang_codec.patches.eager_view import keep_codec_batch
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.patches.forward_batch import Attacher, attach_codec_batch
 from sglang_codec.patches.patch import Patch
-from sglang_codec.patches.registry import PATCHES, PatchError, apply_patches, times_applied
+from sglang_codec.patches.registry import (
+    PATCHES,
+    REPORT_PATCHES,
+    PatchError,
+    apply_patches,
+    times_applied,
+)
 from sglang_codec.patches.replay_view import copy_codec_batch
 
 MODULE = "module_under_patch"
@@ -55,7 +61,9 @@ def test_targets_exist_and_are_wrapped_once() -> None:
     assert [times_applied(patch) for patch in PATCHES] == [1] * len(PATCHES)
 
 
-@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.target.rsplit(".", 1)[-1])
+@pytest.mark.parametrize(
+    "patch", [*PATCHES, *REPORT_PATCHES], ids=lambda patch: patch.target.rsplit(".", 1)[-1]
+)
 def test_every_patch_brings_its_reason_and_its_end(patch: Patch) -> None:
     assert patch.target.startswith("sglang.srt.")
     assert patch.why
