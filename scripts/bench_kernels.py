@@ -3,10 +3,14 @@
     python scripts/bench_kernels.py --rows quick --json out/kernels.json
     python scripts/bench_kernels.py --rows codec,controls --slots scattered,contiguous --json ...
     python scripts/bench_kernels.py --rows all --only "FT-1" --heads 32/8 --peers codec,flashinfer
+    python scripts/bench_kernels.py --rows all --slots scattered,contiguous \\
+        --not-in out/first.json --json out/second.json
 
 Times are per layer: CUDA-graph replays that cycle through enough layers of KV to keep L2 cold. The
 limit is the larger of unique KV bytes over the measured copy bandwidth and FLOPs over the measured
-bf16 matrix-product rate. Errors are against fp64 on the same sampled requests for every peer.
+bf16 matrix-product rate; beside it stands what Q, O and our partial results take at that bandwidth.
+Errors are against fp64 on the same sampled requests for every peer. FastTree (`fasttree.py`) and
+PAT (`prefix_attn`, built) take part where they are on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -17,13 +21,14 @@ import importlib.util
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from bench import results, summary, tables, timing
+from bench import results, summary, tables, targets, timing
 from bench.measure import measure_row
 from bench.peers import ADAPTERS, DEFAULT, PAGES
-from bench.problem import KVPool, Problem
+from bench.problem import SLOTS, KVPool, Problem
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -38,6 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--head-dim", type=int, default=tables.HEAD_DIM)
     add("--peers", type=_list, help=f"from {', '.join(ADAPTERS)}; default {','.join(DEFAULT)}")
     add("--slots", type=_list, default=["scattered"], help="scattered, contiguous, or both")
+    add("--not-in", type=Path, nargs="*", default=[], help="leave out the rows of these reports")
     add("--order", choices=("shuffled", "dfs"), default="shuffled", help="batch order")
     add("--layers", type=int, help="distinct KV layers; default: enough to keep L2 cold")
     add("--rounds", type=int, default=3, help="rounds of replays in which the peers take turns")
@@ -51,6 +57,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         options.peers = default_peers(options.dtype)
     if unknown := set(options.peers) - set(ADAPTERS):
         parser.error(f"unknown peers: {', '.join(sorted(unknown))}")
+    if unknown := set(options.slots) - set(SLOTS):
+        parser.error(f"unknown slots: {', '.join(sorted(unknown))}; choose from {', '.join(SLOTS)}")
     try:
         options.selected = tables.select(options.rows, options.heads, options.only)
     except ValueError as error:
@@ -82,7 +90,7 @@ def run(options: argparse.Namespace) -> results.Report:
     )
     print(report.gpu, report.commit, report.versions, report.ceilings, flush=True)
     pool = KVPool(getattr(torch, options.dtype), device)
-    work = [(row, slots) for row in options.selected for slots in options.slots]
+    work = [*work_of(options)]
     for number, (row, slots) in enumerate(work):
         elapsed = time.monotonic() - started
         if elapsed > options.budget:
@@ -114,10 +122,20 @@ def run(options: argparse.Namespace) -> results.Report:
     return report
 
 
+def work_of(options: argparse.Namespace) -> Iterator[tuple[tables.Row, str]]:
+    """The rows and layouts of KV slots to measure, those of earlier reports left out."""
+    done = {results.key(row) for row in results.load(options.not_in)[1]}
+    for row in options.selected:
+        for slots in options.slots:
+            if (row.table, row.name, row.heads, options.dtype, slots) not in done:
+                yield row, slots
+
+
 def _one(
     row: tables.Row, slots: str, pool: KVPool, options: argparse.Namespace, ceilings: dict
 ) -> dict:
-    align = max([PAGES[peer] for peer in options.peers if peer in PAGES], default=1)
+    pages = [PAGES[peer] for peer in options.peers if peer in PAGES]
+    align = max(pages, default=1) if slots == "contiguous" else 1
     problem = Problem(
         row, pool, options.order, slots, align, options.layers, head_dim=options.head_dim
     )
@@ -138,6 +156,8 @@ def main() -> int:
         return 2
     report = run(options)
     print(summary.summarise(report.rows))
+    if "codec" in options.peers:
+        print(f"\n{targets.report(report.rows)}")
     if report.stopped:
         print(f"stopped: {report.stopped}")
     return 3 if report.stopped and not report.stopped.startswith("budget") else 0

@@ -6,8 +6,8 @@
 
 The kernels' own launchers are called with tensors that have no memory, and the arguments they pass
 are specialised as Triton's JIT would, so what is compiled here is what a server would run. Exit
-status 1 if a KV loop spills, or a kernel asks for more shared memory or registers than its grid assumes, or
-lost its pipelined loads or its tensor-core instructions.
+status 1 if a KV loop spills, or a kernel asks for more shared memory or registers than its grid
+assumes, or lost its pipelined loads or its tensor-core instructions.
 """
 
 from __future__ import annotations
@@ -446,9 +446,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     print(f"triton {triton.__version__}, {NUM_KV_HEADS} KV heads")
-    print(
-        "tiles: rows x KV tokens, b: of bundles, / stages; sizes in bytes; fit, want: blocks per multiprocessor;"
-    )
+    print("tiles: rows x KV tokens, b: of bundles, / stages; sizes in bytes;")
+    print("fit, want: blocks per multiprocessor;")
     print("in flight: copies that each KV loop leaves pending while it computes")
     print(" ".join(format(title, spec) for _, title, spec in _COLUMNS), "verdict")
     done = []

@@ -1,4 +1,4 @@
-"""Draw a report of `bench_kernels.py`: one figure of times per table, one of gains for all tables.
+"""Draw a report of `bench_kernels.py`: times per table, gains over all, bytes of large batches.
 
     python scripts/plot_kernels.py out/kernels.json --out docs/results
 
@@ -8,28 +8,18 @@ Several reports of one machine can be given; rows of a later one replace those o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+from bench import results
+from bench.plot_bytes import bytes_figure, large_batches
 from bench.plots import gains_figure, plt, times_figure
 from bench.summary import gain
 
 
-def load(paths: list[Path]) -> tuple[dict, list[dict]]:
-    """The last report's head, and the rows of all of them."""
-    rows: dict[tuple, dict] = {}
-    head: dict = {}
-    for path in paths:
-        head = json.loads(path.read_text())
-        for row in head["rows"]:
-            rows[tuple(row.get(k) for k in ("table", "name", "heads", "dtype", "slots"))] = row
-    return head, list(rows.values())
-
-
 def draw(paths: list[Path], out: Path, dpi: int) -> list[Path]:
     """Write the figures of some reports into the folder `out`."""
-    head, rows = load(paths)
+    head, rows = results.load(paths)
     out.mkdir(parents=True, exist_ok=True)
     groups: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
@@ -47,6 +37,12 @@ def draw(paths: list[Path], out: Path, dpi: int) -> list[Path]:
         if any(gain(row) is not None for row in members):
             figure = gains_figure(f"codec against the best stock backend ({about})", members)
             written.append(_save(figure, out / f"kernels-gain{suffix}.png", dpi))
+        if large := large_batches(members):
+            figure = bytes_figure(
+                f"what all bytes take at bandwidth, and codec's share of that limit ({about})",
+                large,
+            )
+            written.append(_save(figure, out / f"kernels-bytes{suffix}.png", dpi))
     return written
 
 

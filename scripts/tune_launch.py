@@ -2,9 +2,10 @@
 
     python scripts/tune_launch.py --configs 16x64+64x64+128x32+b64x64/3/4/2,16x64+64x64/3/4/2/ie
 
-A configuration is `query tiles+tile of bundles/stages/warps/programs per SM`, a tile `rows x KV
-tokens`; a last field may name `i` (interleave) and `e` (early launch), see `LaunchConfig`. Every result is checked against fp64 before it is timed; PAC is also
-timed without POR.
+A configuration is `query tiles+tile of bundles/stages/warps/programs per SM`, a tile
+`rows x KV tokens`; a last field may name `i` (interleave) and `e` (early launch), see
+`LaunchConfig`. Every result is checked against fp64 before it is timed; PAC is also timed without
+POR.
 """
 
 from __future__ import annotations

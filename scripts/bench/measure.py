@@ -6,7 +6,7 @@ import math
 import traceback
 from dataclasses import dataclass, field
 
-from bench import timing
+from bench import timing, traffic
 from bench.peers import ADAPTERS
 from bench.problem import Problem
 from bench.runner import Runner, Unsupported
@@ -21,12 +21,13 @@ class DeviceLost(Exception):
 
 @dataclass
 class Candidate:
-    """A runner that gave an output, and how far that was off."""
+    """A runner that gave an output, how far that was off, and how it is timed."""
 
     peer: str
     runner: Runner
     error: tuple[float, float]
     sampler: timing.Sampler
+    calls: int
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Outcome:
     us: dict[str, float] = field(default_factory=dict)
     err: dict[str, float] = field(default_factory=dict)
     max_abs_err: dict[str, float] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
     variant: dict[str, str] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
@@ -49,24 +51,36 @@ def limit_us(problem: Problem, ceilings: dict[str, float]) -> tuple[float, float
     return bandwidth_us, compute_us
 
 
+def bytes_moved(problem: Problem, plan: dict | None) -> dict[str, int]:
+    """KV, Q, O and partial bytes of a layer; `plan` is the summary of our plan, if there is one."""
+    return traffic.split(
+        problem.unique_bytes,
+        batch=problem.batch,
+        num_qo_heads=problem.num_qo_heads,
+        head_dim=problem.head_dim,
+        element_bytes=problem.dtype.itemsize,
+        parts=plan["parts"] if plan else 0,
+    )
+
+
 def measure_row(
     problem: Problem, peers: list[str], ceilings: dict[str, float], rounds: int, verbose: bool
 ) -> dict:
     bandwidth_us, compute_us = limit_us(problem, ceilings)
     limit = max(bandwidth_us, compute_us)
-    on_gpu = problem.device.type == "cuda"
-    calls = timing.calls_per_replay(problem.layers, limit) if on_gpu else problem.layers
     outcome = Outcome()
     candidates: dict[str, Candidate] = {}
     for peer in peers:
-        for candidate in _candidates(peer, problem, calls, outcome, verbose):
+        for candidate in _candidates(peer, problem, limit, outcome, verbose):
             candidates[f"{peer} {candidate.runner.variant}"] = candidate
     samplers = {name: candidate.sampler for name, candidate in candidates.items()}
+    calls = {name: candidate.calls for name, candidate in candidates.items()}
     times = timing.measure(samplers, calls, rounds)
     for name, us in times.items():
         _enter(outcome, candidates[name], us, problem)
     row = problem.row
     plan_ms = outcome.notes.pop("plan_ms", None)
+    moved = bytes_moved(problem, outcome.notes.get("plan"))
     return {
         "table": row.table,
         "name": row.name,
@@ -85,9 +99,11 @@ def measure_row(
         "order": problem.order,
         "slots": problem.slots,
         "layers": problem.layers,
-        "calls": calls,
+        "calls": outcome.calls,
         "bandwidth_us": bandwidth_us,
         "compute_us": compute_us,
+        "bytes": moved,
+        "all_bytes_us": sum(moved.values()) / (ceilings["copy_TBps"] * 1e6),
         "unique_bytes": problem.unique_bytes,
         "total_bytes": problem.total_bytes,
         "qo_bytes": problem.qo_bytes,
@@ -99,15 +115,16 @@ def measure_row(
 
 
 def _candidates(
-    peer: str, problem: Problem, calls: int, outcome: Outcome, verbose: bool
+    peer: str, problem: Problem, limit_us: float, outcome: Outcome, verbose: bool
 ) -> list[Candidate]:
     try:
-        make = timing.make_sampler(problem.device)
         candidates = []
         for runner in ADAPTERS[peer](problem):
             error = problem.errors(runner.run(0), runner.position)
+            calls = _calls(runner, problem, limit_us)
+            make = timing.make_sampler(problem.device, runner.capturable)
             sampler = make(runner.run, problem.layers, calls)
-            candidates.append(Candidate(peer, runner, error, sampler))
+            candidates.append(Candidate(peer, runner, error, sampler, calls))
             outcome.notes |= runner.notes
         return candidates
     except Unsupported as refusal:
@@ -120,6 +137,14 @@ def _candidates(
         if not timing.is_alive(problem.device):
             raise DeviceLost(f"{peer}: {outcome.why[peer]}") from failure
     return []
+
+
+def _calls(runner: Runner, problem: Problem, limit_us: float) -> int:
+    if problem.device.type != "cuda":
+        return problem.layers
+    eager_us = timing.eager_us(runner.run, problem.layers, problem.device)
+    calls = timing.calls_per_replay(problem.layers, limit_us, eager_us)
+    return calls if runner.capturable else min(calls, timing.QUEUED_CALLS)
 
 
 def _enter(outcome: Outcome, candidate: Candidate, us: float, problem: Problem) -> None:
@@ -136,6 +161,9 @@ def _enter(outcome: Outcome, candidate: Candidate, us: float, problem: Problem) 
         outcome.wrong.remove(peer)
     outcome.us[peer], outcome.err[peer] = us, error
     outcome.max_abs_err[peer] = max_abs
+    outcome.calls[peer] = candidate.calls
+    if isinstance(candidate.sampler, timing.QueuedSampler):
+        outcome.notes[f"{peer}_host_bound"] = candidate.sampler.host_bound
     if runner.variant:
         outcome.variant[peer] = runner.variant
     if not correct:

@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench import stock_peers, tree_peers
+from bench import stock_peers
+from bench.fasttree_peer import fasttree
+from bench.pat_peer import pat
 from bench.problem import Problem
 from bench.runner import Adapter, Runner
 from bench.timing import time_host
+from bench.tree_peers import cascade
 
 if TYPE_CHECKING:
     from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 
 STOCK = ("flashinfer", "fa3", "fa3p16", "fa3p64", "triton")
-PREFIX_AWARE = ("cascade", "fasttree")
-DEFAULT = ("codec", "flashinfer", "fa3", "triton", "cascade", "fasttree")
-PAGES = {"fa3p16": 16, "fa3p64": 64}
+PREFIX_AWARE = ("cascade", "fasttree", "pat")
+DEFAULT = ("codec", "flashinfer", "fa3", "triton", "cascade", "fasttree", "pat")
+PAGES = {"fa3p16": 16, "fa3p64": 64, "pat": 32}  # slots; for contiguous nodes
 PLAN_REPEATS = 6
 
 
@@ -100,6 +103,7 @@ ADAPTERS: dict[str, Adapter] = {
     "fa3p16": partial(stock_peers.fa3, page=16),
     "fa3p64": partial(stock_peers.fa3, page=64),
     "triton": stock_peers.sglang_triton,
-    "cascade": tree_peers.cascade,
-    "fasttree": tree_peers.fasttree,
+    "cascade": cascade,
+    "fasttree": fasttree,
+    "pat": pat,
 }

@@ -21,6 +21,7 @@ COLOURS = {
     "triton": "#b3cde3",
     "cascade": "#2ca02c",
     "fasttree": "#98df8a",
+    "pat": "#bcbd22",
 }
 OTHER_COLOUR = "#999999"
 LOSS_COLOUR = "#d62728"
@@ -32,7 +33,7 @@ LEAST_WIDTH = 16  # rows: a shorter panel keeps its bars narrow
 
 def times_figure(title: str, rows: list[dict]) -> Figure:
     """Grouped bars of microseconds per layer on a log scale, one panel per head configuration."""
-    panels = _by(rows, lambda row: row["heads"])
+    panels = by(rows, lambda row: row["heads"])
     peers = [peer for peer in COLOURS if any(peer in row["us"] for row in rows)]
     peers += sorted({peer for row in rows for peer in row["us"]} - set(peers))
     figure, axes = plt.subplots(
@@ -69,14 +70,14 @@ def _times_panel(axis: Axes, rows: list[dict], peers: list[str]) -> None:
     axis.set_ylabel("µs per layer")
     axis.grid(axis="y", which="both", color="#e6e6e6", lw=0.6)
     axis.set_axisbelow(True)
-    _name_rows(axis, where, [row["name"] for row in rows])
+    name_rows(axis, where, [row["name"] for row in rows])
 
 
 def gains_figure(title: str, rows: list[dict]) -> Figure:
     """`codec` over the best stock backend, row by row; what loses is marked."""
     rows = [row for row in rows if gain(row) is not None]
     panels: dict[str, list[dict]] = {}
-    for table, members in _by(rows, lambda row: row["table"]).items():
+    for table, members in by(rows, lambda row: row["table"]).items():
         pages = -(-len(members) // ROWS_PER_PANEL)
         size = -(-len(members) // pages)
         for page in range(pages):
@@ -141,17 +142,17 @@ def _gains_panel(axis: Axes, rows: list[dict]) -> None:
     axis.set_axisbelow(True)
     several = len({row["heads"] for row in rows}) > 1
     names = [f"{row['name']} {row['heads']}" if several else row["name"] for row in rows]
-    _name_rows(axis, where, names)
+    name_rows(axis, where, names)
     for label, ratio in zip(axis.get_xticklabels(), ratios, strict=True):
         label.set_color(LOSS_COLOUR if ratio < LOSING else "black")
 
 
-def _name_rows(axis: Axes, where: np.ndarray, names: list[str]) -> None:
+def name_rows(axis: Axes, where: np.ndarray, names: list[str]) -> None:
     axis.set_xticks(where, names, rotation=90 if len(names) > 16 else 0, fontsize=8)
     axis.set_xlim(-0.7, max(len(names), LEAST_WIDTH) - 0.3)
 
 
-def _by(rows: list[dict], key: Callable[[dict], str]) -> dict[str, list[dict]]:
+def by(rows: list[dict], key: Callable[[dict], str]) -> dict[str, list[dict]]:
     groups: dict[str, list[dict]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)

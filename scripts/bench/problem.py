@@ -15,6 +15,7 @@ from bench.tables import HEAD_DIM, Row
 COLD_BYTES = 300e6  # KV touched by one cycle through the layers; several times any L2 so far
 MAX_LAYERS = 256
 LARGE_LAYER_BYTES = 2e9  # a single layer of this size leaves nothing in L2 for the next call
+SLOTS = ("scattered", "contiguous")
 SAMPLE = 28  # requests compared with the exact answer
 REFERENCE_ELEMENTS = 2**25  # fp64 elements of K held at once by the exact answer
 
@@ -274,5 +275,5 @@ def _place(lengths: list[int], slots: str, align: int, seed: int) -> tuple[list[
     elif slots == "contiguous":
         where = np.arange(num_slots, dtype=np.int32)
     else:
-        raise ValueError(f"unknown slots {slots!r}: choose from contiguous, scattered")
+        raise ValueError(f"unknown slots {slots!r}: choose from {', '.join(SLOTS)}")
     return [where[s : s + n] for s, n in zip(starts, lengths, strict=True)], num_slots

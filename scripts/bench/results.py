@@ -10,6 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,6 +88,23 @@ class Report:
         unfinished = path.with_name(path.name + ".part")
         unfinished.write_text(json.dumps(self.document(), indent=1) + "\n")
         unfinished.replace(path)
+
+
+KEY = ("table", "name", "heads", "dtype", "slots")  # what tells one row from another
+
+
+def key(row: dict) -> tuple:
+    return tuple(row.get(name) for name in KEY)
+
+
+def load(paths: Iterable[Path]) -> tuple[dict, list[dict]]:
+    """The last report's head, and the rows of all; a later report's row replaces an earlier one."""
+    rows: dict[tuple, dict] = {}
+    head: dict = {}
+    for path in paths:
+        head = json.loads(path.read_text())
+        rows |= {key(row): row for row in head["rows"]}
+    return head, list(rows.values())
 
 
 def plain(value: object) -> object:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from bench import traffic
 from bench.peers import PREFIX_AWARE, STOCK
 
 LOSING = 0.97  # a row below this share of the best stock backend's speed loses
@@ -31,7 +32,8 @@ def gain(row: dict, peers: Iterable[str] = STOCK) -> float | None:
 
 
 def label(row: dict) -> str:
-    return f"{row['table']:<8} {row['name']:<13} {row['heads']:>5}"
+    slots = row.get("slots", "")
+    return f"{row['table']:<8} {row['name']:<13} {row['heads']:>5} {slots[:4]}".rstrip()
 
 
 def line(row: dict) -> str:
@@ -42,20 +44,23 @@ def line(row: dict) -> str:
     )
     missing = " ".join(f"{peer}=-" for peer in row["why"])
     ratio = gain(row)
-    text = f"limit={row['limit_us']:.1f} {times} {missing}".rstrip()
+    full = traffic.full_limit_us(row)
+    full_text = f" (all bytes {full:.1f})" if full else ""
+    text = f"limit={row['limit_us']:.1f}{full_text} {times} {missing}".rstrip()
     plan = f" plan={row['plan_ms']:.3f}ms" if row["plan_ms"] is not None else ""
     return text + plan + (f" gain={ratio:.2f}" if ratio else "")
 
 
 def summarise(rows: list[dict], worst: int = 8) -> str:
-    """Geometric means per table and head configuration, worst and losing rows."""
-    heading = f"{'table':<10}{'heads':>6}{'rows':>6}{'/stock':>8}{'/aware':>8}{'of limit':>10}"
-    lines = [heading + f"{'stock of':>10}{'losing':>8}"]
-    groups: dict[tuple[str, str], list[dict]] = {}
+    """Geometric means per table, head configuration and slots; worst and losing rows."""
+    heading = f"{'table':<10}{'heads':>6}{'slots':>6}{'rows':>6}{'/stock':>8}{'/aware':>8}"
+    lines = [heading + f"{'of limit':>10}{'stock of':>10}{'losing':>8}"]
+    groups: dict[tuple[str, str, str], list[dict]] = {}
     for row in rows:
-        groups.setdefault((row["table"], row["heads"]), []).append(row)
+        slots = row.get("slots", "")[:4]
+        groups.setdefault((row["table"], row["heads"], slots), []).append(row)
         if row["table"] in ("fasttree", "pat"):
-            groups.setdefault((row["table"], "all"), []).append(row)
+            groups.setdefault((row["table"], "all", slots), []).append(row)
     lines += [_group_line(*key, members) for key, members in groups.items()]
     ranked = sorted(((gain(row), row) for row in rows if gain(row)), key=lambda pair: pair[0])
     if ranked:
@@ -94,14 +99,14 @@ def prediction(rows: list[dict]) -> list[str]:
     ]
 
 
-def _group_line(table: str, heads: str, rows: list[dict]) -> str:
+def _group_line(table: str, heads: str, slots: str, rows: list[dict]) -> str:
     gains = [ratio for row in rows if (ratio := gain(row))]
     aware = [ratio for row in rows if (ratio := gain(row, PREFIX_AWARE))]
     ours = [us[1] / row["limit_us"] for row in rows if (us := best(row, ("codec",)))]
     stock = [us[1] / row["limit_us"] for row in rows if (us := best(row, STOCK))]
     losing = sum(ratio < LOSING for ratio in gains)
     numbers = f"{_times(gains):>8}{_times(aware):>8}{_times(ours):>10}{_times(stock):>10}"
-    return f"{table:<10}{heads:>6}{len(rows):>6}{numbers}{losing:>8}"
+    return f"{table:<10}{heads:>6}{slots:>6}{len(rows):>6}{numbers}{losing:>8}"
 
 
 def _times(ratios: list[float]) -> str:

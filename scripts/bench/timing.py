@@ -15,14 +15,38 @@ Sampler = Callable[[int], list[float]]  # number of replays -> microseconds per 
 
 REPLAY_US = 2000.0  # a replay is about this long, so that its own start does not count
 MAX_CALLS = 512
+HOST_US = 300.0  # launching a call from the host takes less than this
 ROUND_US = 20_000.0  # and a round of replays about this long
 WARM_UP_US = 15_000.0
+QUEUED_CALLS = 48  # a device takes about a thousand launches before the host has to wait
+SPIN_CYCLES_PER_US = 2000  # no GPU so far clocks higher
+LONGEST_SPIN_US = 100_000.0
 
 
-def calls_per_replay(layers: int, limit_us: float) -> int:
-    """A whole number of cycles through the layers, long enough to measure."""
-    cycles = round(REPLAY_US / max(limit_us, 8.0) / layers)
+def calls_per_replay(layers: int, limit_us: float, eager_us: float = 0.0) -> int:
+    """A whole number of cycles through the layers, long enough to measure.
+
+    Args:
+        limit_us: the least that a call can take, in microseconds.
+        eager_us: what a call took when the host launched it. A slow kernel then gets fewer calls;
+            below `HOST_US` it may be the host's own time and does not count.
+    """
+    call_us = max(limit_us, eager_us if eager_us > HOST_US else 0.0, 8.0)
+    cycles = round(REPLAY_US / call_us / layers)
     return layers * max(1, min(cycles, MAX_CALLS // layers))
+
+
+def eager_us(run: Run, layers: int, device: torch.device) -> float:
+    """Microseconds of one call that the host launches, after one that compiles; 0 without a GPU."""
+    if device.type != "cuda":
+        return 0.0
+    for layer in (0, layers - 1):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run(layer)
+        end.record()
+        torch.cuda.synchronize()
+    return start.elapsed_time(end) * 1e3
 
 
 @contextmanager
@@ -81,6 +105,46 @@ def graph_sampler(run: Run, layers: int, calls: int) -> Sampler:
     return sample
 
 
+class QueuedSampler:
+    """For kernels that no CUDA graph can hold: the host queues the calls behind a spinning one.
+
+    The device then runs them back to back, and what the host takes to launch them does not count,
+    unless it is still at it when the spin ends; `host_bound` says whether that was so in the latest
+    sample, and the next spin is longer.
+    """
+
+    def __init__(self, run: Run, layers: int, calls: int) -> None:
+        self.run, self.layers, self.calls = run, layers, min(calls, QUEUED_CALLS)
+        self.host_bound = False
+        self._next_layer = 0
+        self._queue()  # compiles and allocates
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        self._queue()
+        self._spin_us = 2e6 * (time.perf_counter() - start)
+        torch.cuda.synchronize()
+
+    def __call__(self, replays: int) -> list[float]:
+        samples = []
+        for _ in range(replays):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(int(self._spin_us * SPIN_CYCLES_PER_US))
+            start.record()
+            self._queue()
+            end.record()
+            self.host_bound = start.query()
+            if self.host_bound:
+                self._spin_us = min(2 * self._spin_us, LONGEST_SPIN_US)
+            torch.cuda.synchronize()
+            samples.append(start.elapsed_time(end) * 1e3 / self.calls)
+        return samples
+
+    def _queue(self) -> None:
+        for _ in range(self.calls):
+            self.run(self._next_layer)
+            self._next_layer = (self._next_layer + 1) % self.layers
+
+
 def host_sampler(run: Run, layers: int, calls: int) -> Sampler:
     """The same without a GPU: for tests of the benchmark itself."""
 
@@ -96,15 +160,26 @@ def host_sampler(run: Run, layers: int, calls: int) -> Sampler:
     return sample
 
 
-def make_sampler(device: torch.device) -> Callable[[Run, int, int], Sampler]:
-    return graph_sampler if device.type == "cuda" else host_sampler
+def make_sampler(
+    device: torch.device, capturable: bool = True
+) -> Callable[[Run, int, int], Sampler]:
+    if device.type != "cuda":
+        return host_sampler
+    return graph_sampler if capturable else QueuedSampler
 
 
-def measure(samplers: dict[str, Sampler], calls: int, rounds: int) -> dict[str, float]:
-    """Median microseconds per call; the candidates take turns, so that all see the same drift."""
+def measure(
+    samplers: dict[str, Sampler], calls: int | dict[str, int], rounds: int
+) -> dict[str, float]:
+    """Median microseconds per call; the candidates take turns, so that all see the same drift.
+
+    Args:
+        calls: in each replay, the same for all samplers or by name.
+    """
     replays: dict[str, int] = {}
     for name, sample in samplers.items():
-        replay_us = statistics.median(sample(2)) * calls
+        in_replay = calls[name] if isinstance(calls, dict) else calls
+        replay_us = statistics.median(sample(2)) * in_replay
         sample(max(1, min(100, round(WARM_UP_US / max(replay_us, 1.0)))))
         replays[name] = max(5, min(40, round(ROUND_US / max(replay_us, 1.0))))
     samples: dict[str, list[float]] = {name: [] for name in samplers}

@@ -9,8 +9,9 @@ import bench_kernels
 import numpy as np
 import plot_kernels
 import pytest
+import table_kernels
 import torch
-from bench import measure, results, summary, tables, timing, tree_peers
+from bench import measure, results, summary, tables, timing, traffic, tree_peers
 from bench.problem import KVPool, Problem, layers_to_stay_cold
 from bench.runner import Runner, Unsupported
 
@@ -65,8 +66,11 @@ def synthetic_row(row: tables.Row, **us: float) -> dict:
         "us": us,
         "err": dict.fromkeys(us, 2e-3),
         "slots": "scattered",
+        "tree": row.tree,
+        "bandwidth_us": 8.0,
+        "bytes": dict(zip(traffic.KINDS, (8000, 500, 500, 2000, 2000), strict=True)),
         "wrong": [],
-        "why": {"fasttree": "several roots"},
+        "why": {"pat": "scattered slots"},
     }
 
 
@@ -134,6 +138,74 @@ def test_calls_are_whole_cycles() -> None:
         calls = timing.calls_per_replay(layers, limit)
         assert calls % layers == 0
         assert layers <= calls <= timing.MAX_CALLS
+
+
+def test_slow_calls_are_repeated_less_but_the_hosts_own_time_does_not_count() -> None:
+    fast = timing.calls_per_replay(3, 47.5)
+    assert fast > 30
+    assert timing.calls_per_replay(3, 47.5, eager_us=0.9 * timing.HOST_US) == fast
+    assert timing.calls_per_replay(3, 47.5, eager_us=3000.0) == 3
+    assert timing.calls_per_replay(3, 4000.0, eager_us=3000.0) == 3
+
+
+class FakeEvent:
+    """Half a millisecond later than the one before it; reached if the spin was too short."""
+
+    now_ms = 0.0
+    spins: list[int] = []
+    short_spin = 0
+
+    def __init__(self, enable_timing: bool) -> None:
+        self.ms = 0.0
+
+    def record(self) -> None:
+        FakeEvent.now_ms += 0.5
+        self.ms = FakeEvent.now_ms
+
+    def query(self) -> bool:
+        return self.spins[-1] <= self.short_spin
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return end.ms - self.ms
+
+
+def test_queued_calls_cycle_the_layers_and_say_when_the_host_fell_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(FakeEvent, "spins", [])
+    monkeypatch.setattr(torch.cuda, "_sleep", FakeEvent.spins.append)
+    layers: list[int] = []
+    sampler = timing.QueuedSampler(layers.append, 7, 1000)
+    assert sampler.calls == timing.QUEUED_CALLS
+    assert layers == [i % 7 for i in range(2 * sampler.calls)]
+    assert sampler(2) == pytest.approx([500 / sampler.calls] * 2)
+    assert not sampler.host_bound
+    assert FakeEvent.spins[1] == FakeEvent.spins[0] > 0
+    monkeypatch.setattr(FakeEvent, "short_spin", FakeEvent.spins[0])
+    sampler(1)
+    assert sampler.host_bound
+    sampler(1)
+    assert FakeEvent.spins[-1] > 1.9 * FakeEvent.spins[0]
+    assert not sampler.host_bound
+
+
+def test_replays_follow_each_candidates_own_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, list[int]] = {"few": [], "many": []}
+
+    def sampler(name: str, us: float) -> timing.Sampler:
+        def sample(replays: int) -> list[float]:
+            asked[name].append(replays)
+            return [us] * replays
+
+        return sample
+
+    samplers = {"few": sampler("few", 100.0), "many": sampler("many", 100.0)}
+    calls = {"few": 2, "many": 2000}
+    assert timing.measure(samplers, calls, rounds=1) == {"few": 100.0, "many": 100.0}
+    # a round of ROUND_US: 40 replays at the most, 5 at the least
+    assert (asked["few"][-1], asked["many"][-1]) == (40, 5)
 
 
 def test_the_reference_is_attention_and_the_sample_is_fixed() -> None:
@@ -222,6 +294,31 @@ def test_peers_that_fail_or_err_are_recorded(monkeypatch: pytest.MonkeyPatch) ->
     assert summary.best(row, ("fasttree",)) is None
     expected = max(problem.unique_bytes / 3.0e12, problem.flops / 790e12) * 1e6
     assert row["limit_us"] == pytest.approx(expected)
+    assert row["calls"] == dict.fromkeys(row["us"], problem.layers)
+
+
+def test_a_row_has_the_bytes_of_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = small_problem()
+    exact = measure.ADAPTERS["eager"](problem)[0].run
+    plan = {"parts": 5}
+    stubs = {"codec": lambda _: [Runner(exact, notes={"plan": plan})], "other": lambda _: []}
+    monkeypatch.setattr(measure, "ADAPTERS", stubs)
+    monkeypatch.setattr(timing, "WARM_UP_US", 1.0)
+    monkeypatch.setattr(timing, "ROUND_US", 1.0)
+    row = measure.measure_row(problem, ["codec"], CEILINGS, rounds=1, verbose=False)
+    q = problem.batch * 4 * 16 * 4
+    partial = 5 * 4 * (16 + 1) * 4
+    assert row["bytes"] == {
+        "kv": problem.unique_bytes,
+        "q": q,
+        "o": q,
+        "partial_write": partial,
+        "partial_read": partial,
+    }
+    assert row["all_bytes_us"] == pytest.approx(sum(row["bytes"].values()) / 3.0e6)
+    assert row["all_bytes_us"] == pytest.approx(traffic.all_bytes_us(row))
+    without = measure.measure_row(problem, ["other"], CEILINGS, rounds=1, verbose=False)
+    assert without["bytes"]["partial_read"] == 0
 
 
 def test_the_report_is_written_after_every_row(
@@ -262,6 +359,71 @@ def test_a_spent_budget_stops_before_the_next_row(
     options = bench_kernels.parse(["--device", "cpu", "--budget", "-1", "--json", str(path)])
     assert bench_kernels.run(options).stopped.startswith("budget spent after 0 of")
     assert json.loads(path.read_text())["rows"] == []
+
+
+def test_rows_of_earlier_reports_are_left_out(tmp_path: Path) -> None:
+    first, second = tables.codec_rows()[:2]
+    report = tmp_path / "first.json"
+    report.write_text(json.dumps({"rows": [synthetic_row(first, codec=1.0)]}))
+    arguments = ["--rows", "codec", "--slots", "scattered,contiguous", "--not-in", str(report)]
+    work = [*bench_kernels.work_of(bench_kernels.parse(arguments))]
+    assert work[:3] == [(first, "contiguous"), (second, "scattered"), (second, "contiguous")]
+    assert len(work) == 2 * 30 - 1
+    with pytest.raises(SystemExit):
+        bench_kernels.parse(["--slots", "shuffled"])
+
+
+@pytest.mark.parametrize(("slots", "align"), [("scattered", 1), ("contiguous", 64)])
+def test_pages_align_contiguous_nodes_only(
+    slots: str, align: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Problem] = []
+    monkeypatch.setattr(bench_kernels, "measure_row", lambda problem, *_: seen.append(problem))
+    options = bench_kernels.parse(["--peers", "codec,pat,fa3p64", "--head-dim", "16"])
+    row = tables.Row("small", "tree", "4/2", *tables.parse_tree("1,3_40,7"))
+    bench_kernels._one(row, slots, KVPool(torch.float32, CPU), options, CEILINGS)
+    assert seen[0].align == align
+    assert (seen[0].node_slots[1][0] % 64 == 0) == (align == 64)
+
+
+def test_reports_are_read_together_and_the_latest_row_stands(tmp_path: Path) -> None:
+    row = tables.codec_rows()[0]
+    old, new = synthetic_row(row, codec=2.0), synthetic_row(row, codec=1.0)
+    contiguous = synthetic_row(row, codec=3.0) | {"slots": "contiguous"}
+    paths = [tmp_path / "1.json", tmp_path / "2.json"]
+    for path, rows in zip(paths, ([old, contiguous], [new]), strict=True):
+        path.write_text(json.dumps({"commit": path.stem, "rows": rows}))
+    head, rows = results.load(paths)
+    assert head["commit"] == "2"
+    assert sorted(row["us"]["codec"] for row in rows) == [1.0, 3.0]
+
+
+def test_layouts_of_slots_are_told_apart() -> None:
+    row = tables.codec_rows()[0]
+    scattered = synthetic_row(row, codec=10.0, flashinfer=20.0)
+    contiguous = synthetic_row(row, codec=10.0, flashinfer=40.0) | {"slots": "contiguous"}
+    text = summary.summarise([scattered, contiguous])
+    assert "2.00x" in text
+    assert "4.00x" in text
+    assert "2.83x" not in text
+    for show in (table_kernels.summary, table_kernels.all_rows):
+        both, one = show([scattered, contiguous]), show([scattered])
+        assert "| slots |" in both
+        assert "| contiguous |" in both
+        assert "slots" not in one
+        assert all(len({text.count("|") for text in t.splitlines()}) == 1 for t in (both, one))
+
+
+def test_rows_without_a_time_leave_gaps_in_the_table() -> None:
+    row = synthetic_row(tables.codec_rows()[0], flashinfer=20.0) | {"plan_ms": None}
+    assert "| 20.0 | - | - |" in table_kernels.all_rows([row])
+
+
+def test_the_table_of_bytes_shows_both_limits() -> None:
+    row = synthetic_row(tables.codec_rows()[0], codec=26.0)
+    *_, line = table_kernels.byte_rows([row]).splitlines()
+    assert line.endswith("| 10.0 | 13.0 | 26.0 | 38% | 50% |")
+    assert len(table_kernels.byte_rows([row | {"bytes": None}]).splitlines()) == 2
 
 
 def test_what_json_cannot_hold_becomes_plain() -> None:
@@ -305,5 +467,6 @@ def test_plots_of_a_whole_report(tmp_path: Path) -> None:
     assert [path.name for path in written] == [
         *(f"kernels-{table}.png" for table in tables.TABLES),
         "kernels-gain.png",
+        "kernels-bytes.png",
     ]
     assert all(path.stat().st_size > 5000 for path in written)
