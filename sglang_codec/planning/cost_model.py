@@ -68,19 +68,26 @@ class CostModel:
 
     def task_us(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Microseconds of tasks with ``rows`` ``[K]`` and ``tokens`` ``[K]``."""
-        rows, tokens = np.broadcast_arrays(np.asarray(rows), np.asarray(tokens, np.float64))
-        out = np.empty(tokens.shape)
-        for value in np.unique(rows):
-            pick = rows == value
-            out[pick] = np.interp(tokens[pick], *self.long_curve(int(value)))
+        rows, tokens = np.asarray(rows), np.asarray(tokens, np.float64)
+        out = np.empty(np.broadcast_shapes(rows.shape, tokens.shape))
+        for value in set(rows.ravel().tolist()):
+            np.copyto(out, np.interp(tokens, *self.long_curve(value)), where=rows == value)
+        return out
+
+    def tokens_in(self, rows: np.ndarray, us: np.ndarray) -> np.ndarray:
+        """Tokens ``[K]`` (float) of tasks that take ``us`` ``[K]``; 0 where that is too little."""
+        out = np.empty(us.shape)
+        for value in set(rows.tolist()):
+            grid, curve = self.long_curve(value)
+            np.copyto(out, np.interp(us, curve, grid), where=rows == value)
         return out
 
     def most_tokens(self, rows: np.ndarray, us: float) -> np.ndarray:
         """Largest token counts ``[K]`` (float) whose task takes at most `us`; below 0 if none."""
         rows = np.asarray(rows)
         out = np.empty(rows.shape)
-        for value in np.unique(rows):
-            out[rows == value] = _linear(np.array([us]), self.curve(int(value)), self.tokens)[0]
+        for value in set(rows.ravel().tolist()):
+            out[rows == value] = _linear(np.array([us]), self.curve(value), self.tokens)[0]
         return out
 
     @classmethod

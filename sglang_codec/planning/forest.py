@@ -236,81 +236,89 @@ def _structure(
     paths: RadixPaths, lengths: np.ndarray, private_tokens: int = 0
 ) -> dict[str, np.ndarray]:
     """Prune, merge and order path nodes; everything but the slots of a `PrefixForest`."""
+    batch, num_paths = paths.batch, len(paths.parent)
     parent, end = paths.parent.tolist(), paths.end.tolist()
-    batch, num_paths = paths.batch, len(parent)
-    limits = (lengths - private_tokens).tolist()
-    leaf = paths.leaf.tolist()
-    count = [0] * num_paths
-    for row in range(batch):
-        node = leaf[row]
-        while node >= 0 and end[node] > limits[row]:
-            node = parent[node]
-        leaf[row] = node
-        if node >= 0:
-            count[node] += 1
+    leaf = _within(paths, lengths - private_tokens)
+    # rows without a proven path count at index num_paths, which the loop below leaves alone
+    count = np.bincount(leaf, minlength=num_paths + 1).tolist()
     for node in range(num_paths - 1, -1, -1):
         if parent[node] >= 0:
             count[parent[node]] += count[node]
 
     # a node survives with two readers; it joins its parent when the readers are the same
-    shared_of = [-1] * num_paths
+    shared_of = [-1] * (num_paths + 1)
     shared_parent: list[int] = []
     shared_start: list[int] = []
     shared_end: list[int] = []
+    readers: list[int] = []
     for node in range(num_paths):
-        above = parent[node]
-        shared_above = shared_of[above] if above >= 0 else -1
         if count[node] < 2:
-            shared_of[node] = shared_above
-        elif above >= 0 and count[above] == count[node]:
-            shared_of[node] = shared_above
-            shared_end[shared_above] = end[node]
-        else:
-            shared_of[node] = len(shared_parent)
-            shared_parent.append(shared_above)
-            shared_start.append(end[above] if above >= 0 else 0)
-            shared_end.append(end[node])
-
-    num_shared = len(shared_parent)
-    children: list[list[int]] = [[] for _ in range(num_shared + 1)]  # last: the roots
-    own_rows: list[list[int]] = [[] for _ in range(num_shared + 1)]
-    for node, above in enumerate(shared_parent):
-        children[above].append(node)
-    for row in range(batch):
-        own_rows[shared_of[leaf[row]] if leaf[row] >= 0 else -1].append(row)
-
-    order: list[int] = []
-    tail_parent: list[int] = []
-    first = [0] * num_shared
-    last = [0] * num_shared
-    stack = [(-1, False)]
-    while stack:
-        node, done = stack.pop()
-        if done:
-            last[node] = len(order)
+            shared_of[node] = shared_of[parent[node]] if parent[node] >= 0 else -1
             continue
-        if node >= 0:
-            first[node] = len(order)
-            stack.append((node, True))
-        order.extend(own_rows[node])
-        tail_parent.extend([node] * len(own_rows[node]))
-        stack.extend((child, False) for child in reversed(children[node]))
+        above = parent[node]
+        if above < 0:
+            shared_parent.append(-1)
+            shared_start.append(0)
+        elif count[above] == count[node]:
+            shared_of[node] = shared_of[above]
+            shared_end[shared_of[above]] = end[node]
+            continue
+        else:
+            shared_parent.append(shared_of[above])
+            shared_start.append(end[above])
+        shared_of[node] = len(readers)
+        shared_end.append(end[node])
+        readers.append(count[node])
 
-    order_array = np.asarray(order, np.int32)
+    # depth first: a node's own rows, then its children's; a row's place is that of its node
+    rank = _preorder(shared_parent)
+    shared_leaf = np.asarray(shared_of)[leaf]
+    row_rank = np.append(rank, -1)[shared_leaf]  # rows that share nothing come first
+    order = np.argsort(row_rank, kind="stable").astype(np.int32)
+    first = np.searchsorted(row_rank[order], rank).astype(np.int32)
+
+    tail_parent = shared_leaf[order].astype(np.int32)
     ends = np.asarray([*shared_end, 0], np.int32)  # index -1: a row without a shared run
-    tail_start = ends[np.asarray(tail_parent, np.int64)]
-    starts = np.concatenate([np.asarray(shared_start, np.int32), tail_start])
-    shared_length = ends[:-1] - starts[:num_shared]
+    starts = np.concatenate([np.asarray(shared_start, np.int32), ends[tail_parent]])
     positions = np.arange(batch, dtype=np.int32)
     return {
-        "order": order_array,
+        "order": order,
         "lengths": lengths,
-        "parent": np.asarray(shared_parent + tail_parent, np.int32),
+        "parent": np.concatenate([np.asarray(shared_parent, np.int32), tail_parent]),
         "start": starts,
-        "length": np.concatenate([shared_length, lengths[order_array] - tail_start]),
-        "first": np.concatenate([np.asarray(first, np.int32), positions]),
-        "last": np.concatenate([np.asarray(last, np.int32), positions + 1]),
+        "length": np.concatenate([ends[:-1], lengths[order]]) - starts,
+        "first": np.concatenate([first, positions]),
+        "last": np.concatenate([first + np.asarray(readers, np.int32), positions + 1]),
     }
+
+
+def _within(paths: RadixPaths, limits: np.ndarray) -> np.ndarray:
+    """The deepest node of each row that ends within its limit; the number of nodes if none does."""
+    leaf = paths.leaf.astype(np.int64)
+    while len(paths.end):
+        beyond = (leaf >= 0) & (paths.end[leaf] > limits)
+        if not beyond.any():
+            break
+        leaf[beyond] = paths.parent[leaf[beyond]]
+    return np.where(leaf < 0, len(paths.end), leaf)
+
+
+def _preorder(parent: list[int]) -> np.ndarray:
+    """Each node's place in depth-first order, given that parents precede children."""
+    size = [1] * len(parent)
+    for node in range(len(parent) - 1, -1, -1):
+        if parent[node] >= 0:
+            size[parent[node]] += size[node]
+    rank, free = [0] * len(parent), [0] * len(parent)  # free: the next place below each node
+    roots = 0
+    for node, above in enumerate(parent):
+        if above < 0:
+            rank[node], roots = roots, roots + size[node]
+        else:
+            rank[node] = free[above]
+            free[above] += size[node]
+        free[node] = rank[node] + 1
+    return np.asarray(rank, np.int64)
 
 
 def _with_slots(structure: dict[str, np.ndarray], slots_of: Any) -> PrefixForest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,10 +34,22 @@ _GOOD = 0.9
 _COARSER = (0.5, 0.2, 0.05, 0.0)
 
 
+# (rows [I], tokens [I], busy [num_slots]) -> item, begin, tokens, slot of each task
+Cut = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, ...]]
+
+
 def make_plan(
-    forest: PrefixForest, spec: PlanSpec, cost_model: CostModel, capacity: PlanCapacity
+    forest: PrefixForest,
+    spec: PlanSpec,
+    cost_model: CostModel,
+    capacity: PlanCapacity,
+    cut: Cut | None = None,
 ) -> Plan:
     """Plan one batch.
+
+    Args:
+        cut: divides the query tiles and schedules their chunks instead of the planner itself; for
+            comparisons of methods.
 
     Raises:
         PlanCapacityError: even the coarsest plan does not fit `capacity`.
@@ -48,7 +60,7 @@ def make_plan(
     for reading in _readings(forest, spec, cost_model):
         try:
             _check_reading(reading, spec, capacity)
-            candidate = _schedule(reading, spec, cost_model, capacity, forest.batch)
+            candidate = _schedule(reading, spec, cost_model, capacity, forest.batch, cut)
         except PlanCapacityError as error:
             refused = error
             continue
@@ -99,17 +111,27 @@ def _check_reading(reading: Reading, spec: PlanSpec, capacity: PlanCapacity) -> 
 
 
 def _schedule(
-    reading: Reading, spec: PlanSpec, cost_model: CostModel, capacity: PlanCapacity, batch: int
+    reading: Reading,
+    spec: PlanSpec,
+    cost_model: CostModel,
+    capacity: PlanCapacity,
+    batch: int,
+    given: Cut | None,
 ) -> _Candidate:
     items = _query_tiles(reading, spec)
     bundles = _place_bundles(reading, spec, cost_model)
     best: _Candidate | None = None
     refused: PlanCapacityError | None = None
-    for finer in (_TAPE, *_FINER, *_COARSER):
+    for finer in (_TAPE,) if given else (_TAPE, *_FINER, *_COARSER):
         if best is not None and finer in _COARSER:
             break
         cut = _cut_tape if finer is _TAPE else _divide
-        tasks = cut(items, bundles, spec, cost_model, finer)
+        if given:
+            item, begin, tokens, slot = given(items.rows, items.tokens, bundles.busy)
+            us = cost_model.task_us(items.rows[item], tokens)
+            tasks = _with_bundles(items, bundles, item, begin, tokens, us, slot)
+        else:
+            tasks = cut(items, bundles, spec, cost_model, finer)
         parts = _needs_part(tasks, batch)
         try:
             capacity.check(tasks=len(tasks.us), parts=int(tasks.queries[parts].sum()))

@@ -19,8 +19,8 @@ def cut_tape(
 
     The items lie end to end, longest first, each as long as its predicted microseconds, and every
     slot takes a piece of the tape that fills it up to the common level. A cut falls on a whole
-    block of its item; where that is the item's begin or end, the item stays whole there. Each cut
-    costs the overhead of one more task.
+    block of its item and costs the overhead of one more task; where that is an end of the item, the
+    item stays whole.
 
     Args:
         rows: ``[K]`` M side of each item's query tile. tokens: ``[K]`` its KV tokens, at least 1.
@@ -30,44 +30,29 @@ def cut_tape(
         ``item``, ``begin`` (tokens into the item) and ``slot`` of each task, int64 ``[T]``, in tape
         order; a task ends where its item's next one begins.
     """
-    tokens = np.asarray(tokens, np.int64)
+    rows, tokens = np.asarray(rows), np.asarray(tokens, np.int64)
     # longest first: what is cut depends on the items, not on the order they came in
-    along = np.lexsort((-tokens, -np.asarray(rows)))
-    rows, tokens = np.asarray(rows)[along], tokens[along]
-    kinds, kind = np.unique(rows, return_inverse=True)
-    curves = [cost_model.long_curve(int(rows_of_kind)) for rows_of_kind in kinds]
-    us = np.empty(len(tokens))
-    for index, (grid, curve) in enumerate(curves):
-        us[kind == index] = np.interp(tokens[kind == index], grid, curve)
+    along = np.lexsort((-tokens, -rows))
+    rows, tokens = rows[along], tokens[along]
+    us = cost_model.task_us(rows, tokens)
     end = np.cumsum(us)
 
-    room = _room(busy, float(end[-1]))
-    cuts = np.cumsum(room)[:-1]
+    cuts = np.cumsum(_room(busy, float(end[-1])))[:-1]
     item = np.minimum(np.searchsorted(end, cuts, side="right"), len(tokens) - 1)
     into = cuts - (end[item] - us[item])
-    offset = np.empty(len(cuts))
-    for index, (grid, curve) in enumerate(curves):
-        here = kind[item] == index
-        # before the first token there is only the task's overhead: such a cut is at the begin
-        offset[here] = np.interp(into[here], curve, grid)
-    offset = np.rint(offset / block_kv).astype(np.int64) * block_kv
+    # before the first token there is only the overhead: such a cut is at the begin
+    blocks = cost_model.tokens_in(rows[item], into) / block_kv
+    offset = np.rint(blocks).astype(np.int64) * block_kv
     # less than half a block is not cut off, and what is not cut falls to the side that has more
     at_end = np.where(offset > 0, offset > tokens[item] - block_kv / 2, into > us[item] / 2)
     offset[at_end] = 0
     item = item + at_end  # an item's end is the next one's begin
 
     # a task begins at every item and at every cut inside one; its slot is the number of cuts so far
-    inside = offset > 0
-    starts_item = np.concatenate([np.arange(len(tokens)), item[inside]])
-    starts_at = np.concatenate([np.zeros(len(tokens), np.int64), offset[inside]])
-    by_place = np.lexsort((starts_at, starts_item))
-    starts_item, starts_at = starts_item[by_place], starts_at[by_place]
-    # two cuts may round to one place
-    distinct = np.append(True, (np.diff(starts_item) > 0) | (np.diff(starts_at) > 0))
-    starts_item, starts_at = starts_item[distinct], starts_at[distinct]
-    longest = int(tokens.max()) + 1
-    slot = np.searchsorted(item * longest + offset, starts_item * longest + starts_at, side="right")
-    return along[starts_item], starts_at, slot
+    place = item * (1 << 40) + offset
+    starts = np.union1d(np.arange(len(tokens)) * (1 << 40), place[offset > 0])
+    slot = np.searchsorted(place, starts, side="right")
+    return along[starts >> 40], starts & ((1 << 40) - 1), slot
 
 
 def _room(busy: np.ndarray, us: float) -> np.ndarray:
