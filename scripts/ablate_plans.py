@@ -12,7 +12,6 @@ tails are the same in all. `--predict` needs no GPU: it prints what the cost tab
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from bench_planner import UNLIMITED, radix_paths, spec_of
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 from sglang_codec import wrapper as wrapper_module
+from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.cost_model import COST_TABLES, CostModel
 from sglang_codec.planning.planner import make_plan
 
@@ -57,11 +57,14 @@ def make_parser() -> argparse.ArgumentParser:
 @contextmanager
 def planned_by(cut: Cut | None) -> Iterator[None]:
     """Within it, the wrapper's plans are cut this way."""
-    wrapper_module.make_plan = functools.partial(make_plan, cut=cut)
+    own = wrapper_module.planner_for
+    wrapper_module.planner_for = lambda *machine: (
+        own(*machine) if cut is None else (lambda forest: make_plan(forest, *machine, cut=cut))
+    )
     try:
         yield
     finally:
-        wrapper_module.make_plan = make_plan
+        wrapper_module.planner_for = own
 
 
 def predict(row: tables.Row) -> dict:
@@ -69,8 +72,9 @@ def predict(row: tables.Row) -> dict:
     cost = CostModel.from_json(COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json")
     spec = spec_of(row)
     forest = PrefixForest.from_radix_paths(*radix_paths(row, tails=False))
+    own = planner_for(spec, cost, UNLIMITED)
     plans = {
-        name: make_plan(forest, spec, cost, UNLIMITED, cut=cut).summary()
+        name: (make_plan(forest, spec, cost, UNLIMITED, cut=cut) if cut else own(forest)).summary()
         for name, cut in cuts(spec, cost).items()
     }
     us = {name: plan["makespan_us"] for name, plan in plans.items()}

@@ -25,11 +25,11 @@ from bench import results, tables
 
 from sglang_codec.device import Device, plan_spec
 from sglang_codec.kernels.launch import launch_config
+from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.cost_model import COST_TABLES, CostModel
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import PlanCapacity, PlanSpec
-from sglang_codec.planning.planner import make_plan
 
 # the ceilings are for a GPU without a cost table
 H100 = Device("H100", launch_config((9, 0), tables.HEAD_DIM), 132, bandwidth=0.0, flops=0.0)
@@ -95,11 +95,10 @@ def changed_batch(tree: str, cost: CostModel, repeats: int) -> dict[str, object]
     row = tables.Row("changed", tree, "32/8", *tables.parse_tree(tree))
     paths, lengths = radix_paths(row, tails=True)
     lengths = lengths + np.random.default_rng(1).integers(0, 200, len(lengths), np.int32)
-    spec = spec_of(row, headroom=128)
+    make_plan = planner_for(spec_of(row, headroom=128), cost, UNLIMITED)
 
     def plan() -> None:
-        forest = PrefixForest.from_radix_paths(paths, lengths, private_tokens=1)
-        make_plan(forest, spec, cost, UNLIMITED)
+        make_plan(PrefixForest.from_radix_paths(paths, lengths, private_tokens=1))
 
     plan()
     return {"tree": tree, "batch": row.batch, "plan_ms": round(median_ms(plan, repeats), 3)}
@@ -108,7 +107,7 @@ def changed_batch(tree: str, cost: CostModel, repeats: int) -> dict[str, object]
 def planned_row(row: tables.Row, cost: CostModel) -> dict[str, object]:
     """What is predicted of a row of the public tables."""
     forest = PrefixForest.from_radix_paths(*radix_paths(row, tails=False))
-    plan = make_plan(forest, spec_of(row), cost, UNLIMITED).summary()
+    plan = planner_for(spec_of(row), cost, UNLIMITED)(forest).summary()
     return {
         "table": row.table,
         "name": row.name,

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from sglang_codec.patches.fallbacks import FALLBACKS
+from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import Plan, PlanCapacity, PlanCapacityError, PlanSpec
-from sglang_codec.planning.planner import make_plan
 
 
 @dataclass(slots=True)
@@ -60,6 +60,7 @@ class BatchPlanner:
         self.plan: Plan | None = None
         self.forest: PrefixForest | None = None
         self._host_rows = host_rows
+        self._make_plan = planner_for(spec, cost_model, capacity)
         self._signature: Hashable = None
         self._lengths: np.ndarray | None = None
         # KV tokens of one step: what the current plan saves, and what the latest batch holds
@@ -114,14 +115,14 @@ class BatchPlanner:
     ) -> tuple[PrefixForest, Plan]:
         forest = PrefixForest.from_radix_paths(paths, lengths, private_tokens=1)
         try:
-            return forest, make_plan(forest, self.spec, self.cost_model, self.capacity)
+            return forest, self._make_plan(forest)
         except PlanCapacityError as error:
             # rows may hold the same slots without the tree saying so; their distinct slots fit
             FALLBACKS.record("sharing found by comparing KV slots (a synchronisation)", error)
         rows = self._host_rows(pool_rows, lengths)
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         forest = PrefixForest.from_kv_indices(indptr, np.concatenate(rows))
-        return forest, make_plan(forest, self.spec, self.cost_model, self.capacity)
+        return forest, self._make_plan(forest)
 
     def _count(self, lengths: np.ndarray, *, is_new: bool) -> None:
         self._held = int(lengths.sum())

@@ -11,11 +11,11 @@ from sglang_codec.attention import prefix_shared_attention, update_lengths
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import check_shape, cost_model, describe_device, plan_spec
 from sglang_codec.kernels.launch import LaunchConfig
+from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.plan import Plan, PlanCapacity, PlanCapacityError, PlanLayout
-from sglang_codec.planning.planner import make_plan
 
 _MAX_SLOT = 2**31 - 1
 
@@ -100,7 +100,7 @@ class PrefixSharedDecodeWrapper:
             )
         may_grow = not (self._fixed or self._captured)
         limits = _UNLIMITED if may_grow else self._buffers.capacity
-        plan = make_plan(forest, self.spec, self.cost_model, limits)
+        plan = planner_for(self.spec, self.cost_model, limits)(forest)
         kv_index = kv_index_of(forest, plan)
         need = PlanCapacity(
             plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries, plan.bundle_entries

@@ -26,6 +26,8 @@ PLANNING = (
     "schedule",
     "assembly",
     "planner",
+    "native",
+    "choice",
     "index",
 )
 

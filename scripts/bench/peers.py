@@ -67,13 +67,14 @@ def codec(problem: Problem) -> list[Runner]:
 
 def _host_plan_ms(wrapper: PrefixSharedDecodeWrapper, forests: list[PrefixForest]) -> float:
     """Planning alone: no upload, no device."""
+    from sglang_codec.planning.choice import planner_for
     from sglang_codec.planning.plan import PlanCapacity
-    from sglang_codec.planning.planner import make_plan
 
     unlimited = PlanCapacity(*[2**31 - 1] * 4)
+    make_plan = planner_for(wrapper.spec, wrapper.cost_model, unlimited)
 
     def plan(i: int) -> None:
-        make_plan(forests[i], wrapper.spec, wrapper.cost_model, unlimited)
+        make_plan(forests[i])
 
     return time_host(plan, len(forests), torch.device("cpu"))
 

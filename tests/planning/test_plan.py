@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from sglang_codec.planning.cost_model import CostModel, roofline_cost_model
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.index import kv_index_of
+from sglang_codec.planning.native import NativePlanner
 from sglang_codec.planning.plan import (
     MOST_PIECES,
     TASK_FIELDS,
@@ -53,6 +55,20 @@ SPECS = st.builds(
 SPEC = PlanSpec(4, 128, 2, (16, 64), 64, 33)
 
 
+PLANNERS = {
+    "python": make_plan,
+    "native": lambda forest, *machine: NativePlanner(*machine).make_plan(forest),
+}
+
+
+@pytest.fixture(params=("python", "native"), scope="module", autouse=True)
+def planner(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test is about both planners."""
+    PLANNERS["tested"] = PLANNERS[request.param]
+    yield request.param
+    del PLANNERS["tested"]
+
+
 def cost_model(spec: PlanSpec) -> CostModel:
     return roofline_cost_model(
         head_dim=spec.head_dim,
@@ -69,7 +85,7 @@ def plan_of(
 ) -> tuple[Plan, np.ndarray]:
     """A plan and the KV index that it reads, with -1 where no token has been put yet."""
     forest = PrefixForest.from_paths(paths)
-    plan = make_plan(forest, spec, cost_model(spec), capacity)
+    plan = PLANNERS["tested"](forest, spec, cost_model(spec), capacity)
     index = kv_index_of(forest, plan)
     assert index.shape == (plan.kv_entries,)
     filled = np.full(plan.kv_entries, -1, np.int32)
@@ -355,7 +371,7 @@ def test_packing_into_other_buffers_is_refused() -> None:
 
 def test_a_forest_without_slots_has_no_index() -> None:
     forest = PrefixForest.from_dict(PrefixForest.from_paths(with_slots([[("a", 9)]])).to_dict())
-    plan = make_plan(forest, SPEC, cost_model(SPEC), UNLIMITED)
+    plan = PLANNERS["tested"](forest, SPEC, cost_model(SPEC), UNLIMITED)
     with pytest.raises(ValueError, match="no KV slots: build it with PrefixForest.from_paths"):
         kv_index_of(forest, plan)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 import ablate_plans
@@ -26,7 +25,6 @@ CUTS = {name: cut for name, cut in cuts(SPEC, COST).items() if cut is not None}
 ROWS = np.array([64, 16, 16, 64, 16])
 TOKENS = np.array([120_000, 7, 2048, 64, 1])
 IDLE = np.zeros(SPEC.num_slots)
-TAKES_CUTS = "cut" in inspect.signature(make_plan).parameters
 
 
 @pytest.mark.parametrize("name", CUTS)
@@ -78,7 +76,6 @@ def test_tasks_keep_away_from_slots_that_are_busy() -> None:
     assert slot.tolist() == [0, 1, 2, 2]
 
 
-@pytest.mark.skipif(not TAKES_CUTS, reason="make_plan takes no `cut` yet")
 @pytest.mark.parametrize("name", cuts(SPEC, COST))
 def test_a_plan_of_each_cut_reads_the_same_tokens(name: str) -> None:
     forest = PrefixForest.from_radix_paths(*radix_paths(ROW, tails=False))
@@ -104,8 +101,7 @@ def test_each_plan_is_run_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         timing, "measure", lambda samplers, *_: {n: s(1)[0] for n, s in samplers.items()}
     )
-    before = wrapper_module.make_plan
-    monkeypatch.setattr(wrapper_module, "make_plan", before)
+    before = wrapper_module.planner_for
     options = ablate_plans.make_parser().parse_args(
         ["--device=cpu", "--dtype=float32", "--head-dim=16", "--layers=1", "--rounds=1"]
     )
@@ -113,13 +109,13 @@ def test_each_plan_is_run_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     row = tables.Row("small", "tree", "2/1", *tables.parse_tree("1,2_20,4"))
     ceilings = {"copy_TBps": 3.0, "bf16_TFLOPs": 790.0}
     entry = ablate_plans.measure(row, pool, ceilings, options)
-    assert len({id(cut) for cut in seen}) == len(seen) == len(CUTS) + 1
-    assert seen[0] is None
+    # the planner's own plan is made without it
+    assert len({id(cut) for cut in seen}) == len(seen) == len(CUTS)
     assert entry["us"].keys() == entry["plan"].keys() == {"planner", *CUTS}
     assert entry["wrong"] == []
     assert max(entry["err"].values()) < 1e-5
     assert min(entry["us"].values()) > 0
-    assert wrapper_module.make_plan is ablate_plans.make_plan
+    assert wrapper_module.planner_for is before
 
 
 def test_the_table_shows_multiples_of_the_planners_time() -> None:

@@ -11,9 +11,9 @@ from sglang_codec.attention import prefix_shared_attention, update_lengths
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import cost_model, describe_device, plan_spec
 from sglang_codec.kernels.launch import LaunchConfig
+from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout
-from sglang_codec.planning.planner import make_plan
 from sglang_codec.testing import Paths, Problem, without_pages
 
 
@@ -65,7 +65,7 @@ def plan_batch(
     )
     forest = PrefixForest.from_paths(paths)
     unlimited = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
-    plan = make_plan(forest, spec, cost_model(machine, spec, num_kv_heads), unlimited)
+    plan = planner_for(spec, cost_model(machine, spec, num_kv_heads), unlimited)(forest)
     capacity = PlanCapacity(
         plan.batch + spare_rows,
         plan.num_tasks,

@@ -1,0 +1,302 @@
+/* The planner in C: forest -> bundles and runs -> query tiles -> chunks -> slots -> plan.
+ *
+ * The stages are those of the Python modules that each header names, with more schedules tried.
+ * C99 and the C library only; compiled when first used (planning/native.py).
+ */
+#include "schedule.h"
+
+#define TASK_INTS 8
+#define PIECE_INTS 4
+#define SPAN_INTS 4
+#define BALANCED 0.96 /* a schedule this balanced is good enough */
+#define GOOD 0.9      /* bundles that do worse are compared with no bundles */
+#define MANY_TASKS 512 /* beyond, few schedules are tried: time, and they differ little */
+static const double FINER[] = {1.0, 0.9, 2.5, 1.25, 0.75, 1.6};
+static const double COARSER[] = {0.5, 0.2, 0.05, 0.0};
+#define COUNT(array) ((int32_t)(sizeof(array) / sizeof(*(array))))
+
+enum { FITS, TOO_MANY_PIECES, TOO_LONG_INDEX, TOO_LONG_BUNDLES, TOO_MANY_TASKS, TOO_MANY_PARTS };
+
+typedef struct {
+    Reading reading;
+    Item *items;
+    int32_t num_items;
+    Schedule best;
+} Candidate;
+
+/* What a plan consists of, one after the other; all int32 but the last. */
+typedef struct {
+    int32_t num_tasks, num_bundles, num_pieces, num_parts, num_spans, num_shared, num_classes;
+    int64_t parts, kv_entries, bundle_entries, ints;
+    int32_t *out;
+    double *us;
+    int32_t why; /* it does not fit */
+    int64_t need;
+    Arena arena; /* Python knows nothing from here on */
+} Result;
+
+static int32_t check_reading(const Reading *reading, const Spec *spec, int64_t *need) {
+    if ((*need = reading->longest_bundle) > spec->most_pieces) return TOO_MANY_PIECES;
+    if ((*need = reading->kv_entries) > spec->most_kv) return TOO_LONG_INDEX;
+    if ((*need = reading->bundle_entries) > spec->most_bundle) return TOO_LONG_BUNDLES;
+    return FITS;
+}
+
+/* The bundles as tasks behind `tasks[0 .. chunks)`. */
+static void append_bundles(const Reading *reading, const Spec *spec, Task *tasks) {
+    for (int32_t b = 0; b < reading->num_bundles; b++) {
+        int32_t tokens = 0;
+        for (int32_t i = reading->piece_begin[b]; i < reading->piece_begin[b + 1]; i++)
+            tokens += reading->pieces[i].length;
+        tasks[b] = (Task){-1 - b, 0, reading->bundle_first[b],
+                          reading->bundle_last[b] - reading->bundle_first[b], tokens, 0, -1,
+                          task_us(&spec->curves[spec->num_tiles], tokens)};
+    }
+}
+
+/* Keeps the schedule if it fits and is the best so far; says whether it is good enough. */
+static int keep(Candidate *candidate, const Spec *spec, Task *tasks, int32_t count, int32_t batch,
+                int32_t *scratch, Result *result, Arena *arena) {
+    int64_t parts = reserve_parts(tasks, count, batch, scratch);
+    if (count > spec->most_tasks || parts > spec->most_parts) {
+        result->why = count > spec->most_tasks ? TOO_MANY_TASKS : TOO_MANY_PARTS;
+        result->need = count > spec->most_tasks ? count : parts;
+        return 0;
+    }
+    double *load = TAKE(arena, double, spec->num_slots), sum = 0, largest = 0;
+    for (int32_t t = 0; t < count; t++) load[tasks[t].slot] += tasks[t].us;
+    for (int32_t s = 0; s < spec->num_slots; s++) {
+        sum += load[s];
+        largest = fmax(largest, load[s]);
+    }
+    double balance = largest > 0 ? sum / spec->num_slots / largest : 1;
+    Schedule *best = &candidate->best;
+    if (!best->tasks || largest < 0.98 * best->makespan)
+        *best = (Schedule){count, tasks, largest, balance, parts};
+    return balance >= BALANCED;
+}
+
+/* The best of some schedules; best.tasks stays NULL if none fits. */
+static Candidate schedule(const Forest *forest, const Reading *reading, const Spec *spec,
+                          Result *result, Arena *arena) {
+    Candidate candidate = {*reading, NULL, 0, {0}};
+    int32_t count = query_tiles(reading, spec, &candidate.items, arena);
+    int32_t bundles = reading->num_bundles, slots = spec->num_slots;
+    const Item *items = candidate.items;
+    int32_t *scratch = TAKE(arena, int32_t, forest->batch + 1);
+    candidate.num_items = count;
+
+    Task *tasks = TAKE(arena, Task, count + slots + bundles);
+    double *busy = TAKE(arena, double, slots), sum = 0;
+    append_bundles(reading, spec, tasks);
+    longest_first(tasks, bundles, busy, slots, arena);
+    Task *own = TAKE(arena, Task, bundles);
+    if (bundles) memcpy(own, tasks, bundles * sizeof(Task));
+    for (int32_t b = 0; b < bundles; b++) sum += own[b].us;
+    int32_t done = cut_tape(items, count, busy, spec, tasks, arena);
+    if (bundles) memcpy(tasks + done, own, bundles * sizeof(Task));
+    if (keep(&candidate, spec, tasks, done + bundles, forest->batch, scratch, result, arena))
+        return candidate;
+
+    double smallest = 0, target = count ? smallest_target(items, count, spec, sum, &smallest) : 0;
+    for (int32_t i = 0; count && i < COUNT(FINER) + COUNT(COARSER); i++) {
+        int is_coarser = i >= COUNT(FINER);
+        if (candidate.best.tasks && (is_coarser || (i && done > MANY_TASKS))) break;
+        double finer = is_coarser ? COARSER[i - COUNT(FINER)] : FINER[i];
+        double each = finer > 0 ? fmax(target / finer, smallest) : 0;
+        int64_t chunks = count_chunks(items, count, spec, each);
+        if (chunks + bundles > spec->most_tasks) {
+            result->why = TOO_MANY_TASKS;
+            result->need = chunks + bundles;
+            continue;
+        }
+        tasks = TAKE(arena, Task, chunks + bundles);
+        double *load = TAKE(arena, double, slots);
+        done = divide(items, count, spec, each, tasks);
+        if (bundles) memcpy(tasks + done, own, bundles * sizeof(Task));
+        longest_first(tasks, done + bundles, load, slots, arena);
+        if (keep(&candidate, spec, tasks, done + bundles, forest->batch, scratch, result, arena))
+            break;
+    }
+    return candidate;
+}
+
+/* Kernel order: by class, then slot, then longest first. */
+static int32_t *kernel_order(const Candidate *candidate, const Spec *spec, int32_t classes,
+                             int32_t *slot_indptr, Arena *arena) {
+    const Schedule *best = &candidate->best;
+    int32_t slots = spec->num_slots, cells = classes * slots;
+    int32_t *begin = TAKE(arena, int32_t, cells + 1), *filled = TAKE(arena, int32_t, cells);
+    int32_t *order = TAKE(arena, int32_t, best->count);
+#define CELL(task) \
+    (((task).item < 0 ? spec->num_tiles : candidate->items[(task).item].tile) * slots + (task).slot)
+    for (int32_t t = 0; t < best->count; t++) begin[CELL(best->tasks[t]) + 1]++;
+    for (int32_t c = 0; c < cells; c++) begin[c + 1] += begin[c];
+    for (int32_t t = 0; t < best->count; t++) {
+        int32_t cell = CELL(best->tasks[t]), at = begin[cell] + filled[cell]++;
+        for (; at > begin[cell] && best->tasks[order[at - 1]].us < best->tasks[t].us; at--)
+            order[at] = order[at - 1];
+        order[at] = t;
+    }
+#undef CELL
+    for (int32_t c = 0; c < classes; c++)
+        for (int32_t s = 0; s <= slots; s++)
+            slot_indptr[c * (slots + 1) + s] = begin[c * slots + s];
+    return order;
+}
+
+/* Each row's partial rows in token order, a bundle's last; -1 for a direct result. */
+static void list_parts(const Forest *forest, const Candidate *candidate, const int32_t *part_of,
+                       int32_t *indptr, int32_t *rows, Arena *arena) {
+    const Schedule *best = &candidate->best;
+    int64_t *start = TAKE(arena, int64_t, indptr[forest->batch]);
+    int32_t *filled = TAKE(arena, int32_t, forest->batch);
+    for (int32_t t = 0; t < best->count; t++) {
+        const Task *task = best->tasks + t;
+        int64_t own = task->item < 0 ? (int64_t)1 << 40
+                                     : (int64_t)candidate->items[task->item].start + task->begin;
+        for (int32_t q = 0; q < task->queries; q++) {
+            int32_t row = forest->order[task->first + q], at = indptr[row] + filled[row]++;
+            for (; at > indptr[row] && start[at - 1] > own; at--) {
+                start[at] = start[at - 1];
+                rows[at] = rows[at - 1];
+            }
+            start[at] = own;
+            rows[at] = part_of[t] < 0 ? -1 : part_of[t] + q;
+        }
+    }
+}
+
+static void write_plan(const Forest *forest, const Spec *spec, const Candidate *candidate,
+                       Result *result) {
+    Arena *arena = &result->arena;
+    const Reading *reading = &candidate->reading;
+    const Schedule *best = &candidate->best;
+    int32_t batch = forest->batch, shared = num_shared(forest), slots = spec->num_slots;
+    int32_t classes = spec->num_tiles + (spec->bundle_rows > 0), bundles = reading->num_bundles;
+    int32_t num_parts = 0;
+    for (int32_t t = 0; t < best->count; t++) num_parts += best->tasks[t].queries;
+    result->num_tasks = best->count;
+    result->num_bundles = bundles;
+    result->num_pieces = reading->num_pieces;
+    result->num_parts = num_parts;
+    result->num_spans = reading->num_spans;
+    result->num_shared = shared;
+    result->num_classes = classes;
+    result->parts = best->parts;
+    result->kv_entries = reading->kv_entries;
+    result->bundle_entries = reading->bundle_entries;
+    result->ints = (int64_t)TASK_INTS * best->count + PIECE_INTS * reading->num_pieces +
+                   (int64_t)classes * (slots + 1) + (batch + 1) + num_parts + 2 * batch +
+                   (int64_t)SPAN_INTS * reading->num_spans + 3 * (int64_t)best->count +
+                   2 * (int64_t)reading->num_pieces + shared;
+    int32_t *out = result->out = TAKE(arena, int32_t, result->ints);
+    result->us = TAKE(arena, double, best->count);
+    int32_t *tasks = out, *pieces = tasks + TASK_INTS * best->count;
+    int32_t *slot_indptr = pieces + PIECE_INTS * reading->num_pieces;
+    int32_t *part_indptr = slot_indptr + classes * (slots + 1);
+    int32_t *part_rows = part_indptr + batch + 1;
+    int32_t *append_base = part_rows + num_parts, *max_lengths = append_base + batch;
+    int32_t *spans = max_lengths + batch, *node = spans + SPAN_INTS * reading->num_spans;
+    int32_t *start = node + best->count, *slot = start + best->count;
+    int32_t *piece_node = slot + best->count, *piece_start = piece_node + reading->num_pieces;
+    int32_t *absorbed = piece_start + reading->num_pieces;
+
+    int32_t *order = kernel_order(candidate, spec, classes, slot_indptr, arena);
+    int32_t *part_of = TAKE(arena, int32_t, best->count), reserved = 0;
+    int64_t entry = 0;
+    for (int32_t i = 0; i < best->count; i++) {
+        const Task *task = best->tasks + order[i];
+        int32_t *out_task = tasks + TASK_INTS * i;
+        part_of[order[i]] = task->part < 0 ? -1 : reserved;
+        reserved += task->part < 0 ? 0 : task->queries;
+        out_task[1] = task->tokens;
+        out_task[2] = task->first;
+        out_task[3] = task->queries;
+        out_task[4] = part_of[order[i]];
+        slot[i] = task->slot;
+        result->us[i] = task->us;
+        if (task->item < 0) {
+            int32_t b = -1 - task->item, first = reading->piece_begin[b], tails = 0;
+            int32_t count = reading->piece_begin[b + 1] - first;
+            for (int32_t p = first; p < first + count; p++) tails += reading->pieces[p].is_tail;
+            out_task[0] = (int32_t)entry;
+            out_task[5] = -1;
+            out_task[6] = first;
+            out_task[7] = count;
+            node[i] = -1;
+            start[i] = 0;
+            entry += task->tokens + (int64_t)tails * spec->headroom;
+            continue;
+        }
+        const Item *item = candidate->items + task->item;
+        const Run *run = reading->runs + item->run;
+        /* the last chunk of a tail is open: its length follows the row's own */
+        int is_open = run->is_tail && spec->headroom > 0 && task->begin + task->tokens == run->length;
+        out_task[0] = (int32_t)(run->offset + task->begin);
+        out_task[5] = is_open ? forest->order[task->first] : -1;
+        out_task[6] = start[i] = run->start + task->begin;
+        out_task[7] = task->tokens + (is_open ? spec->headroom : 0);
+        node[i] = run->node;
+    }
+    for (int32_t p = 0; p < reading->num_pieces; p++) {
+        const Piece *piece = reading->pieces + p;
+        int is_open = piece->is_tail && spec->headroom > 0;
+        pieces[PIECE_INTS * p] = (int32_t)piece->offset;
+        pieces[PIECE_INTS * p + 1] = piece->length + (is_open ? spec->headroom : 0);
+        pieces[PIECE_INTS * p + 2] = is_open ? forest->order[piece->node - shared] : -1;
+        pieces[PIECE_INTS * p + 3] = piece->low + (piece->high << 16);
+        piece_node[p] = piece->node;
+        piece_start[p] = piece->start;
+    }
+    for (int32_t t = 0; t < best->count; t++)
+        for (int32_t q = 0; q < best->tasks[t].queries; q++)
+            part_indptr[forest->order[best->tasks[t].first + q] + 1]++;
+    for (int32_t r = 0; r < batch; r++) part_indptr[r + 1] += part_indptr[r];
+    list_parts(forest, candidate, part_of, part_indptr, part_rows, arena);
+    for (int32_t r = 0; r < batch; r++) {
+        append_base[r] = reading->append_base[r];
+        max_lengths[r] = forest->lengths[r] + (reading->has_tail[r] ? spec->headroom : 0);
+    }
+    memcpy(spans, reading->spans, sizeof(int32_t) * SPAN_INTS * reading->num_spans);
+    for (int32_t n = 0; n < shared; n++) absorbed[n] = reading->absorbed[n];
+}
+
+/* Plans a batch. The result stays until codec_release; `out` is NULL if nothing fits. */
+Result *codec_plan(const Forest *forest, const Spec *spec) {
+    Result *result = calloc(1, sizeof(Result));
+    if (!result) return NULL;
+    Arena *arena = &result->arena;
+    Units single = single_units(forest, arena), units = bundle_tails(forest, spec, arena);
+    Candidate best = {0};
+    /* bundles; every row on its own; and every token listed once */
+    for (int32_t way = units.bundles ? 0 : 1; way < 3; way++) {
+        Reading reading = read_forest(forest, way ? &single : &units, spec, way < 2, arena);
+        int64_t need;
+        int32_t why = check_reading(&reading, spec, &need);
+        if (why != FITS) {
+            result->why = why;
+            result->need = need;
+            continue;
+        }
+        Candidate candidate = schedule(forest, &reading, spec, result, arena);
+        if (!candidate.best.tasks) continue;
+        if (!best.best.tasks || candidate.best.makespan < best.best.makespan) best = candidate;
+        if (candidate.best.balance >= GOOD || way) break;
+    }
+    if (best.best.tasks) {
+        result->why = FITS;
+        write_plan(forest, spec, &best, result);
+    }
+    return result;
+}
+
+/* Copies the plan to where Python keeps it and forgets it. */
+void codec_release(Result *result, int32_t *out, double *us) {
+    if (out && result->out) {
+        memcpy(out, result->out, result->ints * sizeof(int32_t));
+        memcpy(us, result->us, result->num_tasks * sizeof(double));
+    }
+    give_back(&result->arena);
+    free(result);
+}

@@ -1,0 +1,146 @@
+"""Bundles: who is put together, who never is, and that what is between them is read once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sglang_codec.planning.bundles import Units, bundle_tails
+from sglang_codec.planning.cost_model import CostModel, roofline_cost_model
+from sglang_codec.planning.forest import PrefixForest
+from sglang_codec.planning.plan import PlanCapacity, PlanSpec
+from sglang_codec.planning.planner import make_plan
+from sglang_codec.planning.reading import read_plan
+from sglang_codec.testing import Counts, tree_counts, with_slots
+
+SPEC = PlanSpec(4, 128, 2, (16, 64), 64, 33, tail_headroom=16, bundle_rows=64)
+COST: CostModel = roofline_cost_model(
+    head_dim=128,
+    kv_element_bytes=2,
+    num_ctas=264,
+    bandwidth=3e12,
+    flops=8e14,
+    task_overhead_us=6.0,
+)
+UNLIMITED = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
+PAIR = st.tuples(st.integers(0, 99), st.sampled_from((0, 1, 16, 60, 200, 3000)))
+COUNTS = st.builds(
+    tree_counts, st.lists(PAIR, max_size=12), st.lists(PAIR, min_size=1, max_size=60)
+)
+
+
+def forest_of(counts: Counts) -> PrefixForest:
+    return PrefixForest.from_paths(with_slots(counts))
+
+
+def units_of(counts: Counts) -> tuple[PrefixForest, Units]:
+    forest = forest_of(counts)
+    return forest, bundle_tails(forest, SPEC, COST)
+
+
+def tree(groups: int, rows: int, shared: int, tail: int) -> Counts:
+    return [
+        [("root", 5000), (f"group {g}", shared), (f"tail {g} {r}", tail)]
+        for g in range(groups)
+        for r in range(rows)
+    ]
+
+
+@given(COUNTS)
+def test_units_part_the_rows_and_fit_the_tile(counts: Counts) -> None:
+    forest, units = units_of(counts)
+    assert units.first[0] == 0
+    assert units.last[-1] == forest.batch
+    assert (units.first[1:] == units.last[:-1]).all()
+    size = units.last - units.first
+    assert (size[~units.bundled] == 1).all()
+    assert (size[units.bundled] > 1).all()
+    assert (size * SPEC.group <= SPEC.bundle_rows).all()
+
+
+@given(COUNTS)
+def test_rows_with_much_of_their_own_or_nothing_stay_alone(counts: Counts) -> None:
+    forest, units = units_of(counts)
+    tails = forest.length[forest.num_shared :]
+    bundled = np.repeat(units.bundled, units.last - units.first)
+    assert (tails[bundled] > 0).all()
+    start_up, token_us = COST.line(SPEC.bundle_rows)
+    assert (tails[bundled] * token_us <= start_up + 1e-9).all()
+
+
+@given(COUNTS)
+def test_no_bundle_crosses_the_edge_of_a_long_run(counts: Counts) -> None:
+    forest, units = units_of(counts)
+    start_up, token_us = COST.line(SPEC.bundle_rows)
+    for node in range(forest.num_shared):
+        if forest.length[node] * token_us > start_up:
+            for edge in (forest.first[node], forest.last[node]):
+                inside = units.bundled & (units.first < edge) & (edge < units.last)
+                assert not inside.any()
+
+
+def test_many_short_tails_are_bundled_and_few_are_not() -> None:
+    _, many = units_of(tree(64, 8, 16, 16))
+    assert many.bundled.all()
+    _, few = units_of(tree(2, 4, 16, 16))  # fewer rows than slots: each has one to itself
+    assert not few.bundled.any()
+
+
+def test_a_row_of_bundles_alone_needs_no_partials() -> None:
+    """What is above a bundle joins it if that costs less than merging."""
+    counts = [[(f"group {r // 8}", 16), (f"tail {r}", 16)] for r in range(512)]
+    plan = make_plan(forest_of(counts), SPEC, COST, UNLIMITED)
+    assert plan.num_bundles == plan.num_tasks < 512 / 4
+    assert plan.num_parts == 0
+    # groups of 8 do not straddle bundles of 16
+    assert plan.kv_tokens_read == 64 * 16 + 512 * 16
+
+
+def test_a_run_across_two_bundles_is_read_for_each() -> None:
+    counts = [[(f"group {r // 10}", 20), (f"tail {r}", 16)] for r in range(640)]
+    plan = make_plan(forest_of(counts), SPEC, COST, UNLIMITED)
+    assert plan.num_bundles > 0
+    unique = 64 * 20 + 640 * 16
+    # at most one run is cut by each border between bundles
+    assert unique < plan.kv_tokens_read <= unique + 20 * (plan.num_bundles - 1)
+
+
+@pytest.mark.parametrize("rows", [0, 4])
+def test_a_kernel_without_room_for_two_rows_has_no_bundles(rows: int) -> None:
+    forest = forest_of(tree(64, 8, 16, 16))
+    spec = PlanSpec(4, 128, 2, (16, 64), 64, 33, bundle_rows=rows)
+    assert not bundle_tails(forest, spec, COST).bundled.any()
+
+
+@given(COUNTS)
+def test_every_row_sees_its_own_tokens_and_no_others(counts: Counts) -> None:
+    """Runs and pieces that a position reads tile its row, without a plan around them."""
+    forest, units = units_of(counts)
+    reading = read_plan(forest, units, SPEC, absorb=True)
+    runs, pieces = reading.runs, reading.pieces
+    for position, row in enumerate(forest.order.tolist()):
+        read = [
+            (int(start), int(start + length))
+            for start, length, first, last in zip(
+                runs.start, runs.length, runs.first, runs.last, strict=True
+            )
+            if first <= position < last
+        ]
+        bundle = np.flatnonzero(
+            (reading.bundle_first <= position) & (position < reading.bundle_last)
+        )
+        for b in bundle.tolist():
+            query = position - reading.bundle_first[b]
+            mine = (pieces.bundle == b) & (pieces.low <= query) & (query < pieces.high)
+            read += [
+                (int(s), int(s + n))
+                for s, n in zip(pieces.start[mine], pieces.length[mine], strict=True)
+            ]
+        read.sort()
+        end = 0
+        for begin, stop in read:
+            assert begin == end
+            end = stop
+        assert end == forest.lengths[row]

@@ -1,0 +1,94 @@
+"""Churn on the real scheduler with `codec`, or its requests one by one with a stock backend. Run as
+a program, since a process serves one scheduler:
+
+    python churn_probe.py MODEL OUT.json '{"churn": {...}, "server": {"page_size": 16, ...}}'
+    python churn_probe.py MODEL OUT.json '{"alone": ["CHURN.json", ...]}'
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from churn_scheduler import Churn, ObservedScheduler
+from churning.traffic import Scale, Traffic
+
+REFERENCE = "torch_native"
+
+
+def main(model: str, output: str, job: str) -> None:
+    wanted = json.loads(job)
+    if "alone" in wanted:
+        report = _serve_alone(model, wanted["alone"])
+    else:
+        report = _churn(model, wanted["churn"], wanted["server"])
+    Path(output).write_text(json.dumps(report))
+
+
+def _churn(model: str, churn: dict[str, Any], server: dict[str, Any]) -> dict[str, Any]:
+    from sglang_codec.patches.fallbacks import FALLBACKS
+
+    engine = ObservedScheduler(model, "codec", load_format="auto", **server)
+    traffic = Traffic(churn["seed"], Scale(**churn["scale"]))
+    checked = _count_checks()
+    run = Churn(
+        engine,
+        traffic,
+        requests=churn["requests"],
+        most=churn["most"],
+        flush_every=churn["flush_every"],
+        seed=churn["seed"],
+    )
+    run.run()
+    gc.collect()
+    return {
+        "answers": [answer.as_json() for answer in run.answers],
+        "levels": run.levels,
+        "totals": engine.decode_backend.planner.totals.to_dict(),
+        "fallbacks": dict(FALLBACKS.counts),
+        "checked": len(checked),
+        "overlap": engine.scheduler.enable_overlap,
+    }
+
+
+def _count_checks() -> list[int]:
+    """Grows by the number of shared runs whenever the debug invariant has held."""
+    import sglang_codec.backend as backend
+
+    checked, check = [], backend.check_sharing
+
+    def counted(forest: Any, *args: Any) -> None:
+        check(forest, *args)
+        checked.append(forest.num_shared)
+
+    backend.check_sharing = counted
+    return checked
+
+
+def _serve_alone(model: str, files: list[str]) -> dict[str, Any]:
+    """The same prompts, one after the other and without a radix tree, by file."""
+    engine = ObservedScheduler(
+        model, REFERENCE, load_format="auto", max_running_requests=1, disable_radix_cache=True
+    )
+    report = {}
+    for file in files:
+        answers = [a for a in json.loads(Path(file).read_text())["answers"] if a["output_ids"]]
+        for answer in answers:
+            engine.submit(answer["input_ids"], len(answer["output_ids"]), rid=answer["name"])
+        engine.run(max_steps=1_000_000)
+        done, engine.requests = engine.requests, {}
+        report[file] = {
+            name: {
+                "output_ids": list(request.output_ids),
+                "logprobs": list(request.logprob.output_token_logprobs_val),
+            }
+            for name, request in done.items()
+        }
+    return report
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
