@@ -59,8 +59,9 @@ class CodecBatch:
 def row_states_of(req: Any) -> RowStates:
     """The function that gives the requests' part of the signature, for this SGLang's `Req`.
 
-    A state is identity, tree handle, tree-owned tokens, `req_to_token` row, retractions: a
-    retracted request may come back to the same row and node with other KV slots behind them.
+    A state is the request, tree handle, tree-owned tokens, `req_to_token` row, retractions: a
+    retracted request may come back to the same row and node with other KV slots behind them. So may
+    another request of the same id, hence the object itself and not its id.
     """
     # SGLang 0.5.19 moved the KV fields to `req.kv`; 0.5.17 has an unrelated `kv` that may be None
     return _states_on_request if hasattr(req, "req_pool_idx") else _states_on_kv
@@ -69,7 +70,7 @@ def row_states_of(req: Any) -> RowStates:
 def _states_on_request(reqs: Sequence[Any]) -> tuple[RowState, ...]:
     return tuple(
         [
-            (r.rid, r.last_node, r.cache_protected_len, r.req_pool_idx, r.retraction_count)
+            (r, r.last_node, r.cache_protected_len, r.req_pool_idx, r.retraction_count)
             for r in reqs
         ]
     )
@@ -79,7 +80,7 @@ def _states_on_kv(reqs: Sequence[Any]) -> tuple[RowState, ...]:
     return tuple(
         [
             (
-                r.rid,
+                r,
                 r.last_node,
                 (k := r.kv).cache_protected_len,
                 k.req_pool_idx,

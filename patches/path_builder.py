@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sglang_codec.planning.paths import RadixPaths
+from sglang_codec.planning.paths import RadixPaths, deepest_within
 
 
 class Proof(NamedTuple):
@@ -44,12 +44,6 @@ class PathBuilder:
 
     def finish(self, leaves: Sequence[int], owned_by_tree: Sequence[int]) -> RadixPaths:
         """`owned_by_tree[r]`: tokens of row r whose KV slots are the tree's; deeper is private."""
-        parent, end = self.parent, self.end
-        clamped = []
-        for leaf, limit in zip(leaves, owned_by_tree, strict=True):
-            while leaf >= 0 and end[leaf] > limit:
-                leaf = parent[leaf]
-            clamped.append(leaf)
-        return RadixPaths(
-            np.array(parent, np.int32), np.array(end, np.int32), np.array(clamped, np.int32)
-        )
+        parent, end = np.array(self.parent, np.int32), np.array(self.end, np.int32)
+        leaf = deepest_within(parent, end, np.array(leaves, np.int32), np.array(owned_by_tree))
+        return RadixPaths(parent, end, leaf)

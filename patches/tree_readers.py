@@ -7,6 +7,7 @@ proof, and the row is private from there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -16,7 +17,10 @@ from sglang_codec.planning.paths import RadixPaths
 
 
 class TreeReader(Protocol):
-    """Reads root-to-node paths; call it on the scheduler thread, inside `run_batch`."""
+    """Reads root-to-node paths; call it on the scheduler thread, inside `run_batch`.
+
+    Nodes that only one row passes are left out: they share nothing.
+    """
 
     name: str
 
@@ -44,11 +48,13 @@ class PathInfoReader:
         self._core = tree_core
 
     def read(self, handles: Sequence[Any], owned_by_tree: Sequence[int]) -> RadixPaths:
-        builder = PathBuilder()
         distinct = [h for h in dict.fromkeys(handles) if _is_node_id(h)]
-        proofs: dict[Any, Proof] = {}
-        for handle, path in zip(distinct, self._paths(distinct), strict=True):
-            proofs[handle] = _add_path(builder, path)
+        paths = dict(zip(distinct, self._paths(distinct), strict=True))
+        rows = [paths.get(handle, ()) for handle in handles]
+        readers = Counter(node.node_id for path in rows for node in path)
+        builder = PathBuilder()
+        shared = {h: [n for n in path if readers[n.node_id] > 1] for h, path in paths.items()}
+        proofs = {handle: _add_path(builder, path) for handle, path in shared.items()}
         return builder.finish([proofs.get(h, ROOT).index for h in handles], owned_by_tree)
 
     def _paths(self, handles: list[int]) -> Sequence[Sequence[Any]]:
@@ -75,21 +81,29 @@ class ParentWalkReader:
         self._resolve = tree.resolve_node_handle
 
     def read(self, handles: Sequence[Any], owned_by_tree: Sequence[int]) -> RadixPaths:
+        nodes = {handle: self._node(handle) for handle in dict.fromkeys(handles)}
+        # where a second row comes by, it and all above it are shared; nothing else is looked at,
+        # for most nodes of a batch are the ends of a single prompt
+        passed: set[Any] = set()
+        met: dict[Any, None] = {}
+        for handle in handles:
+            node = nodes[handle]
+            while node is not None and node.parent is not None:
+                if node in passed:
+                    met[node] = None
+                    break
+                passed.add(node)
+                node = node.parent
         builder = PathBuilder()
-        proofs = {handle: self._walk(builder, handle) for handle in dict.fromkeys(handles)}
-        return builder.finish([proofs[h].index for h in handles], owned_by_tree)
-
-    def _walk(self, builder: PathBuilder, handle: Any) -> Proof:
-        node = self._node(handle)
-        chain = []
-        while node is not None and node not in builder.proofs and node.parent is not None:
-            chain.append(node)
-            node = node.parent
-        proof = builder.proofs.get(node, ROOT)
-        for node in reversed(chain):
-            length = len(node.key)
-            proof = builder.add(node, proof, length, on_device=_device_tokens(node) == length)
-        return proof
+        for node in met:
+            _prove(builder, node)
+        proofs = builder.proofs
+        leaf_of = {}
+        for handle, node in nodes.items():
+            while node is not None and node not in proofs:
+                node = node.parent
+            leaf_of[handle] = -1 if node is None else proofs[node].index
+        return builder.finish([leaf_of[handle] for handle in handles], owned_by_tree)
 
     def _node(self, handle: Any) -> Any:
         if handle is None:
@@ -101,6 +115,18 @@ class ParentWalkReader:
             return None
         # a streaming session's sentinel is no tree node: it has neither parent nor key
         return node if hasattr(node, "parent") else None
+
+
+def _prove(builder: PathBuilder, node: Any) -> None:
+    """Register a node and all above it."""
+    chain = []
+    while node not in builder.proofs and node.parent is not None:
+        chain.append(node)
+        node = node.parent
+    proof = builder.proofs.get(node, ROOT)
+    for node in reversed(chain):
+        length = len(node.key)
+        proof = builder.add(node, proof, length, on_device=_device_tokens(node) == length)
 
 
 def select_reader(tree_cache: Any) -> TreeReader:

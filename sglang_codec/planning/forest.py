@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang_codec.planning.paths import RadixPaths
+from sglang_codec.planning.paths import RadixPaths, deepest_within
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +238,10 @@ def _structure(
     """Prune, merge and order path nodes; everything but the slots of a `PrefixForest`."""
     batch, num_paths = paths.batch, len(paths.parent)
     parent, end = paths.parent.tolist(), paths.end.tolist()
-    leaf = _within(paths, lengths - private_tokens)
+    limits = lengths - private_tokens
+    leaf = deepest_within(paths.parent, paths.end, paths.leaf, limits).astype(np.int64)
     # rows without a proven path count at index num_paths, which the loop below leaves alone
+    leaf[leaf < 0] = num_paths
     count = np.bincount(leaf, minlength=num_paths + 1).tolist()
     for node in range(num_paths - 1, -1, -1):
         if parent[node] >= 0:
@@ -290,17 +292,6 @@ def _structure(
         "first": np.concatenate([first, positions]),
         "last": np.concatenate([first + np.asarray(readers, np.int32), positions + 1]),
     }
-
-
-def _within(paths: RadixPaths, limits: np.ndarray) -> np.ndarray:
-    """The deepest node of each row that ends within its limit; the number of nodes if none does."""
-    leaf = paths.leaf.astype(np.int64)
-    while len(paths.end):
-        beyond = (leaf >= 0) & (paths.end[leaf] > limits)
-        if not beyond.any():
-            break
-        leaf[beyond] = paths.parent[leaf[beyond]]
-    return np.where(leaf < 0, len(paths.end), leaf)
 
 
 def _preorder(parent: list[int]) -> np.ndarray:

@@ -40,3 +40,20 @@ class RadixPaths:
         """Paths of a batch in which nothing is proven to be shared."""
         empty = np.zeros(0, np.int32)
         return cls(empty, empty, np.full(batch, -1, np.int32))
+
+
+def deepest_within(
+    parent: np.ndarray, end: np.ndarray, leaf: np.ndarray, limits: np.ndarray
+) -> np.ndarray:
+    """int32 ``[B]``: of each row's path below `leaf`, the deepest node that ends within its limit.
+
+    Args:
+        parent, end, leaf: as of `RadixPaths`; leaf -1 stays -1. limits: ``[B]`` tokens.
+    """
+    leaf = leaf.copy()
+    while len(end):
+        beyond = (leaf >= 0) & (end[leaf] > limits)
+        if not beyond.any():
+            break
+        leaf[beyond] = parent[leaf[beyond]]
+    return leaf

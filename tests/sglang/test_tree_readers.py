@@ -106,9 +106,13 @@ def reader_of(kind: str, tree: Tree) -> TreeReader:
     return ParentWalkReader(NodeTree(tree, components=kind == "components"))
 
 
+def read_twice(reader: TreeReader, handles: list[Any], owned: int = MANY) -> RadixPaths:
+    """Every row has a twin behind all rows, so every node is shared."""
+    return reader.read([*handles, *handles], [owned] * (2 * len(handles)))
+
+
 def read(kind: str, tree: Tree, *names: str, owned: int = MANY) -> RadixPaths:
-    handles = [tree.ids[name] for name in names]
-    return reader_of(kind, tree).read(handles, [owned] * len(handles))
+    return read_twice(reader_of(kind, tree), [tree.ids[name] for name in names], owned)
 
 
 def ends(paths: RadixPaths, row: int) -> list[int]:
@@ -130,6 +134,18 @@ def test_paths_of_a_fork(kind: str) -> None:
     assert len(paths.end) == 4
     assert paths.leaf[0] == paths.leaf[3]
     assert paths.parent[paths.leaf[0]] == paths.parent[paths.leaf[1]] == paths.leaf[2]
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_what_a_single_row_passes_is_left_out(kind: str) -> None:
+    reader = reader_of(kind, tree := Tree(**FORK))
+    handles = [tree.ids[name] for name in ("d", "b", "c", "a")]
+    paths = reader.read(handles, [MANY] * 4)
+    assert [ends(paths, row) for row in range(4)] == [[], [4], [4], [4]]
+    assert len(paths.end) == 1
+    # a second row at the same node makes it a shared one
+    paths = reader.read([*handles, tree.ids["b"]], [MANY] * 5)
+    assert [ends(paths, row) for row in range(5)] == [[], [4, 7], [4], [4], [4, 7]]
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -163,7 +179,7 @@ def test_only_tokens_that_the_tree_owns_are_proven(kind: str) -> None:
 def test_handles_that_are_no_nodes_are_private(kind: str) -> None:
     reader = reader_of(kind, tree := Tree(**FORK))
     virtual = type("VirtualNode", (), {})()
-    paths = reader.read([None, virtual, tree.ids["b"]], [MANY] * 3)
+    paths = read_twice(reader, [None, virtual, tree.ids["b"]])
     assert [ends(paths, row) for row in range(3)] == [[], [], [4, 7]]
     assert not FALLBACKS.counts
 
@@ -171,7 +187,7 @@ def test_handles_that_are_no_nodes_are_private(kind: str) -> None:
 @pytest.mark.parametrize("kind", READERS)
 def test_a_handle_that_is_gone_is_private_and_counted(kind: str) -> None:
     reader = reader_of(kind, tree := Tree(**FORK))
-    paths = reader.read([999, tree.ids["c"]], [MANY] * 2)
+    paths = read_twice(reader, [999, tree.ids["c"]])
     assert [ends(paths, row) for row in range(2)] == [[], [4, 9]]
     assert dict(FALLBACKS.counts) == {"node handle is not in the tree": 1}
 
@@ -179,7 +195,7 @@ def test_a_handle_that_is_gone_is_private_and_counted(kind: str) -> None:
 def test_a_node_that_nobody_locks_proves_nothing() -> None:
     nodes = NodeTree(tree := Tree(**FORK))
     nodes.nodes["c"].lock_ref = 0  # an evicted node keeps its value
-    paths = ParentWalkReader(nodes).read([tree.ids["c"], tree.ids["b"]], [MANY] * 2)
+    paths = read_twice(ParentWalkReader(nodes), [tree.ids["c"], tree.ids["b"]])
     assert [ends(paths, row) for row in range(2)] == [[4], [4, 7]]
 
 

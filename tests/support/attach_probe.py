@@ -88,7 +88,7 @@ def _record(
     return {
         "signature": codec_batch.signature,
         "unchanged": before is not None and before["signature"] == codec_batch.signature,
-        "rids": [state[0] for state in codec_batch.signature[1]],
+        "rids": [state[0].rid for state in codec_batch.signature[1]],
         "handles": [state[1] for state in codec_batch.signature[1]],
         "reader": codec_batch.reader_name,
         "parent": paths.parent.tolist(),
@@ -106,7 +106,8 @@ def _leaves_after_eviction(
 
     engine.tree_cache.evict(EvictParams(num_tokens=1 << 20))
     handles = [handle for step in steps for handle in step["handles"]]
-    return reader.read(handles, [1 << 20] * len(handles)).leaf.tolist()
+    # each handle twice: what only one row passes is not looked at
+    return reader.read(handles * 2, [1 << 20] * (2 * len(handles))).leaf.tolist()
 
 
 def _settings_found(engine: InprocScheduler) -> dict[str, str]:
