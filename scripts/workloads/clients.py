@@ -44,6 +44,8 @@ class Completion:
     cached_tokens: int = 0
     first_token_s: float = 0.0
     last_token_s: float = 0.0
+    # (seconds since the request was sent, new tokens) of each chunk of the stream
+    arrivals: list[tuple[float, int]] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     # per output token: (token id, logprob) of the most likely tokens, best first
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
@@ -56,10 +58,16 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to generate: always greedily; `top` > 0 asks for that many logprobs per token."""
+    """How to generate: always greedily.
+
+    Args:
+        top: ask for that many logprobs per token; 0 for none.
+        stream_interval: tokens per chunk of the stream; 0 leaves it to the server.
+    """
 
     ignore_eos: bool = True
     top: int = 0
+    stream_interval: int = 0
 
 
 class Client(Protocol):
@@ -74,15 +82,13 @@ class Client(Protocol):
 
 def generate_payload(requests: Sequence[Request], sampling: Sampling) -> dict[str, Any]:
     """The arguments of SGLang's native generate call."""
+    common: dict[str, Any] = {"temperature": 0.0, "ignore_eos": sampling.ignore_eos}
+    if sampling.stream_interval:
+        common["stream_interval"] = sampling.stream_interval
     payload: dict[str, Any] = {
         "input_ids": [list(request.input_ids) for request in requests],
         "sampling_params": [
-            {
-                "temperature": 0.0,
-                "max_new_tokens": request.max_new_tokens,
-                "ignore_eos": sampling.ignore_eos,
-            }
-            for request in requests
+            common | {"max_new_tokens": request.max_new_tokens} for request in requests
         ],
         "stream": True,
     }
@@ -128,6 +134,7 @@ def collect(
         if before == 0:
             completion.first_token_s = now
         completion.last_token_s = now
+        completion.arrivals.append((now, new))
         if on_token is not None:
             on_token(new)
     if empty := [done.request.name for done in completions if not done.output_ids]:
@@ -136,8 +143,9 @@ def collect(
 
 
 def _extend(collected: list[Any], received: list[Any], total: int) -> None:
-    # a stream is cumulative (all tokens so far) or incremental, by a server flag
-    if len(received) == total:
+    # a stream is cumulative (all tokens so far) or incremental, by a server flag; a cumulative
+    # chunk may hold more than its total: SGLang sends a list that it goes on filling
+    if len(received) >= total:
         collected[:] = received
     else:
         collected.extend(received)
@@ -167,9 +175,24 @@ class ServerClient:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, on_token: OnToken | None = None
     ) -> list[Completion]:
+        # long prompts take a while to encode, which is not the server's time
+        body = json.dumps(generate_payload(requests, sampling)).encode()
         started = time.perf_counter()
-        payload = generate_payload(requests, sampling)
-        return collect(requests, self._stream(payload), started, on_token)
+        return collect(requests, self._stream(body), started, on_token)
+
+    def post(self, route: str, body: dict[str, Any] | None = None) -> str:
+        """What another route of the server answers."""
+        import requests as http
+
+        try:
+            answer = http.post(self.url + route, json=body, timeout=self.timeout_s)
+        except http.RequestException as error:
+            raise GenerationError(f"{self.url}{route}: {type(error).__name__}") from error
+        if not answer.ok:
+            raise GenerationError(
+                f"{self.url}{route} answered {answer.status_code}: {answer.text[:500]}"
+            )
+        return answer.text
 
     def info(self) -> dict[str, Any]:
         """The server's flags (attention_backend, tokenizer_path and others)."""
@@ -187,11 +210,12 @@ class ServerClient:
                 return answer.json()
         raise GenerationError(f"{self.url}{route} answered {answer.status_code}: is it SGLang?")
 
-    def _stream(self, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _stream(self, body: bytes) -> Iterator[dict[str, Any]]:
         import requests as http
 
-        url = f"{self.url}/generate"
-        with http.post(url, json=payload, stream=True, timeout=self.timeout_s) as answer:
+        url, kind = f"{self.url}/generate", {"Content-Type": "application/json"}
+        options: dict[str, Any] = {"headers": kind, "stream": True, "timeout": self.timeout_s}
+        with http.post(url, data=body, **options) as answer:
             if not answer.ok:
                 raise GenerationError(f"{url} answered {answer.status_code}: {answer.text[:500]}")
             # the default chunk of 512 bytes would delay tokens

@@ -170,6 +170,23 @@ def test_collect_reads_logprobs() -> None:
     assert done.top_logprobs == [[(7, -0.5), (9, -0.75)]]
 
 
+def test_collect_records_when_chunks_arrived() -> None:
+    (first, second) = collect(
+        [Request("a", (1,), 3), Request("b", (2,), 2)], CUMULATIVE, started=0.0
+    )
+    assert [new for _, new in first.arrivals] == [1, 2]
+    assert [new for _, new in second.arrivals] == [1, 1]
+    assert first.arrivals[0][0] == first.first_token_s < first.arrivals[1][0]
+
+
+def test_a_chunk_may_hold_more_tokens_than_it_counts() -> None:
+    # SGLang sends a list that it has gone on filling since it counted
+    chunks = [chunk(0, [7], 1), chunk(0, [7, 8, 9], 2), chunk(0, [7, 8, 9], 3)]
+    (done,) = collect([Request("a", (1,), 3)], chunks, started=0.0)
+    assert done.output_ids == [7, 8, 9]
+    assert [new for _, new in done.arrivals] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("chunks", "message"),
     [
@@ -190,6 +207,13 @@ def test_payload_is_greedy_and_asks_for_logprobs_only_on_request() -> None:
     assert plain["sampling_params"][0]["temperature"] == 0
     assert "return_logprob" not in plain
     assert payload_of(requests, Sampling(top=2))["top_logprobs_num"] == 2
+
+
+def test_payload_asks_for_longer_chunks_only_on_request() -> None:
+    requests = [Request("a", (1, 2), 3)]
+    assert "stream_interval" not in payload_of(requests, Sampling())["sampling_params"][0]
+    asked = payload_of(requests, Sampling(stream_interval=4))["sampling_params"][0]
+    assert (asked["stream_interval"], asked["max_new_tokens"]) == (4, 3)
 
 
 # comparison --------------------------------------------------------------------------------------
@@ -276,7 +300,18 @@ def test_bad_command_lines_say_what_to_do(
 
 
 @pytest.mark.parametrize(
-    "script", ["few_shot", "tree_of_thought", "demo", "make_tiny_model", "get_smollm2"]
+    "script",
+    [
+        "few_shot",
+        "tree_of_thought",
+        "demo",
+        "make_tiny_model",
+        "get_smollm2",
+        "bench_serving",
+        "plot_serving",
+        "table_serving",
+        "trace_overlap",
+    ],
 )
 def test_help(script: str) -> None:
     command = [sys.executable, str(SCRIPTS / f"{script}.py"), "--help"]

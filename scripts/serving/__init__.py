@@ -1,0 +1,1 @@
+"""Parts of the serving benchmark; `scripts/bench_serving.py` is the command."""

@@ -1,0 +1,34 @@
+"""What the codec backend counts, as SGLang's `/server_info` shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# name in a row -> of the counter
+_COUNTED = {
+    "decode_steps": "steps",
+    "plans": "plans",
+    "plan_seconds": "plan_seconds",
+    "kv_tokens_read": "kv_tokens_read",
+    "kv_tokens_stock": "kv_tokens_stock",
+}
+
+
+def codec_counters(info: dict[str, Any]) -> dict[str, Any] | None:
+    """The totals of a server's first rank that decodes with codec; None if there is none."""
+    for state in info.get("internal_states") or []:
+        if isinstance(state, dict) and "codec" in state:
+            return state["codec"]
+    return None
+
+
+def increase(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any]:
+    """What a row added to the counters; `fallbacks` by reason. Nothing for a stock backend."""
+    if before is None or after is None:
+        return {}
+    row = {name: after[counter] - before[counter] for name, counter in _COUNTED.items()}
+    fallbacks = {
+        reason: count - before["fallbacks"].get(reason, 0)
+        for reason, count in after["fallbacks"].items()
+    }
+    return row | {"fallbacks": {reason: count for reason, count in fallbacks.items() if count}}
