@@ -195,6 +195,7 @@ class CodecDecodeBackend(AttentionBackend):
 
     # details ---------------------------------------------------------------------------------
 
+    @torch.profiler.record_function("codec.upload")
     def _upload(self, plan: Plan, pool_rows: torch.Tensor) -> None:
         spans = self.buffers.upload(plan)
         table = self.req_to_token_pool.req_to_token

@@ -7,7 +7,6 @@ a program, since a process serves one scheduler:
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 from pathlib import Path
@@ -32,6 +31,7 @@ def _churn(model: str, churn: dict[str, Any], server: dict[str, Any]) -> dict[st
     from sglang_codec.patches.fallbacks import FALLBACKS
 
     engine = ObservedScheduler(model, "codec", load_format="auto", **server)
+    engine.hide_slots_while_decoding()
     traffic = Traffic(churn["seed"], Scale(**churn["scale"]))
     checked = _count_checks()
     run = Churn(
@@ -43,7 +43,6 @@ def _churn(model: str, churn: dict[str, Any], server: dict[str, Any]) -> dict[st
         seed=churn["seed"],
     )
     run.run()
-    gc.collect()
     return {
         "answers": [answer.as_json() for answer in run.answers],
         "levels": run.levels,
@@ -51,6 +50,7 @@ def _churn(model: str, churn: dict[str, Any], server: dict[str, Any]) -> dict[st
         "fallbacks": dict(FALLBACKS.counts),
         "checked": len(checked),
         "overlap": engine.scheduler.enable_overlap,
+        "modes": dict(engine.modes),
     }
 
 
@@ -69,25 +69,27 @@ def _count_checks() -> list[int]:
 
 
 def _serve_alone(model: str, files: list[str]) -> dict[str, Any]:
-    """The same prompts, one after the other and without a radix tree, by file."""
+    """The same prompts, one after the other and without a radix tree; by file, in its order."""
     engine = ObservedScheduler(
         model, REFERENCE, load_format="auto", max_running_requests=1, disable_radix_cache=True
     )
-    report = {}
-    for file in files:
-        answers = [a for a in json.loads(Path(file).read_text())["answers"] if a["output_ids"]]
-        for answer in answers:
-            engine.submit(answer["input_ids"], len(answer["output_ids"]), rid=answer["name"])
-        engine.run(max_steps=1_000_000)
-        done, engine.requests = engine.requests, {}
-        report[file] = {
-            name: {
-                "output_ids": list(request.output_ids),
-                "logprobs": list(request.logprob.output_token_logprobs_val),
-            }
-            for name, request in done.items()
-        }
-    return report
+    return {file: [_alone(engine, answer) for answer in _answers(file)] for file in files}
+
+
+def _answers(file: str) -> list[dict[str, Any]]:
+    return json.loads(Path(file).read_text())["answers"]
+
+
+def _alone(engine: ObservedScheduler, answer: dict[str, Any]) -> dict[str, Any]:
+    if not answer["output_ids"]:  # aborted before its first token
+        return {"output_ids": [], "logprobs": []}
+    rid = engine.submit(answer["input_ids"], len(answer["output_ids"]))
+    engine.serve()
+    request = engine.requests.pop(rid)
+    return {
+        "output_ids": list(request.output_ids),
+        "logprobs": list(request.logprob.output_token_logprobs_val),
+    }
 
 
 if __name__ == "__main__":

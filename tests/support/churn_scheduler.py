@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +11,19 @@ from typing import Any
 from churning.traffic import Ask, Traffic
 from inproc_scheduler import InprocScheduler
 
+STEPS_LIMIT = 1_000_000
+
 
 class ObservedScheduler(InprocScheduler):
-    """Requests with log-probabilities, aborts, and a hook where SGLang receives requests."""
+    """Requests with log-probabilities, aborts, and a hook where SGLang receives requests.
+
+    `modes` counts the forward passes by their mode.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.between_steps: Callable[[], None] = lambda: None
+        self.modes: Counter[str] = Counter()
+        self._hidden_slots: Any = None
         super().__init__(*args, **kwargs)
         handle = self.scheduler.handle_generate_request
 
@@ -41,6 +49,41 @@ class ObservedScheduler(InprocScheduler):
             # SGLang drops it without finishing it: nobody may wait for it
             del self.requests[rid]
         self.scheduler.abort_request(AbortReq(rid=rid))
+
+    def hide_slots_while_decoding(self) -> None:
+        """`req_to_token` holds nothing from the end of the host's part of a decode step to its end.
+
+        A GPU is still computing when the scheduler gives a finished request's row to the next one;
+        here the forward pass is over by then, and only this shows that it reads no such row.
+        """
+        backend = self.decode_backend
+        prepare = backend.init_forward_metadata_out_graph
+
+        def prepare_and_hide(*args: Any, **kwargs: Any) -> None:
+            prepare(*args, **kwargs)
+            self._hidden_slots = self.req_to_token.clone()
+            self.req_to_token.zero_()
+
+        backend.init_forward_metadata_out_graph = prepare_and_hide
+
+    def serve(self) -> None:
+        """Until nothing is left to do."""
+        runner, forward = self.model_runner, self.model_runner.forward
+
+        def observed(forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
+            self.modes[forward_batch.forward_mode.name] += 1
+            try:
+                return forward(forward_batch, *args, **kwargs)
+            finally:
+                if self._hidden_slots is not None:
+                    self.req_to_token.copy_(self._hidden_slots)
+                    self._hidden_slots = None
+
+        runner.forward = observed
+        try:
+            self._loop(STEPS_LIMIT)
+        finally:
+            del runner.forward
 
     def levels(self) -> dict[str, int]:
         """What is free, and what the tree holds; after an idle step these are all there is."""
@@ -121,7 +164,7 @@ class Churn:
         while len(self.answers) < self.requests:
             self._until_flush = min(self.flush_every, self.requests - len(self.answers))
             self._step()
-            self.engine.run()
+            self.engine.serve()
             self._flush()
         self.engine.between_steps = lambda: None
 
