@@ -69,10 +69,7 @@ def row_states_of(req: Any) -> RowStates:
 
 def _states_on_request(reqs: Sequence[Any]) -> tuple[RowState, ...]:
     return tuple(
-        [
-            (r, r.last_node, r.cache_protected_len, r.req_pool_idx, r.retraction_count)
-            for r in reqs
-        ]
+        [(r, r.last_node, r.cache_protected_len, r.req_pool_idx, r.retraction_count) for r in reqs]
     )
 
 

@@ -8,7 +8,7 @@ proof, and the row is private from there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from sglang_codec.patches.fallbacks import FALLBACKS
@@ -81,40 +81,47 @@ class ParentWalkReader:
         self._resolve = tree.resolve_node_handle
 
     def read(self, handles: Sequence[Any], owned_by_tree: Sequence[int]) -> RadixPaths:
-        nodes = {handle: self._node(handle) for handle in dict.fromkeys(handles)}
+        nodes = self._nodes(dict.fromkeys(handles))
         # where a second row comes by, it and all above it are shared; nothing else is looked at,
-        # for most nodes of a batch are the ends of a single prompt
+        # for most nodes of a batch are the ends of a single prompt. A node without a parent is the
+        # root, or a streaming session's sentinel, which is no tree node at all.
         passed: set[Any] = set()
         met: dict[Any, None] = {}
         for handle in handles:
             node = nodes[handle]
-            while node is not None and node.parent is not None:
+            while (parent := getattr(node, "parent", None)) is not None:
                 if node in passed:
                     met[node] = None
                     break
                 passed.add(node)
-                node = node.parent
+                node = parent
         builder = PathBuilder()
         for node in met:
             _prove(builder, node)
         proofs = builder.proofs
         leaf_of = {}
         for handle, node in nodes.items():
-            while node is not None and node not in proofs:
-                node = node.parent
+            while node not in proofs and node is not None:
+                node = getattr(node, "parent", None)
             leaf_of[handle] = -1 if node is None else proofs[node].index
         return builder.finish([leaf_of[handle] for handle in handles], owned_by_tree)
+
+    def _nodes(self, handles: Iterable[Any]) -> dict[Any, Any]:
+        resolve = self._resolve
+        try:
+            return {h: None if h is None else resolve(h) for h in handles}
+        except KeyError:
+            # one missing handle fails the whole call: find it
+            return {handle: self._node(handle) for handle in handles}
 
     def _node(self, handle: Any) -> Any:
         if handle is None:
             return None
         try:
-            node = self._resolve(handle)
+            return self._resolve(handle)
         except KeyError:
             FALLBACKS.record("node handle is not in the tree", handle)
             return None
-        # a streaming session's sentinel is no tree node: it has neither parent nor key
-        return node if hasattr(node, "parent") else None
 
 
 def _prove(builder: PathBuilder, node: Any) -> None:

@@ -30,7 +30,9 @@ def main(model: str, output: str, job: str) -> None:
 def _churn(model: str, churn: dict[str, Any], server: dict[str, Any]) -> dict[str, Any]:
     from sglang_codec.patches.fallbacks import FALLBACKS
 
-    engine = ObservedScheduler(model, "codec", load_format="auto", **server)
+    engine = ObservedScheduler(
+        model, "codec", logprobs=churn["logprobs"], load_format="auto", **server
+    )
     engine.hide_slots_while_decoding()
     traffic = Traffic(churn["seed"], Scale(**churn["scale"]))
     checked = _count_checks()

@@ -17,10 +17,11 @@ STEPS_LIMIT = 1_000_000
 class ObservedScheduler(InprocScheduler):
     """Requests with log-probabilities, aborts, and a hook where SGLang receives requests.
 
-    `modes` counts the forward passes by their mode.
+    `modes` counts the forward passes by their mode. With log-probabilities SGLang mixes no chunks
+    into decode batches, so `logprobs` can be False.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, logprobs: bool = True, **kwargs: Any) -> None:
         self.between_steps: Callable[[], None] = lambda: None
         self.modes: Counter[str] = Counter()
         self._hidden_slots: Any = None
@@ -28,7 +29,7 @@ class ObservedScheduler(InprocScheduler):
         handle = self.scheduler.handle_generate_request
 
         def with_logprobs(request: Any) -> Any:
-            request.return_logprob = True
+            request.return_logprob = logprobs
             return handle(request)
 
         self.scheduler.handle_generate_request = with_logprobs

@@ -9,10 +9,13 @@
 #define PIECE_INTS 4
 #define SPAN_INTS 4
 #define BALANCED 0.96 /* a schedule this balanced is good enough */
-#define GOOD 0.9      /* bundles that do worse are compared with no bundles */
 #define MANY_TASKS 512 /* beyond, few schedules are tried: time, and they differ little */
 static const double FINER[] = {1.0, 0.9, 2.5, 1.25, 0.75, 1.6};
 static const double COARSER[] = {0.5, 0.2, 0.05, 0.0};
+/* Ways to read the forest: with bundles, then every row on its own from SINGLE on; how eagerly runs
+ * are absorbed by what is below them. Where all are, each row or bundle reads all of its tokens. */
+static const double WAYS[] = {1, 8, INFINITY, 1, INFINITY, 0};
+#define SINGLE 3
 #define COUNT(array) ((int32_t)(sizeof(array) / sizeof(*(array))))
 
 enum { FITS, TOO_MANY_PIECES, TOO_LONG_INDEX, TOO_LONG_BUNDLES, TOO_MANY_TASKS, TOO_MANY_PARTS };
@@ -54,6 +57,17 @@ static void append_bundles(const Reading *reading, const Spec *spec, Task *tasks
     }
 }
 
+/* Microseconds that a token adds to a task that waits for memory. */
+static double token_us(const Spec *spec) {
+    const Curve *curve = &spec->curves[0];
+    return (task_us(curve, SHORT_TASK) - curve->us[0]) / SHORT_TASK;
+}
+
+/* Microseconds to write and read back partials, which mostly stay in the L2: half the bytes. */
+static double merge_us(const Spec *spec, int64_t parts) {
+    return parts * spec->partial_bytes / spec->kv_token_bytes * token_us(spec) / spec->num_slots;
+}
+
 /* Keeps the schedule if it fits and is the best so far; says whether it is good enough. */
 static int keep(Candidate *candidate, const Spec *spec, Task *tasks, int32_t count, int32_t batch,
                 int32_t *scratch, Result *result, Arena *arena) {
@@ -70,9 +84,10 @@ static int keep(Candidate *candidate, const Spec *spec, Task *tasks, int32_t cou
         largest = fmax(largest, load[s]);
     }
     double balance = largest > 0 ? sum / spec->num_slots / largest : 1;
+    double us = largest + merge_us(spec, parts);
     Schedule *best = &candidate->best;
-    if (!best->tasks || largest < 0.98 * best->makespan)
-        *best = (Schedule){count, tasks, largest, balance, parts};
+    if (!best->tasks || us < 0.98 * best->us)
+        *best = (Schedule){count, tasks, us, balance, parts};
     return balance >= BALANCED;
 }
 
@@ -262,6 +277,23 @@ static void write_plan(const Forest *forest, const Spec *spec, const Candidate *
     for (int32_t n = 0; n < shared; n++) absorbed[n] = reading->absorbed[n];
 }
 
+/* What reading its tokens takes at the least, however they are scheduled. */
+static double least_us(const Reading *reading, const Spec *spec) {
+    int32_t largest = spec->row_tiles[spec->num_tiles - 1] / spec->group;
+    double tokens = 0;
+    for (int32_t r = 0; r < reading->num_runs; r++)
+        tokens += (double)up(reading->runs[r].last - reading->runs[r].first, largest) *
+                  reading->runs[r].length;
+    for (int32_t p = 0; p < reading->num_pieces; p++) tokens += reading->pieces[p].length;
+    return tokens * token_us(spec) / spec->num_slots;
+}
+
+/* Whether a way absorbs just what the last one with the same units did. */
+static int same_reading(const Reading *reading, const Reading *last, int32_t way, int32_t shared) {
+    if (!last->absorbed || way == SINGLE || WAYS[way] == 0) return 0;
+    return !memcmp(reading->absorbed, last->absorbed, shared);
+}
+
 /* Plans a batch. The result stays until codec_release; `out` is NULL if nothing fits. */
 Result *codec_plan(const Forest *forest, const Spec *spec) {
     Result *result = calloc(1, sizeof(Result));
@@ -269,9 +301,11 @@ Result *codec_plan(const Forest *forest, const Spec *spec) {
     Arena *arena = &result->arena;
     Units single = single_units(forest, arena), units = bundle_tails(forest, spec, arena);
     Candidate best = {0};
-    /* bundles; every row on its own; and every token listed once */
-    for (int32_t way = units.bundles ? 0 : 1; way < 3; way++) {
-        Reading reading = read_forest(forest, way ? &single : &units, spec, way < 2, arena);
+    Reading last = {0};
+    for (int32_t way = units.bundles ? 0 : SINGLE; way < COUNT(WAYS); way++) {
+        if (WAYS[way] == 0 && best.best.tasks) break; /* only where nothing else fits */
+        const Units *rows = way < SINGLE ? &units : &single;
+        Reading reading = read_forest(forest, rows, spec, WAYS[way], arena);
         int64_t need;
         int32_t why = check_reading(&reading, spec, &need);
         if (why != FITS) {
@@ -279,10 +313,12 @@ Result *codec_plan(const Forest *forest, const Spec *spec) {
             result->need = need;
             continue;
         }
+        if (best.best.tasks && least_us(&reading, spec) >= best.best.us) continue;
+        if (same_reading(&reading, &last, way, num_shared(forest))) continue;
+        last = reading;
         Candidate candidate = schedule(forest, &reading, spec, result, arena);
         if (!candidate.best.tasks) continue;
-        if (!best.best.tasks || candidate.best.makespan < best.best.makespan) best = candidate;
-        if (candidate.best.balance >= GOOD || way) break;
+        if (!best.best.tasks || candidate.best.us < best.best.us) best = candidate;
     }
     if (best.best.tasks) {
         result->why = FITS;

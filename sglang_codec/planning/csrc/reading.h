@@ -59,17 +59,18 @@ static Whole whole_units(const Forest *forest, const Units *units, const int32_t
     return whole;
 }
 
-/* Marks the runs that join what is below them; `start` becomes the first token read with each. */
+/* Marks the runs that join what is below them; `start` becomes the first token read with each.
+ * A run is absorbed up to `eager` times the bytes that its partials are: 0 for none. */
 static void absorb(const Forest *forest, const Spec *spec, const Whole *whole, char *absorbed,
-                   int32_t *start, int enabled) {
+                   int32_t *start, double eager) {
     int32_t shared = num_shared(forest);
     for (int32_t n = 0; n < forest->num_nodes; n++) {
         int32_t above = forest->parent[n];
         start[n] = above >= 0 && absorbed[above] ? start[above] : forest->start[n];
-        if (n >= shared || !enabled || whole->last[n] <= whole->first[n]) continue;
+        if (n >= shared || eager == 0 || whole->last[n] <= whole->first[n]) continue;
         double tokens = forest->start[n] + forest->length[n] - start[n];
         double saved = (whole->children[n] - 1) * tokens * spec->kv_token_bytes;
-        absorbed[n] = saved <= 2 * spec->partial_bytes * (whole->last[n] - whole->first[n]);
+        absorbed[n] = saved <= eager * 2 * spec->partial_bytes * (whole->last[n] - whole->first[n]);
     }
 }
 
@@ -127,7 +128,7 @@ static void sort_pieces(Reading *reading, const Units *units, Arena *arena) {
 }
 
 static Reading read_forest(const Forest *forest, const Units *units, const Spec *spec,
-                           int may_absorb, Arena *arena) {
+                           double eager, Arena *arena) {
     int32_t shared = num_shared(forest), batch = forest->batch;
     Reading reading = {0};
     reading.runs = TAKE(arena, Run, shared + batch);
@@ -143,7 +144,7 @@ static Reading read_forest(const Forest *forest, const Units *units, const Spec 
     for (int32_t u = 0; u < units->count; u++)
         for (int32_t p = units->first[u]; p < units->last[u]; p++) unit_of[p] = u;
     Whole whole = whole_units(forest, units, unit_of, arena);
-    absorb(forest, spec, &whole, reading.absorbed, start, may_absorb);
+    absorb(forest, spec, &whole, reading.absorbed, start, eager);
 
     /* runs that are read on their own, and pieces of the bundles at both ends of a run */
     for (int32_t n = 0; n < shared; n++) {

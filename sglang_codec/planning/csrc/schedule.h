@@ -21,7 +21,7 @@ typedef struct {
 typedef struct {
     int32_t count;
     Task *tasks;
-    double makespan, balance;
+    double us, balance; /* predicted: the longest slot, and the merge of partials */
     int64_t parts;
 } Schedule;
 
