@@ -16,6 +16,8 @@ from churn_scheduler import Churn, ObservedScheduler
 from churning.traffic import Scale, Traffic
 
 REFERENCE = "torch_native"
+# tokens; smaller than codec's own, so that many plans are outgrown
+TAIL_HEADROOM = 5
 
 
 def main(model: str, output: str, job: str) -> None:
@@ -28,8 +30,10 @@ def main(model: str, output: str, job: str) -> None:
 
 
 def _churn(model: str, churn: dict[str, Any], server: dict[str, Any]) -> dict[str, Any]:
+    import sglang_codec.backend
     from sglang_codec.patches.fallbacks import FALLBACKS
 
+    sglang_codec.backend.TAIL_HEADROOM = TAIL_HEADROOM
     engine = ObservedScheduler(
         model, "codec", logprobs=churn["logprobs"], load_format="auto", **server
     )
