@@ -24,8 +24,8 @@ def _follow_lengths_kernel(
     bundle_readers_ptr,  # [entries] int32
     tasks_offset,
     append_base_offset,
-    chunks_indptr,  # where the plan says how many tasks are not bundles
-    bundles_indptr,  # and how many tasks there are
+    chunks_at,  # where the plan says how many tasks are not bundles
+    tasks_at,  # and how many tasks there are
     BUNDLES: tl.constexpr,
     MOST_PIECES: tl.constexpr,
     TASK_BLOCK: tl.constexpr,
@@ -34,7 +34,7 @@ def _follow_lengths_kernel(
     """Each program takes every n-th block of open chunks, then every n-th bundle."""
     program = tl.program_id(0)
     programs = tl.num_programs(0)
-    num_chunks = tl.load(plan_ptr + chunks_indptr)
+    num_chunks = tl.load(plan_ptr + chunks_at)
     for start in tl.range(program * TASK_BLOCK, num_chunks, programs * TASK_BLOCK, num_stages=1):
         task = start + tl.arange(0, TASK_BLOCK)
         record = plan_ptr + tasks_offset + task * TASK_INTS
@@ -47,7 +47,7 @@ def _follow_lengths_kernel(
         now = tl.maximum(tl.minimum(length - base, most), 0)
         tl.store(record + 1, now, mask=is_open)
     if BUNDLES:
-        num_tasks = tl.load(plan_ptr + bundles_indptr)
+        num_tasks = tl.load(plan_ptr + tasks_at)
         for task in tl.range(num_chunks + program, num_tasks, programs, num_stages=1):
             record = plan_ptr + tasks_offset + task * TASK_INTS
             entry = tl.load(record)
@@ -88,7 +88,7 @@ def follow_lengths(
     *,
     tasks_offset: int,
     append_base_offset: int,
-    slot_indptr: tuple[int, int],
+    task_counts: tuple[int, int],
     most_pieces: int,
     has_bundles: bool,
 ) -> None:
@@ -101,7 +101,7 @@ def follow_lengths(
         plan: packed plan (`PlanLayout`), int32; its task records are updated in place.
         row_lengths: int32 ``[B]``. kv_index: int32 KV slots.
         bundle_index, bundle_readers: int32, what PAC reads for a bundle (see `pac`).
-        slot_indptr: where in the plan the number of tasks that are no bundles stands, and that of
+        task_counts: where in the plan the number of tasks that are no bundles stands, and that of
             all tasks.
         most_pieces: pieces of a bundle, a power of two.
     """
@@ -114,7 +114,7 @@ def follow_lengths(
         bundle_readers,
         tasks_offset,
         append_base_offset,
-        *slot_indptr,
+        *task_counts,
         BUNDLES=has_bundles,
         MOST_PIECES=most_pieces,
         TASK_BLOCK=_TASK_BLOCK,

@@ -9,6 +9,7 @@ import triton.language as tl
 from sglang_codec.kernels.launch import LaunchConfig
 
 TASK_INTS = tl.constexpr(8)
+SLOT_INTS = tl.constexpr(8)
 # the stock kernels for so small groups use no tensor cores and so keep the softmax weights in fp32;
 # here a second product with what rounding took from the weights does the same
 _EXACT_BELOW_GROUP = 4
@@ -191,7 +192,7 @@ def _pac_kernel(
     half = 2 * (kv_head * num_slots + slot) >= num_slots * tl.num_programs(1)
     for turn in tl.range(0, 2 if INTERLEAVE else 1, num_stages=1):
         for index in tl.static_range(len(CLASSES)):
-            of_class = plan_ptr + CLASSES[index][0] * (num_slots + 1) + slot
+            of_class = plan_ptr + slot * SLOT_INTS + 2 * CLASSES[index][0]
             begin = tl.load(of_class)
             end = tl.load(of_class + 1)
             if INTERLEAVE:

@@ -223,7 +223,7 @@ def per_step_launches(gpu: Gpu, config: LaunchConfig) -> Iterator[Launch]:
             *[entries] * 3,
             tasks_offset=layout.tasks,
             append_base_offset=layout.append_base,
-            slot_indptr=layout.task_counts,
+            task_counts=layout.task_counts,
             most_pieces=MOST_PIECES,
             has_bundles=layout.has_bundles,
         ),

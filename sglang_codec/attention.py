@@ -74,7 +74,7 @@ def update_lengths(buffers: PlanBuffers) -> None:
         buffers.bundle_readers,
         tasks_offset=layout.tasks,
         append_base_offset=layout.append_base,
-        slot_indptr=layout.task_counts,
+        task_counts=layout.task_counts,
         most_pieces=MOST_PIECES,
         has_bundles=layout.has_bundles,
     )

@@ -28,6 +28,8 @@ MOST_PIECES = 128  # of one bundle
 
 
 SPAN_INTS = 4  # batch row, first token, tokens, first entry
+# a program slot's first and last task of each class: 32 bytes, so that one load brings them all
+SLOT_INTS = 8
 
 
 class PlanCapacityError(ValueError):
@@ -244,7 +246,7 @@ class Plan:
 class PlanLayout:
     """Where the sections of a packed plan begin (int32 elements).
 
-    The sections of fixed size come first, then the tasks, then the part lists, whose place
+    The sections of fixed size come first (the tasks of each slot by class, `order`, ...), then the tasks, then the part lists, whose place
     `part_indptr` carries as absolute offsets, then the spans: one contiguous copy uploads a plan,
     and no address that a captured graph knows depends on it.
     """
@@ -259,15 +261,22 @@ class PlanLayout:
         """The layout of plans made with `spec`."""
         return cls(capacity, spec.num_classes, spec.num_slots, spec.bundle_rows > 0)
 
+    def __post_init__(self) -> None:
+        if 2 * self.num_classes > SLOT_INTS:
+            raise ValueError(
+                f"{self.num_classes} task classes; a plan has room for {SLOT_INTS // 2}"
+            )
+
     @property
     def task_counts(self) -> tuple[int, int]:
         """Where the number of tasks that are no bundles stands, and that of all tasks."""
-        last = self.num_classes * (self.num_slots + 1) - 1
-        return (last - self.num_slots if self.has_bundles else last), last
+        last_slot = (self.num_slots - 1) * SLOT_INTS
+        last = last_slot + 2 * self.num_classes - 1
+        return (last - 2 if self.has_bundles else last), last
 
     @property
     def order(self) -> int:
-        return _aligned(self.num_classes * (self.num_slots + 1))
+        return self.num_slots * SLOT_INTS
 
     @property
     def part_indptr(self) -> int:
@@ -312,7 +321,9 @@ class PlanLayout:
         batch = plan.batch
         pieces = self.tasks + plan.tasks.size
         parts = pieces + plan.pieces.size
-        out[: plan.slot_indptr.size] = plan.slot_indptr.ravel()
+        bounds = out[: self.order].reshape(self.num_slots, SLOT_INTS)
+        bounds[:, : 2 * self.num_classes : 2] = plan.slot_indptr[:, :-1].T
+        bounds[:, 1 : 2 * self.num_classes : 2] = plan.slot_indptr[:, 1:].T
         out[self.order : self.order + batch] = plan.order
         indptr = out[self.part_indptr : self.part_indptr + self.capacity.rows + 1]
         indptr[: batch + 1] = plan.part_indptr

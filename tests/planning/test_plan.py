@@ -19,6 +19,7 @@ from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.native import NativePlanner
 from sglang_codec.planning.plan import (
     MOST_PIECES,
+    SLOT_INTS,
     TASK_FIELDS,
     Plan,
     PlanCapacity,
@@ -328,8 +329,12 @@ def test_a_packed_plan_can_be_read_back(counts: Counts, spec: PlanSpec) -> None:
     used = layout.pack(plan, packed)
     assert used <= layout.size
 
-    slots = packed[: plan.slot_indptr.size].reshape(plan.slot_indptr.shape)
-    assert slots.tolist() == plan.slot_indptr.tolist()
+    for slot in range(spec.num_slots):
+        bounds = packed[slot * SLOT_INTS :][: 2 * spec.num_classes].reshape(-1, 2)
+        assert bounds.tolist() == plan.slot_indptr[:, slot : slot + 2].tolist()
+    chunks_at, tasks_at = dataclasses.replace(layout, has_bundles=spec.bundle_rows > 0).task_counts
+    assert packed[tasks_at] == plan.num_tasks
+    assert packed[chunks_at] == plan.num_tasks - plan.num_bundles
     assert packed[layout.order :][: plan.batch].tolist() == plan.order.tolist()
     tasks = packed[layout.tasks :][: plan.tasks.size].reshape(-1, len(TASK_FIELDS))
     first_bundle = plan.num_tasks - plan.num_bundles
