@@ -248,13 +248,15 @@ def copies_in_flight(ttgir: str) -> tuple[int, ...]:
     """For each loop over KV, in program order, the copies it leaves pending while it computes.
 
     A pipelined loop waits for the oldest of its asynchronous copies only; 0 is load, wait, compute.
+    The loop that repeats a bundle with a NaN in it has no asynchronous copies and is left out.
     """
     left = []
     for body in ttgir.split("scf.for")[1:]:
         body = body.split("scf.yield")[0]
         if re.search(r"tt\.dot |warp_group_dot |tc_gen5_mma ", body):
             waits = re.findall(r"async_wait .*?num = (\d+)", body)
-            left.append(min(map(int, waits), default=0))
+            if waits:
+                left.append(min(map(int, waits)))
     return tuple(left)
 
 

@@ -55,7 +55,7 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
         assert kernel["fitting_ctas"] >= kernel["ctas_per_sm"]
         # no KV loop waits for all of its loads before it computes
         assert min(kernel["in_flight"]) >= 2
-        assert len(kernel["in_flight"]) >= 3
+        assert len(kernel["in_flight"]) >= len(kernel["tiles"].split(" /")[0].split())
 
 
 @pytest.mark.parametrize(

@@ -171,3 +171,26 @@ def test_scores_far_from_zero_do_not_overflow(
     # fp32 scores of this size are exact to a few hundredths
     torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-4, atol=1.0)
     assert (out.double() - exact).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+@pytest.mark.parametrize("group", [1, 4])
+def test_a_row_with_nan_in_its_cache_spoils_no_other_row(
+    value: float, group: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Rows of a bundle share a query tile, and zero times NaN is NaN."""
+    counts = [[(f"group {r // 5}", 9), (f"tail {r}", 3 + r % 4)] for r in range(60)]
+    paths = with_slots(counts, seed=2)
+    problem = make_problem(
+        paths, num_qo_heads=2 * group, num_kv_heads=2, head_dim=64, dtype=dtype, device=device
+    )
+    spoiled = 17
+    problem.v_buffer[problem.rows[spoiled][-1]] = value
+    planned = plan_batch(paths, problem)
+    assert planned.plan.num_bundles > 0
+    out, lse = planned.attend(problem)
+    exact, exact_lse = problem.exact()
+    assert not out[spoiled].isfinite().any()
+    others = [row for row in range(60) if row != spoiled]
+    assert_within_low_precision_error(out[others], exact[others], problem.eager()[others])
+    assert_lse_close(lse, exact_lse)

@@ -16,8 +16,6 @@ from churn_scheduler import Churn, ObservedScheduler
 from churning.traffic import Scale, Traffic
 
 REFERENCE = "torch_native"
-# tokens; smaller than codec's own, so that many plans are outgrown
-TAIL_HEADROOM = 5
 
 
 def main(model: str, output: str, job: str) -> None:
@@ -33,7 +31,7 @@ def _churn(model: str, churn: dict[str, Any], server: dict[str, Any]) -> dict[st
     import sglang_codec.backend
     from sglang_codec.patches.fallbacks import FALLBACKS
 
-    sglang_codec.backend.TAIL_HEADROOM = TAIL_HEADROOM
+    sglang_codec.backend.TAIL_HEADROOM = churn["headroom"]
     engine = ObservedScheduler(
         model, "codec", logprobs=churn["logprobs"], load_format="auto", **server
     )
