@@ -127,34 +127,34 @@ def _pac_task(
     if IS_BUNDLE:
         # a weight of zero times the NaN or infinity of another row is NaN: once more then, each
         # query by itself and with its own tokens only, so that it stays with the row it belongs to
-        if tl.max(tl.max((accumulator != accumulator).to(tl.int32), 1), 0) > 0:
-            reference = tl.where(running_max == -float("inf"), 0.0, running_max)
-            for own in tl.range(0, queries, num_stages=1):
-                alone = tl.zeros([ROWS, HEAD_DIM], tl.float32)
-                for start in tl.range(0, kv_len, BLOCK_KV, num_stages=1):
-                    within = start + token < kv_len
-                    readers = tl.load(readers_of + start + token, mask=within, other=0)
-                    is_own = ((readers & 0xFFFF) <= own) & (own < (readers >> 16))
-                    at = tl.load(index + start + token, mask=is_own, other=0).to(tl.int64)
-                    k = tl.load(
-                        k_head_ptr + at[:, None] * k_slot_stride + offs_dim[None, :],
-                        mask=is_own[:, None],
-                        other=0.0,
-                    )
-                    v = tl.load(
-                        v_head_ptr + at[:, None] * v_slot_stride + offs_dim[None, :],
-                        mask=is_own[:, None],
-                        other=0.0,
-                    )
-                    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * qk_scale
-                    scores = tl.where(is_own[None, :], scores, -float("inf"))
-                    weights = tl.exp2(scores - reference[:, None])
-                    rounded = weights.to(v.dtype)
-                    alone = tl.dot(rounded, v, alone, input_precision="ieee")
-                    if EXACT_WEIGHTS:
-                        rest = (weights - rounded.to(tl.float32)).to(v.dtype)
-                        alone = tl.dot(rest, v, alone, input_precision="ieee")
-                accumulator = tl.where((query == own)[:, None], alone, accumulator)
+        is_spoiled = tl.max(tl.max((accumulator != accumulator).to(tl.int32), 1), 0)
+        reference = tl.where(running_max == -float("inf"), 0.0, running_max)
+        for own in tl.range(0, queries * is_spoiled, num_stages=1):
+            alone = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+            for start in tl.range(0, kv_len, BLOCK_KV, num_stages=1):
+                within = start + token < kv_len
+                readers = tl.load(readers_of + start + token, mask=within, other=0)
+                is_own = ((readers & 0xFFFF) <= own) & (own < (readers >> 16))
+                at = tl.load(index + start + token, mask=is_own, other=0).to(tl.int64)
+                k = tl.load(
+                    k_head_ptr + at[:, None] * k_slot_stride + offs_dim[None, :],
+                    mask=is_own[:, None],
+                    other=0.0,
+                )
+                v = tl.load(
+                    v_head_ptr + at[:, None] * v_slot_stride + offs_dim[None, :],
+                    mask=is_own[:, None],
+                    other=0.0,
+                )
+                scores = tl.dot(q, tl.trans(k), input_precision="ieee") * qk_scale
+                scores = tl.where(is_own[None, :], scores, -float("inf"))
+                weights = tl.exp2(scores - reference[:, None])
+                rounded = weights.to(v.dtype)
+                alone = tl.dot(rounded, v, alone, input_precision="ieee")
+                if EXACT_WEIGHTS:
+                    rest = (weights - rounded.to(tl.float32)).to(v.dtype)
+                    alone = tl.dot(rest, v, alone, input_precision="ieee")
+            accumulator = tl.where((query == own)[:, None], alone, accumulator)
 
     # an open chunk may still be empty: weight zero, LSE -inf
     is_empty = running_sum == 0.0

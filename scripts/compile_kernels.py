@@ -438,8 +438,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--spill-limit",
         type=int,
-        default=0,
-        help="spilling instructions within KV loops to accept (default: 0)",
+        default=8,
+        help="spilling instructions within KV loops to accept, of some 600 each (default: 8)",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report here")
     return parser.parse_args(arguments)
