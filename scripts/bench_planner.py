@@ -5,7 +5,8 @@
 
 Needs no GPU: the forests of the public tables are planned with the shipped H100 cost table, on the
 program slots that an H100 has. `changed` are batches as a server sees them: radix paths and lengths
-that all differ, tails with headroom, forest included.
+that all differ, tails with headroom, forest included; `unchanged` is a step in which every row is a
+token longer and nothing else happened.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from bench import results, tables
 
+from sglang_codec.batch_planner import BatchPlanner
 from sglang_codec.device import Device, plan_spec
 from sglang_codec.kernels.launch import launch_config
 from sglang_codec.planning.choice import planner_for
@@ -101,7 +104,42 @@ def changed_batch(tree: str, cost: CostModel, repeats: int) -> dict[str, object]
         make_plan(PrefixForest.from_radix_paths(paths, lengths, private_tokens=1))
 
     plan()
-    return {"tree": tree, "batch": row.batch, "plan_ms": round(median_ms(plan, repeats), 3)}
+    return {
+        "tree": tree,
+        "batch": row.batch,
+        "plan_ms": round(median_ms(plan, repeats), 3),
+        "unchanged_us": round(unchanged_us(row, paths, lengths, cost), 1),
+    }
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a decode batch carries to the planner, without an SGLang behind it."""
+
+    signature: Hashable
+    paths: RadixPaths
+
+    def read(self) -> RadixPaths:
+        return self.paths
+
+
+def unchanged_us(row: tables.Row, paths: RadixPaths, lengths: np.ndarray, cost: CostModel) -> float:
+    """Median microseconds of a step whose rows are one token longer, and nothing else."""
+    planner = BatchPlanner(spec_of(row, headroom=128), cost, UNLIMITED, lambda *_: [])
+
+    def batch() -> Batch:
+        # equal to the last step's, but made anew as the scheduler does
+        return Batch((row.batch, tuple((f"r{i}", i, 0, i, 0) for i in range(row.batch))), paths)
+
+    planner.plan_if_changed(batch(), lengths, None)
+    times = []
+    for step in range(1, 100):
+        now, grown = batch(), lengths + step
+        start = time.perf_counter()
+        changed = planner.plan_if_changed(now, grown, None)
+        times.append(time.perf_counter() - start)
+        assert changed is None
+    return statistics.median(times) * 1e6
 
 
 def planned_row(row: tables.Row, cost: CostModel) -> dict[str, object]:
@@ -124,7 +162,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     cost = CostModel.from_json(COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json")
     changed = [changed_batch(tree, cost, args.repeats) for tree in CHANGED]
     for batch in changed:
-        print(f"{batch['batch']:5d} requests, {batch['tree']}: {batch['plan_ms']:.2f} ms")
+        print(
+            f"{batch['batch']:5d} requests, {batch['tree']}: {batch['plan_ms']:.2f} ms, "
+            f"unchanged {batch['unchanged_us']:.0f} us"
+        )
     rows = [planned_row(row, cost) for row in tables.all_rows()]
     if args.against:
         measured = json.loads(args.against.read_text())["rows"]
