@@ -126,10 +126,11 @@ class Batch:
 def unchanged_us(row: tables.Row, paths: RadixPaths, lengths: np.ndarray, cost: CostModel) -> float:
     """Median microseconds of a step whose rows are one token longer, and nothing else."""
     planner = BatchPlanner(spec_of(row, headroom=128), cost, UNLIMITED, lambda *_: [])
+    requests = [(object(), object(), 1000 + i, i, 0) for i in range(row.batch)]
 
     def batch() -> Batch:
-        # equal to the last step's, but made anew as the scheduler does
-        return Batch((row.batch, tuple((f"r{i}", i, 0, i, 0) for i in range(row.batch))), paths)
+        # equal to the last step's, but made anew as the scheduler's hook does
+        return Batch((row.batch, tuple([tuple(list(r)) for r in requests])), paths)
 
     planner.plan_if_changed(batch(), lengths, None)
     times = []
