@@ -12,10 +12,10 @@ from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.patches.tree_readers import TreeReader
 from sglang_codec.planning.paths import RadixPaths
 
-RowState = tuple[Any, ...]
-RowStates = Callable[[Sequence[Any]], tuple[RowState, ...]]
-
-_HANDLE, _OWNED_BY_TREE = 1, 2
+# of all rows: requests, tree handles, tree-owned tokens, `req_to_token` rows, retractions. By column,
+# because comparing five long tuples takes half the time of comparing many short ones.
+RowStates = tuple[tuple[Any, ...], ...]
+ReadStates = Callable[[Sequence[Any]], RowStates]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,11 +42,9 @@ class CodecBatch:
 
         A tree that cannot be read makes the whole batch private and is counted in `FALLBACKS`.
         """
-        states = self.signature[1]
+        _, handles, owned_by_tree, *_ = self.signature[1]
         try:
-            paths = self.reader.read(
-                [state[_HANDLE] for state in states], [state[_OWNED_BY_TREE] for state in states]
-            )
+            paths = self.reader.read(handles, owned_by_tree)
         except Exception as error:  # whatever a foreign tree raises, sharing must not be guessed
             FALLBACKS.record(f"reading the tree failed with {type(error).__name__}", error)
             return RadixPaths.private(self.rows)
@@ -56,40 +54,39 @@ class CodecBatch:
         return paths
 
 
-def row_states_of(req: Any) -> RowStates:
+def row_states_of(req: Any) -> ReadStates:
     """The function that gives the requests' part of the signature, for this SGLang's `Req`.
 
-    A state is the request, tree handle, tree-owned tokens, `req_to_token` row, retractions: a
-    retracted request may come back to the same row and node with other KV slots behind them. So may
-    another request of the same id, hence the object itself and not its id.
+    A retracted request may come back to the same row and node with other KV slots behind them. So
+    may another request of the same id, hence the object itself and not its id.
     """
     # SGLang 0.5.19 moved the KV fields to `req.kv`; 0.5.17 has an unrelated `kv` that may be None
     return _states_on_request if hasattr(req, "req_pool_idx") else _states_on_kv
 
 
-def _states_on_request(reqs: Sequence[Any]) -> tuple[RowState, ...]:
-    return tuple(
-        [(r, r.last_node, r.cache_protected_len, r.req_pool_idx, r.retraction_count) for r in reqs]
+def _states_on_request(reqs: Sequence[Any]) -> RowStates:
+    return (
+        tuple(reqs),
+        tuple([r.last_node for r in reqs]),
+        tuple([r.cache_protected_len for r in reqs]),
+        tuple([r.req_pool_idx for r in reqs]),
+        tuple([r.retraction_count for r in reqs]),
     )
 
 
-def _states_on_kv(reqs: Sequence[Any]) -> tuple[RowState, ...]:
-    return tuple(
-        [
-            (
-                r,
-                r.last_node,
-                (k := r.kv).cache_protected_len,
-                k.req_pool_idx,
-                r.retraction_count,
-            )
-            for r in reqs
-        ]
+def _states_on_kv(reqs: Sequence[Any]) -> RowStates:
+    kv = [r.kv for r in reqs]
+    return (
+        tuple(reqs),
+        tuple([r.last_node for r in reqs]),
+        tuple([k.cache_protected_len for k in kv]),
+        tuple([k.req_pool_idx for k in kv]),
+        tuple([r.retraction_count for r in reqs]),
     )
 
 
 def make_codec_batch(
-    reqs: Sequence[Any], rows: int, reader: TreeReader, row_states: RowStates
+    reqs: Sequence[Any], rows: int, reader: TreeReader, row_states: ReadStates
 ) -> CodecBatch:
     """A `CodecBatch` for these requests, in batch order, and `rows >= len(reqs)` batch rows."""
     # beam rows beyond the requests may be permuted on the device between any two steps

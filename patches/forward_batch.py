@@ -6,7 +6,7 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookType
 
-from sglang_codec.patches.codec_batch import CodecBatch, RowStates, make_codec_batch, row_states_of
+from sglang_codec.patches.codec_batch import CodecBatch, ReadStates, make_codec_batch, row_states_of
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.patches.patch import Patch
 from sglang_codec.patches.tree_readers import TreeReader, select_reader
@@ -18,7 +18,7 @@ class Attacher:
     def __init__(self) -> None:
         self._tree_cache: Any = None
         self._reader: TreeReader | None = None
-        self._row_states: RowStates | None = None
+        self._row_states: ReadStates | None = None
 
     def reader(self, tree_cache: Any) -> TreeReader:
         if self._reader is None or tree_cache is not self._tree_cache:

@@ -130,7 +130,8 @@ def unchanged_us(row: tables.Row, paths: RadixPaths, lengths: np.ndarray, cost: 
 
     def batch() -> Batch:
         # equal to the last step's, but made anew as the scheduler's hook does
-        return Batch((row.batch, tuple([tuple(list(r)) for r in requests])), paths)
+        columns = tuple(tuple([r[i] for r in requests]) for i in range(5))
+        return Batch((row.batch, columns, None), paths)
 
     planner.plan_if_changed(batch(), lengths, None)
     times = []

@@ -113,6 +113,7 @@ class Report:
     fitting_ctas: int
     async_copies: int
     in_flight: tuple[int, ...]
+    loop_instructions: tuple[int, ...]
     tensor_core: str
     problems: tuple[str, ...]
 
@@ -284,8 +285,8 @@ def assemble(ptx: str, arch: int) -> dict[str, int]:
     }
 
 
-def spills_in_loops(cubin: bytes) -> int:
-    """Instructions that spill or fill a register within a loop that multiplies matrices."""
+def kv_loops(cubin: bytes) -> list[tuple[int, int]]:
+    """Of each loop that multiplies matrices: its instructions, and how many of them spill."""
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder, "kernel.cubin")
         binary.write_bytes(cubin)
@@ -303,14 +304,15 @@ def spills_in_loops(cubin: bytes) -> int:
         target = re.search(r"BRA.*?(\.L_x_\d+)", instruction)
         if target and place.get(target[1], last) < last:
             loops.append((place[target[1]], last))
-    found = 0
+    found = []
     for first, last in loops:
         is_innermost = not any(
             first <= a and b <= last for a, b in loops if (a, b) != (first, last)
         )
         body = code[first : last + 1]
         if is_innermost and any("MMA" in instruction for instruction in body):
-            found += sum("STL" in instruction or "LDL" in instruction for instruction in body)
+            spills = sum("STL" in instruction or "LDL" in instruction for instruction in body)
+            found.append((len(body), spills))
     return found
 
 
@@ -335,7 +337,8 @@ def examine(
     copies = len(re.findall(r"cp\.async\.c[ag]\.shared", ptx))
 
     problems = []
-    in_loops = spills_in_loops(compiled.asm["cubin"])
+    loops = kv_loops(compiled.asm["cubin"])
+    in_loops = sum(spills for _, spills in loops)
     if in_loops > spill_limit:
         problems.append(f"{in_loops} spilling instructions in KV loops (at most {spill_limit})")
     if shared > gpu.shared_per_block:
@@ -362,6 +365,7 @@ def examine(
         fitting_ctas=fitting,
         async_copies=copies,
         in_flight=copies_in_flight(compiled.asm["ttgir"]),
+        loop_instructions=tuple(length for length, _ in loops),
         tensor_core="+".join(cores) or "-",
         problems=tuple(problems),
         **used,
@@ -413,12 +417,15 @@ _COLUMNS = (
     ("ctas_per_sm", "want", ">4"),
     ("async_copies", "cp.async", ">8"),
     ("in_flight", "in flight", ">9"),
+    ("loop_instructions", "instructions", ">19"),
     ("tensor_core", "tensor core", "<16"),
 )
 
 
 def print_row(report: Report) -> None:
-    values = dataclasses.asdict(report) | {"in_flight": "/".join(map(str, report.in_flight)) or "-"}
+    values = dataclasses.asdict(report)
+    for name in ("in_flight", "loop_instructions"):
+        values[name] = "/".join(map(str, values[name])) or "-"
     cells = [format(str(values[field]), spec) for field, _, spec in _COLUMNS]
     print(" ".join(cells), "; ".join(report.problems) or "ok", flush=True)
 
@@ -450,7 +457,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"triton {triton.__version__}, {NUM_KV_HEADS} KV heads")
     print("tiles: rows x KV tokens, b: of bundles, / stages; sizes in bytes;")
     print("fit, want: blocks per multiprocessor;")
-    print("in flight: copies that each KV loop leaves pending while it computes")
+    print("in flight: copies that each KV loop leaves pending while it computes;")
+    print("instructions: of each KV loop in machine code (a bundle has a second one)")
     print(" ".join(format(title, spec) for _, title, spec in _COLUMNS), "verdict")
     done = []
     for report in reports(options):

@@ -256,6 +256,6 @@ def test_whatever_a_tree_raises_the_batch_is_private_and_counted() -> None:
         def read(self, handles: Any, owned_by_tree: Any) -> RadixPaths:
             raise RuntimeError("no idea")
 
-    batch = CodecBatch((2, (("a", 1, 0, 0, 0), ("b", 2, 0, 1, 0)), None), Broken(), 2)
+    batch = CodecBatch((2, (("a", "b"), (1, 2), (0, 0), (0, 1), (0, 0)), None), Broken(), 2)
     assert batch.read().leaf.tolist() == [-1, -1]
     assert dict(FALLBACKS.counts) == {"reading the tree failed with RuntimeError": 1}
