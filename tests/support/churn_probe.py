@@ -47,6 +47,8 @@ def _churn(model: str, churn: dict[str, Any], server: dict[str, Any]) -> dict[st
         seed=churn["seed"],
     )
     run.run()
+    run.come_back_at_once()
+    run.pass_by()
     return {
         "answers": [answer.as_json() for answer in run.answers],
         "levels": run.levels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -168,6 +169,40 @@ class Churn:
             self.engine.serve()
             self._flush()
         self.engine.between_steps = lambda: None
+
+    def come_back_at_once(self) -> None:
+        """One client asks again under its old id, with other tokens, alone.
+
+        Its prompt is as long as the row that its last answer left, or one token longer; what is
+        cached in between takes the KV slots that this answer freed.
+        """
+        length, new = 3, 4
+        for count in range(4):
+            for name, prompt, output in (("same", length, new), (f"other {count}", 40, 1)):
+                self._submit(Ask(name, "again", self.traffic.tokens(prompt), output))
+                self.engine.serve()
+                self._collect()
+            length += new - count % 2
+        self._flush()
+
+    def pass_by(self) -> None:
+        """Requests of one token come and go: the batch of the one that stays is never another.
+
+        With mixed chunks, that one gets tokens in steps that codec does not see.
+        """
+        self._submit(Ask("stays", "passed", self.traffic.tokens(30), 24))
+        stays, steps = self._live["stays"], itertools.count()
+
+        def step() -> None:
+            self._collect()
+            count = next(steps)
+            if count % 3 == 0 and not stays.request.finished():
+                self._submit(Ask(f"passes {count}", "passing", self.traffic.tokens(20), 1))
+
+        self.engine.between_steps = step
+        self.engine.serve()
+        self.engine.between_steps = lambda: None
+        self._flush()
 
     def _step(self) -> None:
         self._collect()
