@@ -88,8 +88,8 @@ def _record(
     return {
         "signature": codec_batch.signature,
         "unchanged": before is not None and before["signature"] == codec_batch.signature,
-        "rids": [state[0].rid for state in codec_batch.signature[1]],
-        "handles": [state[1] for state in codec_batch.signature[1]],
+        "rids": [request.rid for request in codec_batch.signature[1][0]],
+        "handles": list(codec_batch.signature[1][1]),
         "reader": codec_batch.reader_name,
         "parent": paths.parent.tolist(),
         "end": paths.end.tolist(),
