@@ -43,8 +43,8 @@ def cut_tape(
     # before the first token there is only the overhead: such a cut is at the begin
     blocks = cost_model.tokens_in(rows[item], into) / block_kv
     offset = np.rint(blocks).astype(np.int64) * block_kv
-    # less than half a block is not cut off, and what is not cut falls to the side that has more
-    at_end = np.where(offset > 0, offset > tokens[item] - block_kv / 2, into > us[item] / 2)
+    # half a block or less is not cut off, and what is not cut falls to the side that has more
+    at_end = np.where(offset > 0, offset >= tokens[item] - block_kv / 2, into > us[item] / 2)
     offset[at_end] = 0
     item = item + at_end  # an item's end is the next one's begin
 

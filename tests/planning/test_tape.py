@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sglang_codec.planning.cost_model import CostModel, roofline_cost_model
@@ -70,6 +70,7 @@ def test_no_slot_is_longer_than_its_share_and_one_more_task(
 
 
 @given(items=ITEMS, busy=st.lists(st.floats(0, 500), min_size=1, max_size=33))
+@example(items=[(16, 80)], busy=[0.0, 9.0])
 def test_what_slots_have_to_do_besides_counts(
     items: list[tuple[int, int]], busy: list[float]
 ) -> None:

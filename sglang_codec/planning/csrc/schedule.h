@@ -134,8 +134,8 @@ static void next_cut(Tape *tape, double room, const Spec *spec) {
     double into = tape->end - tape->before, block = spec->block_kv;
     tape->item = tape->at;
     tape->offset = (int32_t)(rint(tokens_in(&spec->curves[item->tile], into) / block) * block);
-    /* less than half a block is not cut off; what is not cut falls to the side that has more */
-    if (tape->offset > 0 ? tape->offset > item->tokens - block / 2 : into > item->us / 2) {
+    /* half a block or less is not cut off; what is not cut falls to the side that has more */
+    if (tape->offset > 0 ? tape->offset >= item->tokens - block / 2 : into > item->us / 2) {
         tape->offset = 0;
         tape->item++;
     }
