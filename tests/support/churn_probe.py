@@ -55,6 +55,7 @@ def _churn(model: str, churn: dict[str, Any], server: dict[str, Any]) -> dict[st
         "totals": engine.decode_backend.planner.totals.to_dict(),
         "fallbacks": dict(FALLBACKS.counts),
         "checked": len(checked),
+        "shared": sum(runs > 0 for runs in checked),
         "overlap": engine.scheduler.enable_overlap,
         "modes": dict(engine.modes),
     }

@@ -1,0 +1,1 @@
+"""Parts of the churn test; `scripts/churn.py` is the command."""
