@@ -12,8 +12,8 @@ from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.patches.tree_readers import TreeReader
 from sglang_codec.planning.paths import RadixPaths
 
-# of all rows: requests, tree handles, tree-owned tokens, `req_to_token` rows, retractions. By column,
-# because comparing five long tuples takes half the time of comparing many short ones.
+# of all rows: requests, tree handles, tree-owned tokens, `req_to_token` rows, retractions. By
+# column, because comparing five long tuples takes half the time of comparing many short ones.
 RowStates = tuple[tuple[Any, ...], ...]
 ReadStates = Callable[[Sequence[Any]], RowStates]
 

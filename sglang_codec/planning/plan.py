@@ -246,9 +246,10 @@ class Plan:
 class PlanLayout:
     """Where the sections of a packed plan begin (int32 elements).
 
-    The sections of fixed size come first (the tasks of each slot by class, `order`, ...), then the tasks, then the part lists, whose place
-    `part_indptr` carries as absolute offsets, then the spans: one contiguous copy uploads a plan,
-    and no address that a captured graph knows depends on it.
+    The sections of fixed size come first (the tasks of each slot by class, `order`, ...), then the
+    tasks and the pieces, then the part lists, whose place `part_indptr` carries as absolute
+    offsets, then the spans: one contiguous copy uploads a plan, and no address that a captured
+    graph knows depends on it.
     """
 
     capacity: PlanCapacity
