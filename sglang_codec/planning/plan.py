@@ -347,5 +347,6 @@ class PlanLayout:
 
 
 def _aligned(elements: int) -> int:
-    # tasks are read as 32-byte records, so every section begins on such a boundary
-    return -(-elements // 8) * 8
+    # tasks are read as 32-byte records, so every section begins on such a boundary; and Triton
+    # compiles a kernel anew where an offset that was a multiple of 16 no longer is one
+    return -(-elements // 16) * 16
