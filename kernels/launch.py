@@ -33,6 +33,8 @@ class LaunchConfig:
             computes and loads at the same time; else all take the large tiles first.
         early_launch: POR's programs start while PAC's last ones finish (programmatic dependent
             launch, from compute capability 9.0).
+        warp_roles: `pac_hopper` in place of `pac`: two query tiles, of 64 and 128 rows, bundles of
+            64, all with the same KV tokens per step, and `stages` steps of KV in shared memory.
     """
 
     tiles: tuple[Tile, ...]
@@ -42,11 +44,17 @@ class LaunchConfig:
     ctas_per_sm: int
     interleave: bool = False
     early_launch: bool = False
+    warp_roles: bool = False
 
     def __post_init__(self) -> None:
         rows = self.row_tiles
         if not rows or any(low >= high for low, high in zip(rows[:-1], rows[1:], strict=True)):
             raise ValueError(f"query tiles need increasing rows, got {rows}")
+        steps = {tile.block_kv for tile in (*self.tiles, *([self.bundle] if self.bundle else ()))}
+        if self.warp_roles and (rows != (64, 128) or self.bundle_rows not in (0, 64)):
+            raise ValueError(f"warp roles need tiles of 64 and 128 rows and bundles of 64: {self}")
+        if self.warp_roles and len(steps) > 1:
+            raise ValueError(f"warp roles need one number of KV tokens per step, got {steps}")
 
     @property
     def row_tiles(self) -> tuple[int, ...]:
@@ -83,7 +91,12 @@ INTERPRETED = LaunchConfig(
 INTERPRETED_SMS = 4
 
 _HOPPER = LaunchConfig(
-    (Tile(16, 64), Tile(64, 64), Tile(128, 32)), Tile(64, 64), stages=3, num_warps=4, ctas_per_sm=2
+    (Tile(64, 64), Tile(128, 64)),
+    Tile(64, 64),
+    stages=5,
+    num_warps=4,
+    ctas_per_sm=1,
+    warp_roles=True,
 )
 # as Hopper, but for the tile of 128 rows, which spills there, and for bundles, on which Triton's
 # passes for its tensor cores fail (3.6 and 3.7)

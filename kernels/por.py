@@ -2,80 +2,236 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
-# up to this many (row, head) pairs, one program per pair and many parts a step; beyond, a program
-# takes several heads and few parts: there are programs enough then, and few parts to a row
-_FEW_PAIRS = 2048
-_MANY_HEADS = 8
+MERGE_INTS = tl.constexpr(4)
+# heads of a program and parts of a step: where every program has one (row, head) pair at most,
+# nothing but more loads at once hides the latency; beyond, heads share what is loaded per row.
+# A program is one warp: what belongs to a head is a scalar to it, and no warp waits for another
+_FEW_HEADS, _FEW_PARTS = 1, 16
+_MANY_HEADS, _MANY_PARTS = 4, 4
+# as many programs as are resident at once, whatever the batch: those with nothing to do end after
+# one load, and none is launched behind them
+_PROGRAMS_PER_SM = 12
+_INTERPRETED_PROGRAMS = 3
 
 
 @triton.jit
+def _record(merges, index, readable, listed, batch):
+    """Row number `index` to merge and the bounds of its parts; none for those of no plan."""
+    record = merges + (index + 1) * MERGE_INTS
+    within = index < readable
+    row = tl.load(record, mask=within, other=0)
+    first = tl.load(record + 1, mask=within, other=0)
+    last = tl.load(record + 2, mask=within, other=0)
+    is_listed = index < listed
+    row = tl.where(is_listed, row, batch + index - listed)
+    return row, tl.where(is_listed, first, 0), tl.where(is_listed, last, 0)
+
+
+@triton.jit
+def _num_rows_to_merge(listed, batch, num_rows):
+    """The listed rows, and those of the output that the plan does not know."""
+    return listed + tl.maximum(num_rows - batch, 0)
+
+
+@triton.jit
+def _parts(plan_ptr, first, last, PARTS: tl.constexpr):
+    """Partial rows of the next parts of a row, ``[PARTS]``; -1 beyond the last."""
+    parts = ()
+    for i in tl.static_range(PARTS):
+        parts = parts + (tl.load(plan_ptr + first + i, mask=first + i < last, other=-1),)
+    return parts
+
+
+@triton.jit
+def _advance(state, loaded, h: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr):
+    """The state of one head after the parts of a step."""
+    new_max = state[0]
+    for i in tl.static_range(PARTS):
+        new_max = tl.maximum(new_max, loaded[i * HEADS + h][0])
+    reference = tl.where(new_max == -float("inf"), 0.0, new_max)
+    rescale = tl.exp2(state[0] - reference)
+    running_sum = state[1] * rescale
+    accumulator = state[2] * rescale
+    for i in tl.static_range(PARTS):
+        weight = tl.exp2(loaded[i * HEADS + h][0] - reference)
+        running_sum += weight
+        accumulator += weight * loaded[i * HEADS + h][1]
+    return new_max, running_sum, accumulator
+
+
+@triton.jit
+def _merge_rows(
+    row,
+    first,
+    last,
+    listed,
+    batch,
+    out_ptr,
+    lse_ptr,
+    partial_out_ptr,
+    partial_lse_ptr,
+    plan_ptr,
+    merges,
+    out_row_stride,
+    out_head_stride,
+    num_rows,
+    num_qo_heads,
+    HEAD_DIM: tl.constexpr,
+    HEADS: tl.constexpr,
+    PARTS: tl.constexpr,
+    EARLY_LAUNCH: tl.constexpr,
+    WRITE_LSE: tl.constexpr,
+):
+    """Merge every n-th block of `HEADS` heads of a row, `PARTS` parts a step, in token order.
+
+    `row`, `first` and `last` are the record of the first block, which the caller has loaded.
+    """
+    program = tl.program_id(0)
+    programs = tl.num_programs(0)
+    blocks = tl.cdiv(num_qo_heads, HEADS)
+    dim = tl.arange(0, HEAD_DIM)
+    parts = _parts(plan_ptr, first, last, PARTS)
+    if EARLY_LAUNCH:
+        # the plan is older than PAC, the partials are PAC's
+        tl.extra.cuda.gdc_wait()
+    items = _num_rows_to_merge(listed, batch, num_rows) * blocks
+    for item in tl.range(program, items, programs, num_stages=1):
+        # a block ahead, so that its latency passes while this one is merged
+        next_row, next_first, next_last = _record(
+            merges, (item + programs) // blocks, listed, listed, batch
+        )
+        head = item % blocks * HEADS
+        # of each head the largest LSE, the sum of the weights and that of the weighted values
+        states = ()
+        for _ in tl.static_range(HEADS):
+            states = states + ((-float("inf"), 0.0, tl.zeros([HEAD_DIM], tl.float32)),)
+        for start in tl.range(first, last, PARTS, num_stages=1):
+            loaded = ()
+            for i in tl.static_range(PARTS * HEADS):
+                part = parts[i // HEADS]
+                wanted = (part >= 0) & (head + i % HEADS < num_qo_heads)
+                pair = part.to(tl.int64) * num_qo_heads + head + i % HEADS
+                # an empty part has LSE -inf and weight zero; what it stored is finite. Volatile
+                # keeps the order, in which the last LSE, that everything waits for, is loaded last
+                values = tl.load(
+                    partial_out_ptr + pair * HEAD_DIM + dim, mask=wanted, other=0.0, volatile=True
+                )
+                lse = tl.load(
+                    partial_lse_ptr + pair, mask=wanted, other=-float("inf"), volatile=True
+                )
+                loaded = loaded + ((lse, values),)
+            parts = _parts(plan_ptr, start + PARTS, last, PARTS)
+            advanced = ()
+            for h in tl.static_range(HEADS):
+                advanced = advanced + (_advance(states[h], loaded, h, HEADS, PARTS),)
+            states = advanced
+        parts = _parts(plan_ptr, next_first, next_last, PARTS)
+        for h in tl.static_range(HEADS):
+            # a row without parts (padding of a captured batch) becomes zero
+            is_empty = states[h][1] == 0.0
+            result = states[h][2] / tl.where(is_empty, 1.0, states[h][1])
+            written = (row < num_rows) & (head + h < num_qo_heads)
+            out_head = out_ptr + row.to(tl.int64) * out_row_stride + (head + h) * out_head_stride
+            tl.store(out_head + dim, result.to(out_ptr.dtype.element_ty), mask=written)
+            if WRITE_LSE:
+                merged = tl.where(is_empty, -float("inf"), states[h][0] + tl.log2(states[h][1]))
+                tl.store(lse_ptr + row.to(tl.int64) * num_qo_heads + head + h, merged, mask=written)
+        row = next_row
+        first = next_first
+        last = next_last
+
+
+# the rows of the output change from batch to batch, and need no kernel of their own each
+@triton.jit(do_not_specialize=["num_rows"])
 def _por_kernel(
     out_ptr,  # [B, Hq, D]
     lse_ptr,  # [B, Hq] fp32, base 2
     partial_out_ptr,  # [parts, Hq, D] fp32
     partial_lse_ptr,  # [parts, Hq] fp32, base 2
     plan_ptr,  # packed plan, int32
-    part_indptr_offset,
+    merges_offset,
     out_row_stride,
     out_head_stride,
+    num_rows,
     num_qo_heads,
     HEAD_DIM: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK_PARTS: tl.constexpr,
+    FEW_HEADS: tl.constexpr,
+    FEW_PARTS: tl.constexpr,
+    MANY_HEADS: tl.constexpr,
+    MANY_PARTS: tl.constexpr,
     EARLY_LAUNCH: tl.constexpr,
     WRITE_LSE: tl.constexpr,
 ):
-    """One program merges the partials of some heads of one row, in token order."""
-    row = tl.program_id(0).to(tl.int64)
-    first = tl.load(plan_ptr + part_indptr_offset + row)
-    last = tl.load(plan_ptr + part_indptr_offset + row + 1)
-    # a row whose only part is listed as -1 is already in the output
-    is_written = (last - first == 1) & (tl.load(plan_ptr + first) < 0)
-    if EARLY_LAUNCH:
-        # the plan is older than PAC, the partials are PAC's
-        tl.extra.cuda.gdc_wait()
-    if is_written == 0:
-        offset = tl.arange(0, HEADS * HEAD_DIM)
-        offs_part = tl.arange(0, BLOCK_PARTS)
-        head = tl.program_id(1) * HEADS + offset // HEAD_DIM
-        dim = offset % HEAD_DIM
-        is_head = head < num_qo_heads
-        # every element keeps the state of its head: equal arithmetic, no exchange
-        running_max = tl.full([HEADS * HEAD_DIM], -float("inf"), tl.float32)
-        running_sum = tl.zeros([HEADS * HEAD_DIM], tl.float32)
-        accumulator = tl.zeros([HEADS * HEAD_DIM], tl.float32)
-        for start in tl.range(first, last, BLOCK_PARTS):
-            listed = start + offs_part < last
-            part = tl.load(plan_ptr + start + offs_part, mask=listed, other=0).to(tl.int64)
-            wanted = listed[:, None] & is_head[None, :]
-            partial = part[:, None] * num_qo_heads + head[None, :]
-            lse = tl.load(partial_lse_ptr + partial, mask=wanted, other=-float("inf"))
-            # an empty part has LSE -inf and weight zero; what it stored is finite
-            values = tl.load(
-                partial_out_ptr + partial * HEAD_DIM + dim[None, :], mask=wanted, other=0.0
-            )
-            new_max = tl.maximum(running_max, tl.max(lse, 0))
-            reference = tl.where(new_max == -float("inf"), 0.0, new_max)
-            rescale = tl.exp2(running_max - reference)
-            weights = tl.exp2(lse - reference[None, :])
-            running_sum = running_sum * rescale + tl.sum(weights, 0)
-            accumulator = accumulator * rescale + tl.sum(weights * values, 0)
-            running_max = new_max
-        # a row without parts (padding of a captured batch) becomes zero
-        is_empty = running_sum == 0.0
-        result = accumulator / tl.where(is_empty, 1.0, running_sum)
-        tl.store(
-            out_ptr + row * out_row_stride + head * out_head_stride + dim,
-            result.to(out_ptr.dtype.element_ty),
-            mask=is_head,
+    """Programs share the rows that the plan lists; how, depends on how many those are."""
+    program = tl.program_id(0)
+    merges = plan_ptr + merges_offset
+    listed = tl.load(merges)
+    batch = tl.load(merges + 1)
+    # there is room for a record of every row of the output, whatever the length of the list: with
+    # few rows nothing else hides the latency, so their loads do not wait for it
+    blocks = tl.cdiv(num_qo_heads, FEW_HEADS)
+    row, first, last = _record(merges, program // blocks, num_rows, listed, batch)
+    if _num_rows_to_merge(listed, batch, num_rows) * num_qo_heads <= tl.num_programs(0):
+        _merge_rows(
+            row,
+            first,
+            last,
+            listed,
+            batch,
+            out_ptr,
+            lse_ptr,
+            partial_out_ptr,
+            partial_lse_ptr,
+            plan_ptr,
+            merges,
+            out_row_stride,
+            out_head_stride,
+            num_rows,
+            num_qo_heads,
+            HEAD_DIM,
+            FEW_HEADS,
+            FEW_PARTS,
+            EARLY_LAUNCH,
+            WRITE_LSE,
         )
-        if WRITE_LSE:
-            merged = tl.where(is_empty, -float("inf"), running_max + tl.log2(running_sum))
-            tl.store(lse_ptr + row * num_qo_heads + head, merged, mask=is_head & (dim == 0))
+    else:
+        blocks = tl.cdiv(num_qo_heads, MANY_HEADS)
+        row, first, last = _record(merges, program // blocks, listed, listed, batch)
+        _merge_rows(
+            row,
+            first,
+            last,
+            listed,
+            batch,
+            out_ptr,
+            lse_ptr,
+            partial_out_ptr,
+            partial_lse_ptr,
+            plan_ptr,
+            merges,
+            out_row_stride,
+            out_head_stride,
+            num_rows,
+            num_qo_heads,
+            HEAD_DIM,
+            MANY_HEADS,
+            MANY_PARTS,
+            EARLY_LAUNCH,
+            WRITE_LSE,
+        )
+
+
+@functools.cache
+def _most_programs(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _INTERPRETED_PROGRAMS
+    return _PROGRAMS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def por(
@@ -85,35 +241,45 @@ def por(
     partial_lse: torch.Tensor,
     plan: torch.Tensor,
     *,
-    part_indptr_offset: int,
+    merges_offset: int,
     early_launch: bool = False,
 ) -> None:
-    """Merge partials into `out` ``[B, Hq, D]`` and `lse` ``[B, Hq]``, except rows written by `pac`.
+    """Merge the partials of the rows that the plan lists; every other planned row is `pac`'s.
 
     ``O = sum_i 2^(l_i - m) O_i / sum_i 2^(l_i - m)``, ``l = m + log2(sum_i 2^(l_i - m))`` with
-    ``m = max_i l_i``; a row without parts becomes zero with LSE -inf.
+    ``m = max_i l_i``; a row without parts becomes zero with LSE -inf, and so do the rows behind
+    the planned batch.
 
     Args:
+        out: ``[B, Hq, D]``, the last dimension contiguous; B at most the rows that the plan has
+            room for. lse: ``[B, Hq]`` fp32 contiguous, base 2, or None.
+        partial_out: ``[parts, Hq, D]`` fp32 contiguous; partial_lse: ``[parts, Hq]`` fp32.
+        plan: packed plan (`PlanLayout`), int32; its list of merges begins at `merges_offset`.
         early_launch: start while PAC finishes (see `LaunchConfig`).
+
+    The grid depends on the shape of `out` and on the GPU only, so a captured launch serves every
+    later plan.
     """
-    batch, num_qo_heads, head_dim = out.shape
-    few = batch * num_qo_heads <= _FEW_PAIRS
-    heads = 1 if few else min(_MANY_HEADS, triton.next_power_of_2(num_qo_heads))
-    _por_kernel[(batch, triton.cdiv(num_qo_heads, heads))](
+    num_rows, num_qo_heads, head_dim = out.shape
+    programs = min(num_rows * num_qo_heads, _most_programs(out.device))
+    _por_kernel[(programs,)](
         out,
         lse if lse is not None else partial_lse,
         partial_out,
         partial_lse,
         plan,
-        part_indptr_offset,
+        merges_offset,
         out.stride(0),
         out.stride(1),
+        num_rows,
         num_qo_heads,
         HEAD_DIM=head_dim,
-        HEADS=heads,
-        BLOCK_PARTS=16 if few else 2,
+        FEW_HEADS=_FEW_HEADS,
+        FEW_PARTS=_FEW_PARTS,
+        MANY_HEADS=min(_MANY_HEADS, num_qo_heads),
+        MANY_PARTS=_MANY_PARTS,
         EARLY_LAUNCH=early_launch,
         WRITE_LSE=lse is not None,
-        num_warps=4,
+        num_warps=1,
         **({"launch_pdl": True} if early_launch else {}),
     )

@@ -173,19 +173,18 @@ def pac_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool
     )
 
 
-def por_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, batch: int) -> Launch:
-    """POR is launched differently for small and for large batches."""
+def por_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool) -> Launch:
     heads = NUM_KV_HEADS * shape.group
     layout = plan_layout(config, gpu)
     return record(
         por._por_kernel,
         lambda: por.por(
-            tensor(batch, heads, shape.head_dim, dtype=DTYPES[shape.dtype]),
-            tensor(batch, heads, dtype=torch.float32),
+            tensor(_BATCH, heads, shape.head_dim, dtype=DTYPES[shape.dtype]),
+            tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None,
             tensor(512, heads, shape.head_dim, dtype=torch.float32),
             tensor(512, heads, dtype=torch.float32),
             tensor(layout.size, dtype=torch.int32),
-            part_indptr_offset=layout.part_indptr,
+            merges_offset=layout.merges,
             early_launch=config.early_launch,
         ),
     )
@@ -383,9 +382,10 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
                 launch = pac_launch(gpu, each, shape, return_lse=options.lse)
                 grid = {"shape": shape, "ctas_per_sm": each.ctas_per_sm, **limit}
                 yield examine(launch, gpu, tiles=tile_names(each), **grid)
-            for batch in (_BATCH // 8, 4096):
-                launch = por_launch(gpu, config, shape, batch)
-                yield examine(launch, gpu, shape=shape, tiles=f"batch {batch}", **limit)
+            for return_lse in (False, True):
+                launch = por_launch(gpu, config, shape, return_lse=return_lse)
+                tiles = "with LSE" if return_lse else "without LSE"
+                yield examine(launch, gpu, shape=shape, tiles=tiles, **limit)
         for launch in per_step_launches(gpu, launch_config(gpu.capability, 128)):
             yield examine(launch, gpu, **limit)
 

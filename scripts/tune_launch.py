@@ -3,8 +3,8 @@
     python scripts/tune_launch.py --configs 16x64+64x64+128x32+b64x64/3/4/2,16x64+64x64/3/4/2/ie
 
 A configuration is `query tiles+tile of bundles/stages/warps/programs per SM`, a tile
-`rows x KV tokens`; a last field may name `i` (interleave) and `e` (early launch), see
-`LaunchConfig`. Every result is checked against fp64 before it is timed; PAC is also timed without
+`rows x KV tokens`; a last field may name `i` (interleave), `e` (early launch) and `w` (warp
+roles), see `LaunchConfig`. Every result is checked against fp64 before it is timed; PAC is also timed without
 POR.
 """
 
@@ -54,7 +54,12 @@ def parse_config(text: str) -> LaunchConfig:
     numbers = map(int, (stages, warps, ctas))
     flag = "".join(flags)
     return LaunchConfig(
-        tuple(tiles), bundle, *numbers, interleave="i" in flag, early_launch="e" in flag
+        tuple(tiles),
+        bundle,
+        *numbers,
+        interleave="i" in flag,
+        early_launch="e" in flag,
+        warp_roles="w" in flag,
     )
 
 

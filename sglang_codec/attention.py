@@ -31,7 +31,11 @@ def prefix_shared_attention(
         lse: fp32 ``[B, Hq]``, base 2, or None.
     """
     layout = buffers.layout
-    pac(
+    run_pac = pac
+    if config.warp_roles:
+        # compiled for one architecture, by a part of Triton that the interpreter does not have
+        from sglang_codec.kernels.pac_hopper import pac_hopper as run_pac
+    run_pac(
         q,
         k_buffer,
         v_buffer,
@@ -55,7 +59,7 @@ def prefix_shared_attention(
         buffers.partial_out,
         buffers.partial_lse,
         buffers.plan,
-        part_indptr_offset=layout.part_indptr,
+        merges_offset=layout.merges,
         early_launch=config.early_launch,
     )
 

@@ -30,6 +30,9 @@ MOST_PIECES = 128  # of one bundle
 SPAN_INTS = 4  # batch row, first token, tokens, first entry
 # a program slot's first and last task of each class: 32 bytes, so that one load brings them all
 SLOT_INTS = 8
+# a row that POR merges: batch row, first and last entry of its part list, unused; 16 bytes, and the
+# first record says how many follow and how many rows the plan has
+MERGE_INTS = 4
 
 
 class PlanCapacityError(ValueError):
@@ -247,9 +250,15 @@ class PlanLayout:
     """Where the sections of a packed plan begin (int32 elements).
 
     The sections of fixed size come first (the tasks of each slot by class, `order`, ...), then the
-    tasks and the pieces, then the part lists, whose place `part_indptr` carries as absolute
-    offsets, then the spans: one contiguous copy uploads a plan, and no address that a captured
-    graph knows depends on it.
+    tasks and the pieces, then the part lists, whose place `merges` carries as absolute offsets,
+    then the spans: one contiguous copy uploads a plan, and no address that a captured graph knows
+    depends on it.
+
+    `merges` lists the rows that POR has to write, those with most parts first: all that no task
+    writes directly. Its first record is ``(listed rows, planned batch, 0, 0)``, the others are
+    ``(batch row, first, last, 0)`` with the row's partial rows at ``[first, last)``. The rows from
+    the planned batch on, which are in the output only where a captured batch is padded, have no
+    parts and need no record.
     """
 
     capacity: PlanCapacity
@@ -280,12 +289,12 @@ class PlanLayout:
         return self.num_slots * SLOT_INTS
 
     @property
-    def part_indptr(self) -> int:
+    def merges(self) -> int:
         return self.order + _aligned(self.capacity.rows)
 
     @property
     def append_base(self) -> int:
-        return self.part_indptr + _aligned(self.capacity.rows + 1)
+        return self.merges + _aligned((self.capacity.rows + 1) * MERGE_INTS)
 
     @property
     def tasks(self) -> int:
@@ -326,10 +335,14 @@ class PlanLayout:
         bounds[:, : 2 * self.num_classes : 2] = plan.slot_indptr[:, :-1].T
         bounds[:, 1 : 2 * self.num_classes : 2] = plan.slot_indptr[:, 1:].T
         out[self.order : self.order + batch] = plan.order
-        indptr = out[self.part_indptr : self.part_indptr + self.capacity.rows + 1]
-        indptr[: batch + 1] = plan.part_indptr
-        indptr[batch + 1 :] = plan.part_indptr[-1]
-        indptr += parts
+        rows = rows_to_merge(plan)
+        listed = len(rows)
+        merges = out[self.merges : self.append_base].reshape(-1, MERGE_INTS)
+        merges[0] = listed, batch, 0, 0
+        merges[1 : listed + 1, 0] = rows
+        merges[1 : listed + 1, 1] = plan.part_indptr[rows] + parts
+        merges[1 : listed + 1, 2] = plan.part_indptr[rows + 1] + parts
+        merges[1 : listed + 1, 3] = 0
         out[self.append_base : self.append_base + batch] = plan.append_base
         out[self.append_base + batch : self.append_base + self.capacity.rows] = -1
         tasks = out[self.tasks : pieces].reshape(plan.tasks.shape)
@@ -344,6 +357,18 @@ class PlanLayout:
         used = spans + plan.spans.size
         out[spans:used] = plan.spans.ravel()
         return used
+
+
+def rows_to_merge(plan: Plan) -> np.ndarray:
+    """Batch rows that no task writes directly, ``[listed]``: most parts first, then in order."""
+    first = plan.part_indptr[:-1]
+    parts = plan.part_indptr[1:] - first
+    alone = np.flatnonzero(parts == 1)
+    direct = alone[plan.part_rows[first[alone]] < 0]
+    # int16: NumPy sorts it by radix, and the order of rows with more parts than that is no matter
+    key = np.maximum(-parts, -32768).astype(np.int16)
+    key[direct] = 1
+    return np.argsort(key, kind="stable")[: len(key) - len(direct)]
 
 
 def _aligned(elements: int) -> int:

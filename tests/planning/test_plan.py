@@ -18,6 +18,7 @@ from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.native import NativePlanner
 from sglang_codec.planning.plan import (
+    MERGE_INTS,
     MOST_PIECES,
     SLOT_INTS,
     TASK_FIELDS,
@@ -349,19 +350,67 @@ def test_a_packed_plan_can_be_read_back(counts: Counts, spec: PlanSpec) -> None:
         assert own.tolist() == plan.pieces[first : first + count].tolist()
     base = packed[layout.append_base :][: capacity.rows]
     assert base.tolist() == plan.append_base.tolist() + [-1] * 3
-    # part lists are reached through absolute offsets; rows beyond the batch have none
-    indptr = packed[layout.part_indptr :][: capacity.rows + 1]
-    for row in range(plan.batch):
-        expected = plan.part_rows[plan.part_indptr[row] : plan.part_indptr[row + 1]]
-        assert packed[indptr[row] : indptr[row + 1]].tolist() == expected.tolist()
-    assert (np.diff(indptr[plan.batch :]) == 0).all()
     # the spans come last
-    assert packed[indptr[-1] : used].reshape(-1, 4).tolist() == plan.spans.tolist()
+    spans = packed[used - plan.spans.size : used]
+    assert spans.reshape(-1, 4).tolist() == plan.spans.tolist()
+
+
+def packed_merges(plan: Plan, spec: PlanSpec, capacity: PlanCapacity) -> list[list[int]]:
+    """``[batch row, *its partial rows]`` of each listed merge, from a packed plan."""
+    layout = PlanLayout.of(capacity, spec)
+    packed = np.full(layout.size, 77, np.int32)
+    used = layout.pack(plan, packed)
+    records = packed[layout.merges : layout.append_base].reshape(-1, MERGE_INTS)
+    assert len(records) >= 1 + capacity.rows
+    listed, batch = records[0, :2].tolist()
+    assert batch == plan.batch
+    merges = []
+    for row, first, last, _ in records[1 : 1 + listed].tolist():
+        assert layout.tasks + plan.tasks.size <= first <= last <= used - plan.spans.size
+        merges.append([row, *packed[first:last].tolist()])
+    return merges
+
+
+@given(COUNTS, SPECS, st.integers(0, 100))
+@settings(max_examples=60)
+def test_the_packed_merges_are_the_rows_that_no_task_writes(
+    counts: Counts, spec: PlanSpec, spare: int
+) -> None:
+    """Each with its parts in token order, the longest first, whatever the capacity."""
+    plan, _ = plan_of(with_slots(counts), spec)
+    capacity = PlanCapacity(
+        plan.batch + spare, plan.num_tasks + spare, plan.num_parts + spare, 1 << 20
+    )
+    merges = packed_merges(plan, spec, capacity)
+    direct = set()
+    for _, _, first, queries, part, *_ in plan.tasks.tolist():
+        if part < 0:
+            direct.update(plan.order[first : first + queries].tolist())
+    assert sorted(row for row, *_ in merges) == sorted(set(range(plan.batch)) - direct)
+    for row, *parts in merges:
+        expected = plan.part_rows[plan.part_indptr[row] : plan.part_indptr[row + 1]]
+        assert parts == expected.tolist()
+        assert -1 not in parts
+    assert merges == sorted(merges, key=lambda merge: (-len(merge), merge[0]))
+
+
+def test_rows_without_tokens_are_merged_from_nothing() -> None:
+    plan, _ = plan_of(with_slots([[], [("a", 50)], []]))
+    merges = packed_merges(plan, SPEC, PlanCapacity(3, 64, 64, 100))
+    assert merges == [[0], [2]]
+
+
+def test_a_single_real_partial_is_merged() -> None:
+    """A lone part is direct only if the plan says so."""
+    plan, _ = plan_of(with_slots([[("a", 50)], [("b", 50)]]))
+    assert plan.part_rows.tolist() == [-1, -1]
+    plan = dataclasses.replace(plan, part_rows=np.array([-1, 0], np.int32), num_parts=1)
+    assert packed_merges(plan, SPEC, PlanCapacity(2, 64, 64, 200)) == [[1, 0]]
 
 
 def test_sections_begin_on_task_boundaries() -> None:
     layout = PlanLayout(PlanCapacity(5, 7, 3, 10), 2, 33)
-    sections = (layout.order, layout.part_indptr, layout.append_base, layout.tasks)
+    sections = (layout.order, layout.merges, layout.append_base, layout.tasks)
     assert all(section % len(TASK_FIELDS) == 0 for section in sections)
     assert list(sections) == sorted(sections)
 

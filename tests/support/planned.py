@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout
 from sglang_codec.testing import Paths, Problem, without_pages
+
+MOST_SMS = 8
 
 
 @dataclass
@@ -55,6 +58,8 @@ def plan_batch(
     device, num_kv_heads = problem.q.device, problem.k_buffer.shape[-2]
     _, num_qo_heads, head_dim = problem.q.shape
     machine = describe_device(device, head_dim)
+    # on a whole GPU every task of a small batch has a program for itself, and no bundle pays
+    machine = dataclasses.replace(machine, num_sms=min(machine.num_sms, MOST_SMS))
     spec = plan_spec(
         machine,
         num_qo_heads=num_qo_heads,
