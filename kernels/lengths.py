@@ -10,8 +10,9 @@ from sglang_codec.kernels.pac import TASK_INTS
 
 PIECE_INTS = tl.constexpr(4)
 _TASK_BLOCK = 128
-_TOKEN_BLOCK = 64
-_PROGRAMS = 256
+_TOKEN_BLOCK = 128
+_PROGRAMS = 264
+_PER_BUNDLE = 8  # programs that lay out one bundle, block by block in turn
 _INTERPRETED_PROGRAMS = 2
 
 
@@ -27,11 +28,12 @@ def _follow_lengths_kernel(
     chunks_at,  # where the plan says how many tasks are not bundles
     tasks_at,  # and how many tasks there are
     BUNDLES: tl.constexpr,
+    PER_BUNDLE: tl.constexpr,
     MOST_PIECES: tl.constexpr,
     TASK_BLOCK: tl.constexpr,
     TOKEN_BLOCK: tl.constexpr,
 ):
-    """Each program takes every n-th block of open chunks, then every n-th bundle."""
+    """Each program takes every n-th block of open chunks, then its blocks of every n-th bundle."""
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     num_chunks = tl.load(plan_ptr + chunks_at)
@@ -48,7 +50,10 @@ def _follow_lengths_kernel(
         tl.store(record + 1, now, mask=is_open)
     if BUNDLES:
         num_tasks = tl.load(plan_ptr + tasks_at)
-        for task in tl.range(num_chunks + program, num_tasks, programs, num_stages=1):
+        share = program % PER_BUNDLE
+        for task in tl.range(
+            num_chunks + program // PER_BUNDLE, num_tasks, programs // PER_BUNDLE, num_stages=1
+        ):
             record = plan_ptr + tasks_offset + task * TASK_INTS
             entry = tl.load(record)
             piece = tl.arange(0, MOST_PIECES)
@@ -67,8 +72,10 @@ def _follow_lengths_kernel(
             end = tl.cumsum(tokens, 0)
             begin = end - tokens
             total = tl.sum(tokens, 0)
-            tl.store(record + 1, total)
-            for first in tl.range(0, total, TOKEN_BLOCK, num_stages=1):
+            tl.store(record + 1, total, mask=share == 0)
+            for first in tl.range(
+                share * TOKEN_BLOCK, total, PER_BUNDLE * TOKEN_BLOCK, num_stages=1
+            ):
                 token = first + tl.arange(0, TOKEN_BLOCK)
                 within = token < total
                 is_here = (token[:, None] >= begin[None, :]) & (token[:, None] < end[None, :])
@@ -116,6 +123,7 @@ def follow_lengths(
         append_base_offset,
         *task_counts,
         BUNDLES=has_bundles,
+        PER_BUNDLE=min(_PER_BUNDLE, programs),
         MOST_PIECES=most_pieces,
         TASK_BLOCK=_TASK_BLOCK,
         TOKEN_BLOCK=_TOKEN_BLOCK,

@@ -7,7 +7,7 @@ import torch
 from planned import plan_batch
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
-from sglang_codec.attention import prefix_shared_attention
+from sglang_codec.attention import prefix_shared_attention, update_lengths
 from sglang_codec.kernels.kv_index import append_slots
 from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError
 from sglang_codec.testing import (
@@ -160,6 +160,7 @@ def test_a_decoding_step_is_captured_with_its_append(dtype: torch.dtype) -> None
             slots,
             append_base_offset=buffers.layout.append_base,
         )
+        update_lengths(buffers)
         prefix_shared_attention(
             problem.q,
             problem.k_buffer,

@@ -11,6 +11,7 @@ from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.plan import PlanSpec
 
 _MOST_PER_SLOT = 4
+_WORTH_SHARING = 8  # start-ups that a tail may outweigh, where a bundle costs no more a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,8 @@ def bundle_tails(forest: PrefixForest, spec: PlanSpec, cost_model: CostModel) ->
 
     A task costs its start-up before its first token, and a private tail has few query rows: tails
     of neighbouring positions, each seen by its own row only, can share a query tile. A bundle is
-    not cut, so tails whose tokens outweigh the start-up stay on their own; nor does it cross the
-    edge of a shared run whose tokens outweigh it either, because such a run would have to be read
-    for both sides.
+    not cut, so tails whose tokens by far outweigh the start-up stay on their own; nor does it cross
+    the edge of a long shared run with many readers, which would have to be read for both sides.
     """
     batch, num_shared = forest.batch, forest.num_shared
     most = spec.bundle_rows // spec.group
@@ -49,7 +49,9 @@ def bundle_tails(forest: PrefixForest, spec: PlanSpec, cost_model: CostModel) ->
     start_up, token_us = cost_model.line(spec.bundle_rows)
     worth = start_up / token_us
     tails = forest.length[num_shared:]
-    is_short = (tails > 0) & (tails <= worth)
+    # a tile that a single row fills as badly: the tokens cost the same either way
+    fits_badly = spec.row_tiles[0] == spec.bundle_rows
+    is_short = (tails > 0) & (tails <= worth * (_WORTH_SHARING if fits_badly else 1))
     count = int(is_short.sum())
     if count < 2:
         return Units.single(batch)
@@ -58,7 +60,8 @@ def bundle_tails(forest: PrefixForest, spec: PlanSpec, cost_model: CostModel) ->
     is_edge[0] = is_edge[batch] = True
     is_edge[:-1] |= ~is_short
     is_edge[1:] |= ~is_short
-    heavy = forest.length[:num_shared] > worth
+    # two runs with so many readers do not fit into a bundle, so one would be read twice
+    heavy = (forest.length[:num_shared] > worth) & (2 * forest.readers[:num_shared] > most)
     is_edge[forest.first[:num_shared][heavy]] = True
     is_edge[forest.last[:num_shared][heavy]] = True
     edges = np.flatnonzero(is_edge)
@@ -75,6 +78,9 @@ def bundle_tails(forest: PrefixForest, spec: PlanSpec, cost_model: CostModel) ->
     tokens = int(tails[is_short].sum())
     for size in _sizes(count, most, spec.num_slots):
         number = int((-(-rows // size)).sum())
+        # a bundle is not cut: rather smaller ones than idle slots
+        if number < spec.num_slots and size > 2 and count >= 2 * spec.num_slots:
+            continue
         each = float(np.interp(tokens / number, *bundle_curve))
         us = max((other + number * each) / spec.num_slots, -(-number // spec.num_slots) * each)
         if us < best_us:

@@ -5,6 +5,7 @@
 #include "common.h"
 
 #define MOST_PER_SLOT 4
+#define WORTH_SHARING 8 /* start-ups that a tail may outweigh, where a bundle costs no more a token */
 
 typedef struct {
     int32_t count, bundles;
@@ -35,6 +36,8 @@ static int32_t best_size(const Spec *spec, int32_t fitting, int32_t count, doubl
         if (size < 2 || size > fitting || (n && size == fitting)) continue;
         int64_t number = 0;
         for (int32_t s = 0; s < segments; s++) number += up(rows[s], size);
+        /* a bundle is not cut: rather smaller ones than idle slots */
+        if (number < spec->num_slots && size > 2 && count >= 2 * spec->num_slots) continue;
         double each = task_us(curve, tokens / number);
         double us = fmax((other + number * each) / spec->num_slots,
                          (double)up(number, spec->num_slots) * each);
@@ -52,14 +55,16 @@ static Units bundle_tails(const Forest *forest, const Spec *spec, Arena *arena) 
     if (fitting < 2 || batch < 2) return single_units(forest, arena);
     const Curve *curve = &spec->curves[spec->num_tiles], *row = &spec->curves[0];
     double line = (task_us(curve, SHORT_TASK) - curve->us[0]) / SHORT_TASK;
-    double worth = curve->us[0] / line;
+    double worth = curve->us[0] / line, most_tokens = worth;
+    /* a tile that a single row fills as badly: the tokens cost the same either way */
+    if (spec->row_tiles[0] == spec->bundle_rows) most_tokens *= WORTH_SHARING;
     const int32_t *tails = forest->length + shared;
 
     char *is_edge = TAKE(arena, char, batch + 1), *is_short = TAKE(arena, char, batch);
     double other = 0, alone = 0, tokens = 0;
     int32_t count = 0;
     for (int32_t p = 0; p < batch; p++) {
-        is_short[p] = tails[p] > 0 && tails[p] <= worth;
+        is_short[p] = tails[p] > 0 && tails[p] <= most_tokens;
         double us = task_us(row, tails[p]);
         if (is_short[p]) {
             count++;
@@ -75,7 +80,9 @@ static Units bundle_tails(const Forest *forest, const Spec *spec, Arena *arena) 
     for (int32_t n = 0; n < shared; n++) {
         other += up(forest->last[n] - forest->first[n], fitting) *
                  task_us(curve, forest->length[n]);
-        if (forest->length[n] > worth) is_edge[forest->first[n]] = is_edge[forest->last[n]] = 1;
+        /* two such runs do not fit into a bundle, so it would be read twice */
+        if (forest->length[n] > worth && 2 * (forest->last[n] - forest->first[n]) > fitting)
+            is_edge[forest->first[n]] = is_edge[forest->last[n]] = 1;
     }
     int32_t *begin = TAKE(arena, int32_t, batch), *rows = TAKE(arena, int32_t, batch);
     int32_t segments = 0;

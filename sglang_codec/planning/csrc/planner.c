@@ -101,15 +101,18 @@ static Candidate schedule(const Forest *forest, const Reading *reading, const Sp
     int32_t *scratch = TAKE(arena, int32_t, forest->batch + 1);
     candidate.num_items = count;
 
-    Task *tasks = TAKE(arena, Task, count + slots + bundles);
-    double *busy = TAKE(arena, double, slots), sum = 0;
-    append_bundles(reading, spec, tasks);
-    longest_first(tasks, bundles, busy, slots, arena);
-    Task *own = TAKE(arena, Task, bundles);
-    if (bundles) memcpy(own, tasks, bundles * sizeof(Task));
+    Task *own = TAKE(arena, Task, bundles + slots);
+    double *busy = TAKE(arena, double, slots), sum = 0, total = 0;
+    char *is_ganged = TAKE(arena, char, count);
+    append_bundles(reading, spec, own);
     for (int32_t b = 0; b < bundles; b++) sum += own[b].us;
-    int32_t done = cut_tape(items, count, busy, spec, tasks, arena);
-    if (bundles) memcpy(tasks + done, own, bundles * sizeof(Task));
+    for (int32_t i = 0; i < count; i++) total += items[i].us;
+    int32_t gangs = cut_gangs(items, count, (sum + total) / slots, spec, is_ganged, own + bundles);
+    longest_first(own, bundles + gangs, busy, slots, arena);
+    Task *tasks = TAKE(arena, Task, count + 2 * slots + bundles);
+    int32_t done = cut_tape(items, count, is_ganged, busy, spec, tasks, arena);
+    memcpy(tasks + done, own, (bundles + gangs) * sizeof(Task));
+    done += gangs;
     if (keep(&candidate, spec, tasks, done + bundles, forest->batch, scratch, result, arena))
         return candidate;
 
@@ -283,7 +286,7 @@ static double least_us(const Reading *reading, const Spec *spec) {
     double tokens = 0;
     for (int32_t r = 0; r < reading->num_runs; r++)
         tokens += (double)up(reading->runs[r].last - reading->runs[r].first, largest) *
-                  reading->runs[r].length;
+                  tile_share(reading->runs + r, largest) * reading->runs[r].length;
     for (int32_t p = 0; p < reading->num_pieces; p++) tokens += reading->pieces[p].length;
     return tokens * token_us(spec) / spec->num_slots;
 }

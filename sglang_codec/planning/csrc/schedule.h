@@ -7,9 +7,15 @@
 #define TOLERANCE 0.01
 #define GROWTH 1.25
 
+/* Tiles of one run that are read at the same time share what comes from memory; this much of the
+ * time of a tile remains at the least: its arithmetic. */
+#define LEAST_SHARE 0.5
+#define GANG_SLACK 0.05
+
 typedef struct {
     int32_t run, first, queries, tile, start, tokens;
-    double us; /* uncut */
+    double share; /* of what the cost model says: 1 unless other tiles read the same tokens */
+    double us;    /* uncut */
 } Item;
 
 typedef struct {
@@ -25,6 +31,18 @@ typedef struct {
     int64_t parts;
 } Schedule;
 
+static double tile_share(const Run *run, int32_t largest) {
+    return fmax(1.0 / fmax(1, up(run->last - run->first, largest)), LEAST_SHARE);
+}
+
+static double chunk_us(const Item *item, const Spec *spec, double tokens) {
+    return item->share * task_us(&spec->curves[item->tile], tokens);
+}
+
+static double chunk_tokens(const Item *item, const Spec *spec, double us) {
+    return tokens_in(&spec->curves[item->tile], us / item->share);
+}
+
 static int32_t query_tiles(const Reading *reading, const Spec *spec, Item **out, Arena *arena) {
     int32_t largest = spec->row_tiles[spec->num_tiles - 1] / spec->group, count = 0;
     for (int32_t r = 0; r < reading->num_runs; r++)
@@ -33,11 +51,12 @@ static int32_t query_tiles(const Reading *reading, const Spec *spec, Item **out,
     count = 0;
     for (int32_t r = 0; r < reading->num_runs; r++) {
         const Run *run = reading->runs + r;
+        double share = tile_share(run, largest);
         for (int32_t first = run->first; first < run->last; first += largest) {
             int32_t queries = least(run->last - first, largest), tile = 0;
             while (spec->row_tiles[tile] / spec->group < queries) tile++;
-            items[count++] = (Item){r, first, queries, tile, run->start, run->length,
-                                    task_us(&spec->curves[tile], run->length)};
+            items[count++] = (Item){r, first, queries, tile, run->start, run->length, share,
+                                    share * task_us(&spec->curves[tile], run->length)};
         }
     }
     return count;
@@ -113,7 +132,7 @@ static Task chunk_of(const Item *items, int32_t i, int32_t begin, int32_t tokens
                      const Spec *spec) {
     const Item *item = items + i;
     return (Task){i, begin, item->first, item->queries, tokens, slot, -1,
-                  task_us(&spec->curves[item->tile], tokens)};
+                  chunk_us(item, spec, tokens)};
 }
 
 /* Items end to end, and where on them the present slot ends. */
@@ -133,7 +152,7 @@ static void next_cut(Tape *tape, double room, const Spec *spec) {
     const Item *item = tape->items + tape->order[tape->at];
     double into = tape->end - tape->before, block = spec->block_kv;
     tape->item = tape->at;
-    tape->offset = (int32_t)(rint(tokens_in(&spec->curves[item->tile], into) / block) * block);
+    tape->offset = (int32_t)(rint(chunk_tokens(item, spec, into) / block) * block);
     /* half a block or less is not cut off; what is not cut falls to the side that has more */
     if (tape->offset > 0 ? tape->offset >= item->tokens - block / 2 : into > item->us / 2) {
         tape->offset = 0;
@@ -141,13 +160,39 @@ static void next_cut(Tape *tape, double room, const Spec *spec) {
     }
 }
 
+/* Tiles of one run that are too long for a slot are cut at the same tokens, a slot to each piece:
+ * the slots then read the same tokens at the same time, from memory once. Marks those items. */
+static int32_t cut_gangs(const Item *items, int32_t count, double level, const Spec *spec,
+                         char *is_ganged, Task *tasks) {
+    int32_t done = 0, taken = 0;
+    for (int32_t i = 0, n; i < count; i += n) {
+        const Item *item = items + i;
+        for (n = 1; i + n < count && items[i + n].run == item->run && items[i + n].tile == item->tile;)
+            n++;
+        int32_t free = spec->num_slots - taken;
+        int32_t pieces = least((int32_t)ceil(item->us / level - GANG_SLACK), free / n);
+        if (n < 2 || pieces < 2 || chunk_us(item, spec, item->tokens / pieces) > level * 1.1)
+            continue;
+        int32_t size = (int32_t)(up(item->tokens, (int64_t)pieces * spec->block_kv)) * spec->block_kv;
+        for (int32_t q = i; q < i + n; q++) {
+            is_ganged[q] = 1;
+            for (int32_t begin = 0; begin < item->tokens; begin += size)
+                tasks[done++] = chunk_of(items, q, begin, least(size, item->tokens - begin), 0, spec);
+        }
+        taken += n * pieces;
+    }
+    return done;
+}
+
 /* Every slot takes a piece of the tape that fills it up to the common level. */
-static int32_t cut_tape(const Item *items, int32_t count, const double *busy, const Spec *spec,
-                        Task *tasks, Arena *arena) {
-    int32_t *order = TAKE(arena, int32_t, count), done = 0, slot = 0, last = spec->num_slots - 1;
+static int32_t cut_tape(const Item *items, int32_t all, const char *is_ganged, const double *busy,
+                        const Spec *spec, Task *tasks, Arena *arena) {
+    int32_t *order = TAKE(arena, int32_t, all), done = 0, slot = 0, last = spec->num_slots - 1;
+    int32_t count = 0;
     double total = 0;
-    for (int32_t i = 0; i < count; i++) {
-        order[i] = i;
+    for (int32_t i = 0; i < all; i++) {
+        if (is_ganged[i]) continue;
+        order[count++] = i;
         total += items[i].us;
     }
     if (!count) return 0;
@@ -177,12 +222,14 @@ static double work(const Item *items, int32_t count, const Spec *spec, double us
         size[t] = fmax(tokens_in(&spec->curves[t], us), spec->block_kv);
     for (int32_t i = 0; i < count; i++) {
         const Item *item = items + i;
-        if (item->tokens <= size[item->tile]) {
+        double tokens = item->share == 1 ? size[item->tile]
+                                         : fmax(chunk_tokens(item, spec, us), spec->block_kv);
+        if (item->tokens <= tokens) {
             sum += item->us;
             continue;
         }
-        double chunks = ceil(item->tokens / size[item->tile]);
-        sum += chunks * task_us(&spec->curves[item->tile], item->tokens / chunks);
+        double chunks = ceil(item->tokens / tokens);
+        sum += chunks * chunk_us(item, spec, item->tokens / chunks);
     }
     return sum;
 }
@@ -194,7 +241,7 @@ static double smallest_target(const Item *items, int32_t count, const Spec *spec
     *smallest = INFINITY;
     for (int32_t i = 0; i < count; i++) {
         uncut += items[i].us;
-        *smallest = fmin(*smallest, task_us(&spec->curves[items[i].tile], spec->block_kv));
+        *smallest = fmin(*smallest, chunk_us(items + i, spec, spec->block_kv));
     }
     double low = fmax(*smallest, uncut / spec->num_slots), high = low;
     while (busy + work(items, count, spec, high) > spec->num_slots * high) {
@@ -211,7 +258,7 @@ static double smallest_target(const Item *items, int32_t count, const Spec *spec
 
 /* Tokens of each chunk of an item for a target: equal chunks, in whole blocks. */
 static int64_t chunk_size(const Item *item, const Spec *spec, double target) {
-    double size = fmax(tokens_in(&spec->curves[item->tile], target), spec->block_kv);
+    double size = fmax(chunk_tokens(item, spec, target), spec->block_kv);
     double chunks = ceil(item->tokens / size);
     return (int64_t)ceil(item->tokens / chunks / spec->block_kv) * spec->block_kv;
 }
