@@ -45,8 +45,11 @@ class CostModel:
             raise ValueError(f"cost table {self.name!r} must increase with tokens in every row")
 
     def curve(self, rows: int) -> np.ndarray:
-        """us over `tokens` for a tile of `rows`, on straight lines through the table's tiles."""
-        if len(self.rows) == 1:
+        """us over `tokens` for a tile of `rows`, on straight lines through the table's tiles.
+
+        A smaller tile than the table's smallest costs as much as that: it waits for memory.
+        """
+        if len(self.rows) == 1 or rows <= self.rows[0]:
             return self.us[0].copy()
         at = np.array([float(rows)])
         return np.array([_linear(at, self.rows, column)[0] for column in self.us.T])
