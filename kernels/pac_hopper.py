@@ -139,14 +139,15 @@ def _load(
 
     What a task needs to know is loaded two tasks ahead, where it needs to look one task ahead.
     """
-    q_ring, k_ring, v_ring = rings
-    q_full, q_empty, k_full, v_full, empty = barriers
-    q_ptr, k_ptr, v_ptr, plan_ptr, kv_index_ptr, bundle_index_ptr = pointers
+    q_ring, k_ring, v_ring, readers_ring = rings
+    q_full, q_empty, k_full, v_full, empty, matrix_unit = barriers
+    q_ptr, k_ptr, v_ptr, plan_ptr, kv_index_ptr, bundle_index_ptr, bundle_readers_ptr = pointers
     q_row_stride, q_head_stride, k_slot_stride, k_head_stride, v_slot_stride, v_head_stride = strides
     order_offset, tasks_offset, slot, kv_head = offsets
     lanes: gl.constexpr = HEAD_DIM // 8  # 16 bytes each
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // lanes, lanes], [LOADING_WARPS, 1], [1, 0])
     token = gl.arange(0, BLOCK_KV, gl.SliceLayout(1, layout))
+    entry = gl.arange(0, BLOCK_KV, gl.BlockedLayout([1], [32], [LOADING_WARPS], [0]))
     tile_row = gl.arange(0, ROWS, gl.SliceLayout(1, layout))
     dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, layout))
     k_head_ptr = k_ptr + kv_head.to(gl.int64) * k_head_stride
@@ -223,6 +224,12 @@ def _load(
             following = start + BLOCK_KV + token
             at = gl.load(index + following, mask=following < kv_len, other=0)
             mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
+            if kind == BUNDLE:
+                async_copy.async_copy_global_to_shared(
+                    readers_ring.index(stage),
+                    bundle_readers_ptr + kv_start + start + entry,
+                    mask=start + entry < kv_len,
+                )
             # beyond the end nothing is loaded: zeros, so a weight of zero never meets a NaN
             async_copy.async_copy_global_to_shared(
                 k_ring.index(stage),
@@ -238,7 +245,7 @@ def _load(
             async_copy.mbarrier_arrive(v_full.index(stage), increment_count=False)
             step += 1
 
-        kind, kv_len, queries = kind1, kv_len1, queries1
+        kind, kv_start, kv_len, queries = kind1, kv_start1, kv_len1, queries1
         index, at, low, high = index1, at1, low1, high1
         kind1, kv_start1, kv_len1, first1, queries1 = kind2, kv_start2, kv_len2, first2, queries2
 
@@ -262,8 +269,8 @@ def _attend(
     WRITE_LSE: gl.constexpr,
 ):
     """One computing warpgroup: its tasks of the slot, 64 query rows of each."""
-    q_ring, k_ring, v_ring = rings
-    q_full, q_empty, k_full, v_full, empty = barriers
+    q_ring, k_ring, v_ring, readers_ring = rings
+    q_full, q_empty, k_full, v_full, empty, matrix_unit = barriers
     (
         k_ptr,
         v_ptr,
@@ -289,7 +296,6 @@ def _attend(
     token = gl.arange(0, BLOCK_KV, gl.SliceLayout(0, qk_layout))
     pv_row = gl.arange(0, ROWS, pv_rows)
     pv_dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, pv_layout))
-    no_readers = gl.zeros([BLOCK_KV], gl.int32, gl.SliceLayout(0, qk_layout))
     no_scores = gl.zeros([ROWS, BLOCK_KV], gl.float32, qk_layout)
 
     tasks = _tasks_of(plan_ptr, slot, NUM_CLASSES)
@@ -298,6 +304,7 @@ def _attend(
     step = 0
     warpgroup = 0  # whose turn it is
     nth = 0  # own tasks so far
+    together = 0  # steps that both have done together
     for turn in range(total):
         kind1, kv_start1, kv_len1, first1, queries1, part1 = _record_of(
             plan_ptr, tasks_offset, turn + 1, tasks
@@ -320,14 +327,10 @@ def _attend(
             for start in range(0, kv_len, BLOCK_KV):
                 stage = my_step % STAGES
                 phase = (my_step // STAGES) & 1
-                readers = no_readers
-                if is_bundle:
-                    readers = gl.load(
-                        bundle_readers_ptr + kv_start + start + token,
-                        mask=token < kv_len - start,
-                        other=0,
-                    )
                 mbarrier.wait(k_full.index(stage), phase)
+                # one computes its softmax while the other has the matrix unit
+                if is_both:
+                    mbarrier.wait(matrix_unit.index(WARPGROUP), (together & 1) ^ (1 - WARPGROUP))
                 fence_async_shared()
                 pending = warpgroup_mma(
                     my_q,
@@ -337,9 +340,13 @@ def _attend(
                     is_async=True,
                 )
                 scores, values = warpgroup_mma_wait(0, deps=(pending, accumulator))
+                if is_both:
+                    mbarrier.arrive(matrix_unit.index(1 - WARPGROUP), count=1)
+                    together += 1
                 if start > 0:
                     mbarrier.arrive(empty.index((my_step - 1) % STAGES), count=1)
                 if is_bundle:
+                    readers = readers_ring.index(stage).load(gl.SliceLayout(0, qk_layout))
                     seen = (query_qk[:, None] >= (readers & 0xFFFF)[None, :]) & (
                         query_qk[:, None] < (readers >> 16)[None, :]
                     )
@@ -477,11 +484,14 @@ def _pac_hopper_kernel(
     k_ring = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_KV, HEAD_DIM], step_layout)
     v_ring = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_KV, HEAD_DIM], step_layout)
     q_ring = gl.allocate_shared_memory(dtype, [2 * QUERY_BUFFERS, ROWS, HEAD_DIM], q_layout)
+    line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    readers_ring = gl.allocate_shared_memory(gl.int32, [STAGES, BLOCK_KV], line)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
     q_full = gl.allocate_shared_memory(gl.int64, [2 * QUERY_BUFFERS, 1], barrier_layout)
     q_empty = gl.allocate_shared_memory(gl.int64, [2 * QUERY_BUFFERS, 1], barrier_layout)
+    matrix_unit = gl.allocate_shared_memory(gl.int64, [2, 1], barrier_layout)
     # full when the copies of every loading thread have come; a KV step is empty when both computing
     # warpgroups have let go of it
     for stage in gl.static_range(STAGES):
@@ -492,8 +502,10 @@ def _pac_hopper_kernel(
         mbarrier.init(q_full.index(buffer), count=32 * LOADING_WARPS)
         mbarrier.init(q_empty.index(buffer), count=1)
 
-    rings = (q_ring, k_ring, v_ring)
-    barriers = (q_full, q_empty, k_full, v_full, empty)
+    rings = (q_ring, k_ring, v_ring, readers_ring)
+    for warpgroup in gl.static_range(2):
+        mbarrier.init(matrix_unit.index(warpgroup), count=1)
+    barriers = (q_full, q_empty, k_full, v_full, empty, matrix_unit)
     load_strides = (
         q_row_stride,
         q_head_stride,
@@ -511,6 +523,15 @@ def _pac_hopper_kernel(
         out_head_stride,
     )
     offsets = (order_offset, tasks_offset, slot, kv_head)
+    load_pointers = (
+        q_ptr,
+        k_ptr,
+        v_ptr,
+        plan_ptr,
+        kv_index_ptr,
+        bundle_index_ptr,
+        bundle_readers_ptr,
+    )
     attend_pointers = (
         k_ptr,
         v_ptr,
@@ -529,7 +550,7 @@ def _pac_hopper_kernel(
                 (
                     rings,
                     barriers,
-                    (q_ptr, k_ptr, v_ptr, plan_ptr, kv_index_ptr, bundle_index_ptr),
+                    load_pointers,
                     load_strides,
                     offsets,
                     GROUP,

@@ -11,7 +11,7 @@ from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.plan import PlanSpec
 
 _MOST_PER_SLOT = 4
-_WORTH_SHARING = 8  # start-ups that a tail may outweigh, where a bundle costs no more a token
+_MOST_TAIL = 1024  # tokens of a tail in a bundle, where a bundle costs no more a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def bundle_tails(forest: PrefixForest, spec: PlanSpec, cost_model: CostModel) ->
     tails = forest.length[num_shared:]
     # a tile that a single row fills as badly: the tokens cost the same either way
     fits_badly = spec.row_tiles[0] == spec.bundle_rows
-    is_short = (tails > 0) & (tails <= worth * (_WORTH_SHARING if fits_badly else 1))
+    is_short = (tails > 0) & (tails <= max(worth, _MOST_TAIL if fits_badly else 0))
     count = int(is_short.sum())
     if count < 2:
         return Units.single(batch)

@@ -5,7 +5,7 @@
 #include "common.h"
 
 #define MOST_PER_SLOT 4
-#define WORTH_SHARING 8 /* start-ups that a tail may outweigh, where a bundle costs no more a token */
+#define MOST_TAIL 1024 /* tokens of a tail in a bundle, where a bundle costs no more a token */
 
 typedef struct {
     int32_t count, bundles;
@@ -57,7 +57,7 @@ static Units bundle_tails(const Forest *forest, const Spec *spec, Arena *arena) 
     double line = (task_us(curve, SHORT_TASK) - curve->us[0]) / SHORT_TASK;
     double worth = curve->us[0] / line, most_tokens = worth;
     /* a tile that a single row fills as badly: the tokens cost the same either way */
-    if (spec->row_tiles[0] == spec->bundle_rows) most_tokens *= WORTH_SHARING;
+    if (spec->row_tiles[0] == spec->bundle_rows) most_tokens = fmax(worth, MOST_TAIL);
     const int32_t *tails = forest->length + shared;
 
     char *is_edge = TAKE(arena, char, batch + 1), *is_short = TAKE(arena, char, batch);

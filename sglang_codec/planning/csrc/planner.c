@@ -63,9 +63,9 @@ static double token_us(const Spec *spec) {
     return (task_us(curve, SHORT_TASK) - curve->us[0]) / SHORT_TASK;
 }
 
-/* Microseconds to write and read back partials, which mostly stay in the L2: half the bytes. */
+/* Microseconds to write partials and to read them back. */
 static double merge_us(const Spec *spec, int64_t parts) {
-    return parts * spec->partial_bytes / spec->kv_token_bytes * token_us(spec) / spec->num_slots;
+    return 2 * parts * spec->partial_bytes / spec->kv_token_bytes * token_us(spec) / spec->num_slots;
 }
 
 /* Keeps the schedule if it fits and is the best so far; says whether it is good enough. */

@@ -9,7 +9,7 @@
 
 /* Tiles of one run that are read at the same time share what comes from memory; this much of the
  * time of a tile remains at the least: its arithmetic. */
-#define LEAST_SHARE 0.5
+#define LEAST_SHARE 0.85
 #define GANG_SLACK 0.05
 
 typedef struct {
