@@ -140,7 +140,7 @@ def _load(
     What a task needs to know is loaded two tasks ahead, where it needs to look one task ahead.
     """
     q_ring, k_ring, v_ring, readers_ring = rings
-    q_full, q_empty, k_full, v_full, empty, matrix_unit = barriers
+    q_full, q_empty, k_full, v_full, empty = barriers
     q_ptr, k_ptr, v_ptr, plan_ptr, kv_index_ptr, bundle_index_ptr, bundle_readers_ptr = pointers
     q_row_stride, q_head_stride, k_slot_stride, k_head_stride, v_slot_stride, v_head_stride = strides
     order_offset, tasks_offset, slot, kv_head = offsets
@@ -270,7 +270,7 @@ def _attend(
 ):
     """One computing warpgroup: its tasks of the slot, 64 query rows of each."""
     q_ring, k_ring, v_ring, readers_ring = rings
-    q_full, q_empty, k_full, v_full, empty, matrix_unit = barriers
+    q_full, q_empty, k_full, v_full, empty = barriers
     (
         k_ptr,
         v_ptr,
@@ -304,7 +304,6 @@ def _attend(
     step = 0
     warpgroup = 0  # whose turn it is
     nth = 0  # own tasks so far
-    together = 0  # steps that both have done together
     for turn in range(total):
         kind1, kv_start1, kv_len1, first1, queries1, part1 = _record_of(
             plan_ptr, tasks_offset, turn + 1, tasks
@@ -328,9 +327,6 @@ def _attend(
                 stage = my_step % STAGES
                 phase = (my_step // STAGES) & 1
                 mbarrier.wait(k_full.index(stage), phase)
-                # one computes its softmax while the other has the matrix unit
-                if is_both:
-                    mbarrier.wait(matrix_unit.index(WARPGROUP), (together & 1) ^ (1 - WARPGROUP))
                 fence_async_shared()
                 pending = warpgroup_mma(
                     my_q,
@@ -340,9 +336,6 @@ def _attend(
                     is_async=True,
                 )
                 scores, values = warpgroup_mma_wait(0, deps=(pending, accumulator))
-                if is_both:
-                    mbarrier.arrive(matrix_unit.index(1 - WARPGROUP), count=1)
-                    together += 1
                 if start > 0:
                     mbarrier.arrive(empty.index((my_step - 1) % STAGES), count=1)
                 if is_bundle:
@@ -491,7 +484,6 @@ def _pac_hopper_kernel(
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
     q_full = gl.allocate_shared_memory(gl.int64, [2 * QUERY_BUFFERS, 1], barrier_layout)
     q_empty = gl.allocate_shared_memory(gl.int64, [2 * QUERY_BUFFERS, 1], barrier_layout)
-    matrix_unit = gl.allocate_shared_memory(gl.int64, [2, 1], barrier_layout)
     # full when the copies of every loading thread have come; a KV step is empty when both computing
     # warpgroups have let go of it
     for stage in gl.static_range(STAGES):
@@ -503,9 +495,7 @@ def _pac_hopper_kernel(
         mbarrier.init(q_empty.index(buffer), count=1)
 
     rings = (q_ring, k_ring, v_ring, readers_ring)
-    for warpgroup in gl.static_range(2):
-        mbarrier.init(matrix_unit.index(warpgroup), count=1)
-    barriers = (q_full, q_empty, k_full, v_full, empty, matrix_unit)
+    barriers = (q_full, q_empty, k_full, v_full, empty)
     load_strides = (
         q_row_stride,
         q_head_stride,
