@@ -251,16 +251,6 @@ def _load(
 
 
 @gluon.jit
-def _start_scores(my_q, k_ring, k_full, no_scores, step, is_step, STAGES: gl.constexpr):
-    """Start the product of a task's queries and the keys of a step."""
-    mbarrier.wait(k_full.index(step % STAGES), (step // STAGES) & 1, pred=is_step)
-    fence_async_shared()
-    return warpgroup_mma(
-        my_q, k_ring.index(step % STAGES).permute((1, 0)), no_scores, use_acc=False, is_async=True
-    )
-
-
-@gluon.jit
 def _attend(
     rings,
     barriers,
@@ -328,31 +318,33 @@ def _attend(
             query_qk = (base + qk_row) // GROUP
             running_max = gl.full([ROWS], -float("inf"), gl.float32, qk_rows)
             running_sum = gl.zeros([ROWS], gl.float32, qk_rows)
-            values = gl.zeros([ROWS, HEAD_DIM], gl.float32, pv_layout)
+            accumulator = warpgroup_mma_init(gl.zeros([ROWS, HEAD_DIM], gl.float32, pv_layout))
             buffer = WARPGROUP * QUERY_BUFFERS + nth % QUERY_BUFFERS
             mbarrier.wait(q_full.index(buffer), (nth // QUERY_BUFFERS) & 1)
             my_q = q_ring.index(buffer)
-            # the scores of a step are computed while the softmax of the one before is
             my_step = step
-            first_scores = _start_scores(
-                my_q, k_ring, k_full, no_scores, my_step, kv_len > 0, STAGES
-            )
-            scores = warpgroup_mma_wait(0, deps=(first_scores,))
             for start in range(0, kv_len, BLOCK_KV):
                 stage = my_step % STAGES
-                following = start + BLOCK_KV
-                mbarrier.wait(v_full.index(stage), (my_step // STAGES) & 1)
-                # beyond the last step: of no use, and not waited for
-                pending = _start_scores(
-                    my_q, k_ring, k_full, no_scores, my_step + 1, following < kv_len, STAGES
+                phase = (my_step // STAGES) & 1
+                mbarrier.wait(k_full.index(stage), phase)
+                fence_async_shared()
+                pending = warpgroup_mma(
+                    my_q,
+                    k_ring.index(stage).permute((1, 0)),
+                    no_scores,
+                    use_acc=False,
+                    is_async=True,
                 )
+                scores, values = warpgroup_mma_wait(0, deps=(pending, accumulator))
+                if start > 0:
+                    mbarrier.arrive(empty.index((my_step - 1) % STAGES), count=1)
                 if is_bundle:
                     readers = readers_ring.index(stage).load(gl.SliceLayout(0, qk_layout))
                     seen = (query_qk[:, None] >= (readers & 0xFFFF)[None, :]) & (
                         query_qk[:, None] < (readers >> 16)[None, :]
                     )
                     scores = gl.where(seen, scores, -float("inf"))
-                elif following > kv_len:
+                elif start + BLOCK_KV > kv_len:
                     within = (token < kv_len - start)[None, :]
                     scores = gl.where(within, scores, -float("inf"))
                 new_max = gl.maximum(running_max, gl.max(scores, 1) * qk_scale)
@@ -362,8 +354,10 @@ def _attend(
                 weights = gl.exp2(scores * qk_scale - reference[:, None])
                 running_sum = running_sum * rescale + gl.sum(weights, 1)
                 running_max = new_max
-                rounded = weights.to(dtype)
                 values = values * gl.convert_layout(rescale, pv_rows)[:, None]
+                rounded = weights.to(dtype)
+                mbarrier.wait(v_full.index(stage), phase)
+                fence_async_shared()
                 accumulator = warpgroup_mma(
                     gl.convert_layout(rounded, weights_layout),
                     v_ring.index(stage),
@@ -378,9 +372,10 @@ def _attend(
                         accumulator,
                         is_async=True,
                     )
-                scores, values = warpgroup_mma_wait(0, deps=(pending, accumulator))
-                mbarrier.arrive(empty.index(stage), count=1)
                 my_step += 1
+            values = warpgroup_mma_wait(0, deps=(accumulator,))
+            if kv_len > 0:
+                mbarrier.arrive(empty.index((my_step - 1) % STAGES), count=1)
 
             query = (base + pv_row) // GROUP
             head = kv_head * GROUP + (base + pv_row) % GROUP
