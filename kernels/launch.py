@@ -98,8 +98,11 @@ _HOPPER = LaunchConfig(
     ctas_per_sm=1,
     warp_roles=True,
 )
-# as Hopper, but for the tile of 128 rows, which spills there, and for bundles, on which Triton's
-# passes for its tensor cores fail (3.6 and 3.7)
+# Hopper without warp roles: where Triton has no Gluon
+_PLAIN_HOPPER = LaunchConfig(
+    (Tile(16, 64), Tile(64, 64)), Tile(64, 64), stages=3, num_warps=4, ctas_per_sm=2
+)
+# without bundles, on which Triton's passes for its tensor cores fail (3.6 and 3.7)
 _BLACKWELL = LaunchConfig((Tile(16, 64), Tile(64, 64)), None, stages=3, num_warps=4, ctas_per_sm=2)
 # 164 KB of shared memory per multiprocessor
 _AMPERE = LaunchConfig(
@@ -111,10 +114,18 @@ _SMALL_SHARED = LaunchConfig(
 )
 
 
-def launch_config(capability: tuple[int, int], head_dim: int) -> LaunchConfig:
-    """The configuration for a GPU of this compute capability."""
+def launch_config(
+    capability: tuple[int, int], head_dim: int, *, warp_roles: bool = True
+) -> LaunchConfig:
+    """The configuration for a GPU of this compute capability.
+
+    Args:
+        warp_roles: whether `pac_hopper` can be used, where it is the better kernel.
+    """
     if capability in ((8, 6), (8, 9), (12, 0), (12, 1)):
         return _SMALL_SHARED
     if capability[0] >= 10:
         return _BLACKWELL
-    return _HOPPER if capability >= (9, 0) else _AMPERE
+    if capability >= (9, 0):
+        return _HOPPER if warp_roles else _PLAIN_HOPPER
+    return _AMPERE

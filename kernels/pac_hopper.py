@@ -142,10 +142,14 @@ def _load(
     q_ring, k_ring, v_ring, readers_ring = rings
     q_full, q_empty, k_full, v_full, empty = barriers
     q_ptr, k_ptr, v_ptr, plan_ptr, kv_index_ptr, bundle_index_ptr, bundle_readers_ptr = pointers
-    q_row_stride, q_head_stride, k_slot_stride, k_head_stride, v_slot_stride, v_head_stride = strides
+    q_row_stride, q_head_stride, k_slot_stride, k_head_stride, v_slot_stride, v_head_stride = (
+        strides
+    )
     order_offset, tasks_offset, slot, kv_head = offsets
     lanes: gl.constexpr = HEAD_DIM // 8  # 16 bytes each
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // lanes, lanes], [LOADING_WARPS, 1], [1, 0])
+    layout: gl.constexpr = gl.BlockedLayout(
+        [1, 8], [32 // lanes, lanes], [LOADING_WARPS, 1], [1, 0]
+    )
     token = gl.arange(0, BLOCK_KV, gl.SliceLayout(1, layout))
     entry = gl.arange(0, BLOCK_KV, gl.BlockedLayout([1], [32], [LOADING_WARPS], [0]))
     tile_row = gl.arange(0, ROWS, gl.SliceLayout(1, layout))
@@ -412,9 +416,7 @@ def _attend(
             if part < 0:
                 at_row = row.to(gl.int64)
                 out_rows = out_ptr + at_row * out_row_stride + head * out_head_stride
-                gl.store(
-                    out_rows[:, None] + pv_dim[None, :], result.to(dtype), mask=valid[:, None]
-                )
+                gl.store(out_rows[:, None] + pv_dim[None, :], result.to(dtype), mask=valid[:, None])
                 if WRITE_LSE:
                     gl.store(lse_ptr + at_row * num_qo_heads + head, lse, mask=valid)
             else:

@@ -7,7 +7,7 @@
 The kernels' own launchers are called with tensors that have no memory, and the arguments they pass
 are specialised as Triton's JIT would, so what is compiled here is what a server would run. Exit
 status 1 if a KV loop spills, or a kernel asks for more shared memory or registers than its grid
-assumes, or lost its pipelined loads or its tensor-core instructions.
+assumes, or lost its pipelined loads or its tensor-core instructions, or waits for each of them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource, CompiledKernel, make_backend
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from sglang_codec.kernels import kv_index, lengths, pac, por
+from sglang_codec.kernels import kv_index, lengths, pac, pac_hopper, por
 from sglang_codec.kernels.launch import LaunchConfig, launch_config
 from sglang_codec.planning.plan import MOST_PIECES, PlanCapacity, PlanLayout
 
@@ -44,6 +45,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NUM_KV_HEADS = 8
 _BATCH = 64
 _POOL_SLOTS = 4096
+_LONGEST_KV_LOOP = 1500  # machine instructions; more is a loop over tasks
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,12 @@ def pac_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool
     dtype = DTYPES[shape.dtype]
     q = tensor(_BATCH, heads, shape.head_dim, dtype=dtype)
     buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.head_dim, dtype=dtype)
+    kernel, run = pac._pac_kernel, pac.pac
+    if config.warp_roles:
+        kernel, run = pac_hopper._pac_hopper_kernel, pac_hopper.pac_hopper
     return record(
-        pac._pac_kernel,
-        lambda: pac.pac(
+        kernel,
+        lambda: run(
             q,
             buffer,
             buffer,
@@ -240,7 +245,8 @@ def compile_launch(launch: Launch, arch: int) -> CompiledKernel:
     options, signature, constexprs, attrs = kernel._pack_args(
         backend, kwargs, bound, specialization, options
     )
-    source = ASTSource(kernel, signature, constexprs, attrs)
+    make = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
+    source = make(kernel, signature, constexprs, attrs)
     return triton.compile(source, target=target, options=options.__dict__)
 
 
@@ -281,6 +287,7 @@ def assemble(ptx: str, arch: int) -> dict[str, int]:
         "registers": figure(r"Used (\d+) registers"),
         "spill_bytes": figure(r"(\d+) bytes spill stores") + figure(r"(\d+) bytes spill loads"),
         "stack_bytes": figure(r"(\d+) bytes stack frame"),
+        "serialized": len(re.findall("wgmma.mma_async instructions are serialized", done.stderr)),
     }
 
 
@@ -303,13 +310,16 @@ def kv_loops(cubin: bytes) -> list[tuple[int, int]]:
         target = re.search(r"BRA.*?(\.L_x_\d+)", instruction)
         if target and place.get(target[1], last) < last:
             loops.append((place[target[1]], last))
+    # waiting for a barrier is a loop too, and its end may be far away from its beginning
+    loops = [(a, b) for a, b in loops if b - a < _LONGEST_KV_LOOP]
+    loops = [(a, b) for a, b in loops if any("MMA" in line for line in code[a : b + 1])]
     found = []
     for first, last in loops:
         is_innermost = not any(
             first <= a and b <= last for a, b in loops if (a, b) != (first, last)
         )
         body = code[first : last + 1]
-        if is_innermost and any("MMA" in instruction for instruction in body):
+        if is_innermost:
             spills = sum("STL" in instruction or "LDL" in instruction for instruction in body)
             found.append((len(body), spills))
     return found
@@ -328,14 +338,15 @@ def examine(
     compiled = compile_launch(launch, gpu.arch)
     ptx, shared = compiled.asm["ptx"], compiled.metadata.shared
     used = assemble(ptx, gpu.arch)
-    num_warps = launch.kwargs.get("num_warps", 4)
+    serialized = used.pop("serialized")
+    num_warps = int(re.search(r"\.reqntid (\d+)", ptx)[1]) // 32  # of all roles
     # registers are handed out to warps in units of 256
     per_cta = -(-used["registers"] * 32 // 256) * 256 * num_warps
     fitting = min(gpu.shared_per_sm // (shared + _RESERVED_SHARED), _REGISTERS_PER_SM // per_cta)
     cores = sorted(set(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", ptx)))
     copies = len(re.findall(r"cp\.async\.c[ag]\.shared", ptx))
 
-    problems = []
+    problems = ["the compiler waits for every matrix product"] if serialized else []
     loops = kv_loops(compiled.asm["cubin"])
     in_loops = sum(spills for _, spills in loops)
     if in_loops > spill_limit:
@@ -346,7 +357,7 @@ def examine(
         problems.append(
             f"{fitting} blocks fit a multiprocessor, the grid is made for {ctas_per_sm}"
         )
-    if launch.kernel is pac._pac_kernel:
+    if launch.kernel in (pac._pac_kernel, pac_hopper._pac_hopper_kernel):
         if not cores:
             problems.append("no tensor-core instruction")
         if not copies:
@@ -391,7 +402,10 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
 
 
 def single_tiles(config: LaunchConfig) -> Iterator[LaunchConfig]:
-    """The same launch with one of its query tiles only."""
+    """The same launch with one of its query tiles only, or, with warp roles, without bundles."""
+    if config.warp_roles:
+        yield dataclasses.replace(config, bundle=None)
+        return
     for tile in config.tiles:
         yield dataclasses.replace(config, tiles=(tile,), bundle=None)
 

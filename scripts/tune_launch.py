@@ -4,8 +4,8 @@
 
 A configuration is `query tiles+tile of bundles/stages/warps/programs per SM`, a tile
 `rows x KV tokens`; a last field may name `i` (interleave), `e` (early launch) and `w` (warp
-roles), see `LaunchConfig`. Every result is checked against fp64 before it is timed; PAC is also timed without
-POR.
+roles), see `LaunchConfig`: `64x64+128x64+b64x64/5/4/1/w`. Every result is checked against fp64
+before it is timed; PAC is also timed without POR.
 """
 
 from __future__ import annotations

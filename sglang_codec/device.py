@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ import torch
 from sglang_codec.kernels.launch import INTERPRETED, INTERPRETED_SMS, LaunchConfig, launch_config
 from sglang_codec.planning.cost_model import COST_TABLES, CostModel, roofline_cost_model
 from sglang_codec.planning.plan import PlanSpec
+
+logger = logging.getLogger(__name__)
 
 GPU_HEAD_DIMS = (64, 128)
 MAX_GROUP = 16
@@ -51,11 +54,24 @@ def describe_device(device: torch.device, head_dim: int) -> Device:
     bandwidth, flops = _ceilings(properties)
     return Device(
         properties.name,
-        launch_config(capability, head_dim),
+        launch_config(capability, head_dim, warp_roles=_has_warp_roles()),
         properties.multi_processor_count,
         bandwidth,
         flops,
     )
+
+
+@functools.cache
+def _has_warp_roles() -> bool:
+    """Whether this Triton has what `kernels/pac_hopper.py` is written in."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return False
+    try:
+        import sglang_codec.kernels.pac_hopper  # noqa: F401
+    except (ImportError, AttributeError) as error:
+        logger.warning("pac_hopper cannot be used with this Triton, pac is: %s", error)
+        return False
+    return True
 
 
 def plan_spec(

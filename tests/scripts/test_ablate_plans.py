@@ -62,8 +62,11 @@ def test_the_plans_differ_as_their_names_say() -> None:
 
 def test_splits_are_the_same_number_for_every_long_item() -> None:
     item, _, tokens, _ = CUTS["8 splits each"](ROWS, TOKENS, IDLE)
-    assert np.bincount(item).tolist() == [8, 1, 8, 2, 1]  # a chunk is a block at least
-    assert tokens[item == 0].tolist() == [120_000 // 8 // 32 * 32 + 32] * 7 + [120_000 - 7 * 15_008]
+    block = SPEC.block_kv
+    # a chunk is a block at least
+    assert np.bincount(item).tolist() == np.minimum(8, -(-TOKENS // block)).tolist()
+    size = -(-120_000 // 8 // block) * block
+    assert tokens[item == 0].tolist() == [size] * 7 + [120_000 - 7 * size]
     filling = splits(SPEC, None)(ROWS, TOKENS, IDLE)[0]
     assert np.bincount(filling)[0] == -(-SPEC.num_slots // len(ROWS))
     many = np.full(10 * SPEC.num_slots, 4096)
