@@ -53,6 +53,8 @@ class LaunchConfig:
         steps = {tile.block_kv for tile in (*self.tiles, *([self.bundle] if self.bundle else ()))}
         if self.warp_roles and (rows != (64, 128) or self.bundle_rows not in (0, 64)):
             raise ValueError(f"warp roles need tiles of 64 and 128 rows and bundles of 64: {self}")
+        if self.warp_roles and (self.interleave or self.early_launch):
+            raise ValueError(f"warp roles neither interleave nor launch early: {self}")
         if self.warp_roles and len(steps) > 1:
             raise ValueError(f"warp roles need one number of KV tokens per step, got {steps}")
 

@@ -387,7 +387,8 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
     for gpu in (GPUS[arch] for arch in options.arch):
         shapes = itertools.product(options.head_dim, options.dtype, options.group)
         for shape in itertools.starmap(Shape, ((t, d, g) for d, t, g in shapes)):
-            config = launch_config(gpu.capability, shape.head_dim)
+            roles = not options.no_warp_roles
+            config = launch_config(gpu.capability, shape.head_dim, warp_roles=roles)
             alone = single_tiles(config) if options.per_tile else ()
             for each in (config, *alone):
                 launch = pac_launch(gpu, each, shape, return_lse=options.lse)
@@ -453,6 +454,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", choices=sorted(DTYPES), default=list(DTYPES))
     parser.add_argument("--group", type=int, nargs="+", default=[1, 4, 8], help="GQA group sizes")
     parser.add_argument("--lse", action="store_true", help="compile the variant that returns LSE")
+    parser.add_argument(
+        "--no-warp-roles", action="store_true", help="the kernels for a Triton without Gluon"
+    )
     parser.add_argument(
         "--per-tile", action="store_true", help="also compile PAC with each tile for all tasks"
     )

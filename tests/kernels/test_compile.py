@@ -77,8 +77,9 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
             "--lse",
         ),
         ("--arch", "89", "--dtype", "bf16", "--group", "8"),
+        ("--arch", "90", "--dtype", "bf16", "--group", "4", "--no-warp-roles"),
     ],
-    ids=["other groups, with LSE", "a GPU with little shared memory"],
+    ids=["other groups, with LSE", "a GPU with little shared memory", "a Triton without Gluon"],
 )
 def test_other_variants_compile_and_fit(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done, kernels = compile_kernels(tmp_path, *arguments)

@@ -1,0 +1,47 @@
+"""Launch configurations: what they refuse, and what each GPU gets."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from sglang_codec.kernels.launch import LaunchConfig, Tile, launch_config
+
+ROLES = launch_config((9, 0), 128)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"tiles": (Tile(64, 64), Tile(64, 64))}, "increasing rows"),
+        ({"tiles": (Tile(16, 64), Tile(64, 64))}, "64 and 128 rows"),
+        ({"tiles": (Tile(64, 64),)}, "64 and 128 rows"),
+        ({"bundle": Tile(32, 64)}, "bundles of 64"),
+        ({"tiles": (Tile(64, 64), Tile(128, 32))}, "one number of KV tokens"),
+        ({"bundle": Tile(64, 32)}, "one number of KV tokens"),
+        ({"early_launch": True}, "launch early"),
+        ({"interleave": True}, "interleave"),
+    ],
+)
+def test_warp_roles_refuse_what_their_kernel_does_not_have(
+    change: dict[str, object], problem: str
+) -> None:
+    assert ROLES.warp_roles
+    with pytest.raises(ValueError, match=problem):
+        dataclasses.replace(ROLES, **change)
+
+
+def test_bundles_are_optional() -> None:
+    assert dataclasses.replace(ROLES, bundle=None).bundle_rows == 0
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
+@pytest.mark.parametrize("warp_roles", [True, False])
+def test_only_hopper_has_warp_roles(capability: tuple[int, int], warp_roles: bool) -> None:
+    config = launch_config(capability, 128, warp_roles=warp_roles)
+    assert isinstance(config, LaunchConfig)
+    assert config.warp_roles == (warp_roles and capability == (9, 0))
+    # every program of a multiprocessor has a slot, whatever the number of KV heads
+    assert config.num_slots(132, 8) == 132 * config.ctas_per_sm // 8
+    assert config.num_slots(4, 128) == 1
