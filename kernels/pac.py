@@ -302,7 +302,7 @@ def pac(
     num_qo_heads, head_dim = q.shape[1], q.shape[2]
     num_kv_heads = k_buffer.shape[1]
     group = num_qo_heads // num_kv_heads
-    _pac_kernel[(num_slots, num_kv_heads)](
+    arguments = (
         q,
         k_buffer,
         v_buffer,
@@ -325,15 +325,28 @@ def pac(
         v_buffer.stride(1),
         out.stride(0),
         out.stride(1),
-        num_slots,
-        num_qo_heads,
-        GROUP=group,
-        HEAD_DIM=head_dim,
+    )
+    named = {
+        "num_qo_heads": num_qo_heads,
+        "GROUP": group,
+        "HEAD_DIM": head_dim,
+        "EXACT_WEIGHTS": group < _EXACT_BELOW_GROUP and v_buffer.dtype != torch.float32,
+        "WRITE_LSE": lse is not None,
+        "num_warps": config.num_warps,
+    }
+    grid = (num_slots, num_kv_heads)
+    if config.warp_roles:
+        # compiled for one architecture, by a part of Triton that the interpreter does not have
+        from sglang_codec.kernels.pac_hopper import launch
+
+        launch(grid, arguments, named, config)
+        return
+    _pac_kernel[grid](
+        *arguments,
+        num_slots=num_slots,
         CLASSES=config.execution_order,
         INTERLEAVE=config.interleave,
         EARLY_LAUNCH=config.early_launch,
-        EXACT_WEIGHTS=group < _EXACT_BELOW_GROUP and v_buffer.dtype != torch.float32,
-        WRITE_LSE=lse is not None,
-        num_warps=config.num_warps,
         num_stages=config.stages,
+        **named,
     )

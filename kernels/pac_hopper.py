@@ -8,7 +8,8 @@ task has more query rows than one of them holds, together: then both read the sa
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -21,15 +22,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from sglang_codec.kernels.launch import LaunchConfig
+from sglang_codec.kernels.pac import SLOT_INTS, TASK_INTS
 from sglang_codec.kernels.warp_roles import specialize
 
-TASK_INTS = gl.constexpr(8)
-SLOT_INTS = gl.constexpr(8)
 SMALL, LARGE, BUNDLE = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)  # the classes of tasks
 ROWS = gl.constexpr(64)  # query rows of a computing warpgroup
 LOADING_WARPS = gl.constexpr(4)
 QUERY_BUFFERS = gl.constexpr(2)  # of a computing warpgroup
-_EXACT_BELOW_GROUP = 4
 
 
 @gluon.jit
@@ -597,62 +596,19 @@ def _pac_hopper_kernel(
     )
 
 
-def pac_hopper(
-    q: torch.Tensor,
-    k_buffer: torch.Tensor,
-    v_buffer: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor | None,
-    partial_out: torch.Tensor,
-    partial_lse: torch.Tensor,
-    plan: torch.Tensor,
-    kv_index: torch.Tensor,
-    bundle_index: torch.Tensor,
-    bundle_readers: torch.Tensor,
-    *,
-    order_offset: int,
-    tasks_offset: int,
-    num_slots: int,
-    sm_scale: float,
+def launch(
+    grid: tuple[int, int],
+    arguments: tuple[Any, ...],
+    named: dict[str, Any],
     config: LaunchConfig,
 ) -> None:
-    """`pac` on compute capability 9.0; the same arguments, tensors in fp16 or bf16."""
-    num_qo_heads, head_dim = q.shape[1], q.shape[2]
-    num_kv_heads = k_buffer.shape[1]
-    group = num_qo_heads // num_kv_heads
-    is_exact = group < _EXACT_BELOW_GROUP
+    """Launch with the arguments of `pac`, in order and by name, tensors in fp16 or bf16."""
     # the second product needs registers: half a step, and twice as many
-    block_kv = config.block_kv // (2 if is_exact else 1)
-    _pac_hopper_kernel[(num_slots, num_kv_heads)](
-        q,
-        k_buffer,
-        v_buffer,
-        out,
-        lse if lse is not None else partial_lse,
-        partial_out,
-        partial_lse,
-        plan,
-        kv_index,
-        bundle_index,
-        bundle_readers,
-        order_offset,
-        tasks_offset,
-        sm_scale * 1.4426950408889634,  # log2(e): the softmax runs in base 2
-        q.stride(0),
-        q.stride(1),
-        k_buffer.stride(0),
-        k_buffer.stride(1),
-        v_buffer.stride(0),
-        v_buffer.stride(1),
-        out.stride(0),
-        out.stride(1),
-        num_qo_heads,
-        GROUP=group,
-        HEAD_DIM=head_dim,
+    block_kv = config.block_kv // (2 if named["EXACT_WEIGHTS"] else 1)
+    _pac_hopper_kernel[grid](
+        *arguments,
         BLOCK_KV=block_kv,
         STAGES=config.stages * config.block_kv // block_kv,
-        NUM_CLASSES=len(config.tiles) + (config.bundle is not None),
-        EXACT_WEIGHTS=is_exact,
-        WRITE_LSE=lse is not None,
-        num_warps=config.num_warps,
+        NUM_CLASSES=len(config.execution_order),
+        **named,
     )

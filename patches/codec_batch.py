@@ -65,17 +65,15 @@ def row_states_of(req: Any) -> ReadStates:
 
 
 def _states_on_request(reqs: Sequence[Any]) -> RowStates:
-    return (
-        tuple(reqs),
-        tuple([r.last_node for r in reqs]),
-        tuple([r.cache_protected_len for r in reqs]),
-        tuple([r.req_pool_idx for r in reqs]),
-        tuple([r.retraction_count for r in reqs]),
-    )
+    return _states(reqs, reqs)
 
 
 def _states_on_kv(reqs: Sequence[Any]) -> RowStates:
-    kv = [r.kv for r in reqs]
+    return _states(reqs, [r.kv for r in reqs])
+
+
+def _states(reqs: Sequence[Any], kv: Sequence[Any]) -> RowStates:
+    """The states of the requests, whose KV fields are on the objects in `kv`."""
     return (
         tuple(reqs),
         tuple([r.last_node for r in reqs]),

@@ -154,12 +154,10 @@ def pac_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool
     dtype = DTYPES[shape.dtype]
     q = tensor(_BATCH, heads, shape.head_dim, dtype=dtype)
     buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.head_dim, dtype=dtype)
-    kernel, run = pac._pac_kernel, pac.pac
-    if config.warp_roles:
-        kernel, run = pac_hopper._pac_hopper_kernel, pac_hopper.pac_hopper
+    kernel = pac_hopper._pac_hopper_kernel if config.warp_roles else pac._pac_kernel
     return record(
         kernel,
-        lambda: run(
+        lambda: pac.pac(
             q,
             buffer,
             buffer,

@@ -31,11 +31,7 @@ def prefix_shared_attention(
         lse: fp32 ``[B, Hq]``, base 2, or None.
     """
     layout = buffers.layout
-    run_pac = pac
-    if config.warp_roles:
-        # compiled for one architecture, by a part of Triton that the interpreter does not have
-        from sglang_codec.kernels.pac_hopper import pac_hopper as run_pac
-    run_pac(
+    pac(
         q,
         k_buffer,
         v_buffer,

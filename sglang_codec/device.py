@@ -52,16 +52,18 @@ def describe_device(device: torch.device, head_dim: int) -> Device:
     properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
     bandwidth, flops = _ceilings(properties)
+    config = launch_config(capability, head_dim)
+    if config.warp_roles and not _has_warp_roles():
+        config = launch_config(capability, head_dim, warp_roles=False)
     return Device(
         properties.name,
-        launch_config(capability, head_dim, warp_roles=_has_warp_roles()),
+        config,
         properties.multi_processor_count,
         bandwidth,
         flops,
     )
 
 
-@functools.cache
 def _has_warp_roles() -> bool:
     """Whether this Triton has what `kernels/pac_hopper.py` is written in."""
     if os.environ.get("TRITON_INTERPRET") == "1":
