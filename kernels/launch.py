@@ -29,10 +29,9 @@ class LaunchConfig:
             ``stages - 1`` steps ahead, so with 2 nothing overlaps within a program.
         num_warps: warps of a program.
         ctas_per_sm: resident programs per multiprocessor that the grid is made for.
-        interleave: one half of the programs takes the short tasks first, so that a multiprocessor
-            computes and loads at the same time; else all take the large tiles first.
-        early_launch: POR's programs start while PAC's last ones finish (programmatic dependent
-            launch, from compute capability 9.0).
+        early_launch: POR's programs start while PAC's last ones finish, and with `warp_roles` PAC's
+            while the kernel before ends (programmatic dependent launch, from compute capability
+            9.0).
         warp_roles: `pac_hopper` in place of `pac`: two query tiles, of 64 and 128 rows, bundles of
             64, all with the same KV tokens per step, and `stages` steps of KV in shared memory.
     """
@@ -42,7 +41,6 @@ class LaunchConfig:
     stages: int
     num_warps: int
     ctas_per_sm: int
-    interleave: bool = False
     early_launch: bool = False
     warp_roles: bool = False
 
@@ -53,8 +51,6 @@ class LaunchConfig:
         steps = {tile.block_kv for tile in (*self.tiles, *([self.bundle] if self.bundle else ()))}
         if self.warp_roles and (rows != (64, 128) or self.bundle_rows not in (0, 64)):
             raise ValueError(f"warp roles need tiles of 64 and 128 rows and bundles of 64: {self}")
-        if self.warp_roles and (self.interleave or self.early_launch):
-            raise ValueError(f"warp roles neither interleave nor launch early: {self}")
         if self.warp_roles and len(steps) > 1:
             raise ValueError(f"warp roles need one number of KV tokens per step, got {steps}")
 
@@ -72,12 +68,12 @@ class LaunchConfig:
         return min(tile.block_kv for tile in self.tiles)
 
     @property
-    def execution_order(self) -> tuple[tuple[int, int, int, bool, bool], ...]:
-        """``(class, rows, KV tokens a step, is it the bundles', is it large)``, most work first."""
+    def execution_order(self) -> tuple[tuple[int, int, int, bool], ...]:
+        """``(class, rows, KV tokens a step, is it the bundles')``, most work first."""
         tiles = enumerate(self.tiles)
-        order = [(i, tile.rows, tile.block_kv, False, i > 0) for i, tile in tiles][::-1]
+        order = [(i, tile.rows, tile.block_kv, False) for i, tile in tiles][::-1]
         if self.bundle:
-            own = (len(self.tiles), self.bundle.rows, self.bundle.block_kv, True, False)
+            own = (len(self.tiles), self.bundle.rows, self.bundle.block_kv, True)
             order.insert(-1, own)
         return tuple(order)
 
@@ -98,6 +94,7 @@ _HOPPER = LaunchConfig(
     stages=5,
     num_warps=4,
     ctas_per_sm=1,
+    early_launch=True,
     warp_roles=True,
 )
 # Hopper without warp roles: where Triton has no Gluon

@@ -205,12 +205,10 @@ def _pac_kernel(
     v_head_stride,
     out_row_stride,
     out_head_stride,
-    num_slots,
     num_qo_heads,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     CLASSES: tl.constexpr,  # LaunchConfig.execution_order
-    INTERLEAVE: tl.constexpr,
     EARLY_LAUNCH: tl.constexpr,
     EXACT_WEIGHTS: tl.constexpr,
     WRITE_LSE: tl.constexpr,
@@ -220,50 +218,44 @@ def _pac_kernel(
     kv_head = tl.program_id(1)
     if EARLY_LAUNCH:
         tl.extra.cuda.gdc_launch_dependents()
-    # the two programs of a multiprocessor are half a grid apart
-    half = 2 * (kv_head * num_slots + slot) >= num_slots * tl.num_programs(1)
-    for turn in tl.range(0, 2 if INTERLEAVE else 1, num_stages=1):
-        for index in tl.static_range(len(CLASSES)):
-            of_class = plan_ptr + slot * SLOT_INTS + 2 * CLASSES[index][0]
-            begin = tl.load(of_class)
-            end = tl.load(of_class + 1)
-            if INTERLEAVE:
-                # large tiles, which compute, in one turn; all else, which loads, in the other
-                end = tl.where((turn == 0) == (half != CLASSES[index][4]), end, begin)
-            for task in tl.range(begin, end, num_stages=1):
-                _pac_task(
-                    task,
-                    kv_head,
-                    q_ptr,
-                    k_ptr,
-                    v_ptr,
-                    out_ptr,
-                    lse_ptr,
-                    partial_out_ptr,
-                    partial_lse_ptr,
-                    plan_ptr,
-                    bundle_index_ptr if CLASSES[index][3] else kv_index_ptr,
-                    bundle_readers_ptr,
-                    order_offset,
-                    tasks_offset,
-                    qk_scale,
-                    q_row_stride,
-                    q_head_stride,
-                    k_slot_stride,
-                    k_head_stride,
-                    v_slot_stride,
-                    v_head_stride,
-                    out_row_stride,
-                    out_head_stride,
-                    num_qo_heads,
-                    GROUP,
-                    HEAD_DIM,
-                    CLASSES[index][1],
-                    CLASSES[index][2],
-                    CLASSES[index][3],
-                    EXACT_WEIGHTS,
-                    WRITE_LSE,
-                )
+    for index in tl.static_range(len(CLASSES)):
+        of_class = plan_ptr + slot * SLOT_INTS + 2 * CLASSES[index][0]
+        begin = tl.load(of_class)
+        end = tl.load(of_class + 1)
+        for task in tl.range(begin, end, num_stages=1):
+            _pac_task(
+                task,
+                kv_head,
+                q_ptr,
+                k_ptr,
+                v_ptr,
+                out_ptr,
+                lse_ptr,
+                partial_out_ptr,
+                partial_lse_ptr,
+                plan_ptr,
+                bundle_index_ptr if CLASSES[index][3] else kv_index_ptr,
+                bundle_readers_ptr,
+                order_offset,
+                tasks_offset,
+                qk_scale,
+                q_row_stride,
+                q_head_stride,
+                k_slot_stride,
+                k_head_stride,
+                v_slot_stride,
+                v_head_stride,
+                out_row_stride,
+                out_head_stride,
+                num_qo_heads,
+                GROUP,
+                HEAD_DIM,
+                CLASSES[index][1],
+                CLASSES[index][2],
+                CLASSES[index][3],
+                EXACT_WEIGHTS,
+                WRITE_LSE,
+            )
 
 
 def pac(
@@ -343,9 +335,7 @@ def pac(
         return
     _pac_kernel[grid](
         *arguments,
-        num_slots=num_slots,
         CLASSES=config.execution_order,
-        INTERLEAVE=config.interleave,
         EARLY_LAUNCH=config.early_launch,
         num_stages=config.stages,
         **named,

@@ -16,7 +16,7 @@ _FEW_HEADS, _FEW_PARTS = 1, 16
 _MANY_HEADS, _MANY_PARTS = 4, 4
 # as many programs as are resident at once, whatever the batch: those with nothing to do end after
 # one load, and none is launched behind them
-_PROGRAMS_PER_SM = 12
+_PROGRAMS_PER_SM = 16
 _INTERPRETED_PROGRAMS = 3
 
 

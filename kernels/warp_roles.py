@@ -17,6 +17,9 @@ _COUNTS_ARE_OPTIONAL = (
     inspect.signature(gl.warp_specialize).parameters["worker_num_regs"].default is None
 )
 
+# every warp of the role waits for the others; renamed in Triton 3.7
+role_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+
 
 class _Without:
     """An object of the compiler, but for one method of it."""

@@ -411,7 +411,7 @@ def single_tiles(config: LaunchConfig) -> Iterator[LaunchConfig]:
 
 def tile_names(config: LaunchConfig) -> str:
     """The tiles in the order of the kernel; b is the bundles'."""
-    names = (f"{rows}x{kv}{'b' * own}" for _, rows, kv, own, _ in config.execution_order)
+    names = (f"{rows}x{kv}{'b' * own}" for _, rows, kv, own in config.execution_order)
     return f"{' '.join(names)} /{config.stages}"
 
 

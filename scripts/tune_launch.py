@@ -1,11 +1,11 @@
 """Time launch configurations on rows that span the tables; the winner goes to kernels/launch.py.
 
-    python scripts/tune_launch.py --configs 16x64+64x64+128x32+b64x64/3/4/2,16x64+64x64/3/4/2/ie
+    python scripts/tune_launch.py --configs 64x64+128x64+b64x64/5/4/1/we,16x64+64x64+b64x64/3/4/2
 
 A configuration is `query tiles+tile of bundles/stages/warps/programs per SM`, a tile
-`rows x KV tokens`; a last field may name `i` (interleave), `e` (early launch) and `w` (warp
-roles), see `LaunchConfig`: `64x64+128x64+b64x64/5/4/1/w`. Every result is checked against fp64
-before it is timed; PAC is also timed without POR.
+`rows x KV tokens`; a last field may name `e` (early launch) and `w` (warp roles), see
+`LaunchConfig`. Every result is checked against fp64 before it is timed; PAC is also timed without
+POR.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ROWS = (
 
 
 def parse_config(text: str) -> LaunchConfig:
-    """`16x64+64x64+b64x64/3/4/2/i` -> LaunchConfig."""
+    """`64x64+128x64+b64x64/5/4/1/we` -> LaunchConfig."""
     names, stages, warps, ctas, *flags = text.split("/")
     tiles, bundle = [], None
     for name in names.split("+"):
@@ -57,7 +57,6 @@ def parse_config(text: str) -> LaunchConfig:
         tuple(tiles),
         bundle,
         *numbers,
-        interleave="i" in flag,
         early_launch="e" in flag,
         warp_roles="w" in flag,
     )

@@ -20,8 +20,6 @@ ROLES = launch_config((9, 0), 128)
         ({"bundle": Tile(32, 64)}, "bundles of 64"),
         ({"tiles": (Tile(64, 64), Tile(128, 32))}, "one number of KV tokens"),
         ({"bundle": Tile(64, 32)}, "one number of KV tokens"),
-        ({"early_launch": True}, "launch early"),
-        ({"interleave": True}, "interleave"),
     ],
 )
 def test_warp_roles_refuse_what_their_kernel_does_not_have(
