@@ -40,15 +40,15 @@ def _tasks_of(plan_ptr, slot, NUM_CLASSES: gl.constexpr):
     Large tiles come first, then bundles, then small tiles.
     """
     bounds = plan_ptr + slot * SLOT_INTS
-    small = gl.load(bounds)
-    small_end = gl.load(bounds + 1)
-    large = gl.load(bounds + 2)
-    large_end = gl.load(bounds + 3)
+    small = gl.load(bounds, eviction_policy="evict_last")
+    small_end = gl.load(bounds + 1, eviction_policy="evict_last")
+    large = gl.load(bounds + 2, eviction_policy="evict_last")
+    large_end = gl.load(bounds + 3, eviction_policy="evict_last")
     bundle = small
     bundle_end = small
     if NUM_CLASSES == 3:
-        bundle = gl.load(bounds + 4)
-        bundle_end = gl.load(bounds + 5)
+        bundle = gl.load(bounds + 4, eviction_policy="evict_last")
+        bundle_end = gl.load(bounds + 5, eviction_policy="evict_last")
     last_large = large_end - large
     last_bundle = last_large + bundle_end - bundle
     total = last_bundle + small_end - small
@@ -70,11 +70,11 @@ def _record_of(plan_ptr, tasks_offset, turn, tasks):
         kind = BUNDLE
         task = turn + to_class[1]
     record = plan_ptr + tasks_offset + task * TASK_INTS
-    kv_start = gl.load(record, mask=is_task, other=0)
-    kv_len = gl.load(record + 1, mask=is_task, other=0)
-    first = gl.load(record + 2, mask=is_task, other=0)
-    queries = gl.load(record + 3, mask=is_task, other=0)
-    part = gl.load(record + 4, mask=is_task, other=0)
+    kv_start = gl.load(record, mask=is_task, other=0, eviction_policy="evict_last")
+    kv_len = gl.load(record + 1, mask=is_task, other=0, eviction_policy="evict_last")
+    first = gl.load(record + 2, mask=is_task, other=0, eviction_policy="evict_last")
+    queries = gl.load(record + 3, mask=is_task, other=0, eviction_policy="evict_last")
+    part = gl.load(record + 4, mask=is_task, other=0, eviction_policy="evict_last")
     return kind, kv_start, kv_len, first, queries, part
 
 
@@ -82,7 +82,7 @@ def _record_of(plan_ptr, tasks_offset, turn, tasks):
 def _batch_rows(plan_ptr, order_offset, tile_row, first, queries, GROUP: gl.constexpr):
     """Batch rows of some rows of a query tile; 0 where there is none."""
     query = tile_row // GROUP
-    return gl.load(plan_ptr + order_offset + first + query, mask=query < queries, other=0)
+    return gl.load(plan_ptr + order_offset + first + query, mask=query < queries, other=0, eviction_policy="evict_last")
 
 
 @gluon.jit
@@ -110,7 +110,7 @@ def _first_slots(kind, kv_index_ptr, bundle_index_ptr, kv_start, kv_len, token):
     index = kv_index_ptr + kv_start
     if kind == BUNDLE:
         index = bundle_index_ptr + kv_start
-    return index, gl.load(index + token, mask=token < kv_len, other=0)
+    return index, gl.load(index + token, mask=token < kv_len, other=0, eviction_policy="evict_last")
 
 
 @gluon.jit
@@ -195,7 +195,7 @@ def _load(
             within = (start + token < kv_len)[:, None]
             here = at.to(gl.int64)
             following = start + BLOCK_KV + token
-            at = gl.load(index + following, mask=following < kv_len, other=0)
+            at = gl.load(index + following, mask=following < kv_len, other=0, eviction_policy="evict_last")
             mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
             if kind == BUNDLE:
                 async_copy.async_copy_global_to_shared(
@@ -518,8 +518,8 @@ def _attend(
                 else:
                     partial = (part + query).to(gl.int64) * num_qo_heads + head
                     partial_rows = partial_out_ptr + partial * HEAD_DIM
-                    gl.store(partial_rows[:, None] + pv_dim[None, :], result, mask=valid[:, None])
-                    gl.store(partial_lse_ptr + partial, pv_lse, mask=valid)
+                    gl.store(partial_rows[:, None] + pv_dim[None, :], result, mask=valid[:, None], eviction_policy="evict_last")
+                    gl.store(partial_lse_ptr + partial, pv_lse, mask=valid, eviction_policy="evict_last")
                 if is_spoiled > 0:
                     role_barrier()
                     _repair(
