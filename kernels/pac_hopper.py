@@ -31,6 +31,8 @@ ROWS = gl.constexpr(64)  # query rows of a computing warpgroup
 LOADING_WARPS = gl.constexpr(4)
 COLUMNS = gl.constexpr(32)  # of the output that a bundle's repair computes at a time
 QUERY_BUFFERS = gl.constexpr(4)  # of 64 rows
+# in L2, for what every layer or POR reads again: behind the KV stream DRAM takes many times as long
+KEPT = gl.constexpr("evict_last")
 
 
 @gluon.jit
@@ -40,15 +42,15 @@ def _tasks_of(plan_ptr, slot, NUM_CLASSES: gl.constexpr):
     Large tiles come first, then bundles, then small tiles.
     """
     bounds = plan_ptr + slot * SLOT_INTS
-    small = gl.load(bounds, eviction_policy="evict_last")
-    small_end = gl.load(bounds + 1, eviction_policy="evict_last")
-    large = gl.load(bounds + 2, eviction_policy="evict_last")
-    large_end = gl.load(bounds + 3, eviction_policy="evict_last")
+    small = gl.load(bounds, eviction_policy=KEPT)
+    small_end = gl.load(bounds + 1, eviction_policy=KEPT)
+    large = gl.load(bounds + 2, eviction_policy=KEPT)
+    large_end = gl.load(bounds + 3, eviction_policy=KEPT)
     bundle = small
     bundle_end = small
     if NUM_CLASSES == 3:
-        bundle = gl.load(bounds + 4, eviction_policy="evict_last")
-        bundle_end = gl.load(bounds + 5, eviction_policy="evict_last")
+        bundle = gl.load(bounds + 4, eviction_policy=KEPT)
+        bundle_end = gl.load(bounds + 5, eviction_policy=KEPT)
     last_large = large_end - large
     last_bundle = last_large + bundle_end - bundle
     total = last_bundle + small_end - small
@@ -70,11 +72,11 @@ def _record_of(plan_ptr, tasks_offset, turn, tasks):
         kind = BUNDLE
         task = turn + to_class[1]
     record = plan_ptr + tasks_offset + task * TASK_INTS
-    kv_start = gl.load(record, mask=is_task, other=0, eviction_policy="evict_last")
-    kv_len = gl.load(record + 1, mask=is_task, other=0, eviction_policy="evict_last")
-    first = gl.load(record + 2, mask=is_task, other=0, eviction_policy="evict_last")
-    queries = gl.load(record + 3, mask=is_task, other=0, eviction_policy="evict_last")
-    part = gl.load(record + 4, mask=is_task, other=0, eviction_policy="evict_last")
+    kv_start = gl.load(record, mask=is_task, other=0, eviction_policy=KEPT)
+    kv_len = gl.load(record + 1, mask=is_task, other=0, eviction_policy=KEPT)
+    first = gl.load(record + 2, mask=is_task, other=0, eviction_policy=KEPT)
+    queries = gl.load(record + 3, mask=is_task, other=0, eviction_policy=KEPT)
+    part = gl.load(record + 4, mask=is_task, other=0, eviction_policy=KEPT)
     return kind, kv_start, kv_len, first, queries, part
 
 
@@ -82,7 +84,9 @@ def _record_of(plan_ptr, tasks_offset, turn, tasks):
 def _batch_rows(plan_ptr, order_offset, tile_row, first, queries, GROUP: gl.constexpr):
     """Batch rows of some rows of a query tile; 0 where there is none."""
     query = tile_row // GROUP
-    return gl.load(plan_ptr + order_offset + first + query, mask=query < queries, other=0, eviction_policy="evict_last")
+    return gl.load(
+        plan_ptr + order_offset + first + query, mask=query < queries, other=0, eviction_policy=KEPT
+    )
 
 
 @gluon.jit
@@ -110,7 +114,7 @@ def _first_slots(kind, kv_index_ptr, bundle_index_ptr, kv_start, kv_len, token):
     index = kv_index_ptr + kv_start
     if kind == BUNDLE:
         index = bundle_index_ptr + kv_start
-    return index, gl.load(index + token, mask=token < kv_len, other=0, eviction_policy="evict_last")
+    return index, gl.load(index + token, mask=token < kv_len, other=0, eviction_policy=KEPT)
 
 
 @gluon.jit
@@ -195,7 +199,7 @@ def _load(
             within = (start + token < kv_len)[:, None]
             here = at.to(gl.int64)
             following = start + BLOCK_KV + token
-            at = gl.load(index + following, mask=following < kv_len, other=0, eviction_policy="evict_last")
+            at = gl.load(index + following, mask=following < kv_len, other=0, eviction_policy=KEPT)
             mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
             if kind == BUNDLE:
                 async_copy.async_copy_global_to_shared(
@@ -480,9 +484,7 @@ def _attend(
                 if is_shared:
                     stage = (step + steps - 2) % STAGES
                     mbarrier.wait(handed.index(shared % STAGES), (shared // STAGES) & 1)
-                    other_lse = readers_ring.index(stage).load(qk_rows).to(
-                        gl.float32, bitcast=True
-                    )
+                    other_lse = readers_ring.index(stage).load(qk_rows).to(gl.float32, bitcast=True)
                     larger = gl.maximum(lse, other_lse)
                     reference = gl.where(larger == -float("inf"), 0.0, larger)
                     weight = gl.exp2(lse - reference)
@@ -518,8 +520,13 @@ def _attend(
                 else:
                     partial = (part + query).to(gl.int64) * num_qo_heads + head
                     partial_rows = partial_out_ptr + partial * HEAD_DIM
-                    gl.store(partial_rows[:, None] + pv_dim[None, :], result, mask=valid[:, None], eviction_policy="evict_last")
-                    gl.store(partial_lse_ptr + partial, pv_lse, mask=valid, eviction_policy="evict_last")
+                    gl.store(
+                        partial_rows[:, None] + pv_dim[None, :],
+                        result,
+                        mask=valid[:, None],
+                        eviction_policy=KEPT,
+                    )
+                    gl.store(partial_lse_ptr + partial, pv_lse, mask=valid, eviction_policy=KEPT)
                 if is_spoiled > 0:
                     role_barrier()
                     _repair(
