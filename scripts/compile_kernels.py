@@ -7,7 +7,8 @@
 The kernels' own launchers are called with tensors that have no memory, and the arguments they pass
 are specialised as Triton's JIT would, so what is compiled here is what a server would run. Exit
 status 1 if a KV loop spills, or a kernel asks for more shared memory or registers than its grid
-assumes, or lost its pipelined loads or its tensor-core instructions, or waits for each of them.
+assumes, or lost its pipelined loads or its tensor-core instructions, or waits for each of them, or
+reads a uniform register that ptxas forgot to write on one of the paths there.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 import triton
+from machine_code import MachineCode, kv_loops, reads_before_writes
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource, CompiledKernel, make_backend
@@ -45,7 +47,6 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NUM_KV_HEADS = 8
 _BATCH = 64
 _POOL_SLOTS = 4096
-_LONGEST_KV_LOOP = 1500  # machine instructions; more is a loop over tasks
 
 
 @dataclass(frozen=True)
@@ -289,40 +290,6 @@ def assemble(ptx: str, arch: int) -> dict[str, int]:
     }
 
 
-def kv_loops(cubin: bytes) -> list[tuple[int, int]]:
-    """Of each loop that multiplies matrices: its instructions, and how many of them spill."""
-    with tempfile.TemporaryDirectory() as folder:
-        binary = Path(folder, "kernel.cubin")
-        binary.write_bytes(cubin)
-        command = [triton.knobs.nvidia.nvdisasm.path, "-c", str(binary)]
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    code: list[str] = []
-    place: dict[str, int] = {}
-    for line in lines.splitlines():
-        if label := re.match(r"\s*(\.L_x_\d+):", line):
-            place[label[1]] = len(code)
-        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
-            code.append(instruction[1])
-    loops = []
-    for last, instruction in enumerate(code):
-        target = re.search(r"BRA.*?(\.L_x_\d+)", instruction)
-        if target and place.get(target[1], last) < last:
-            loops.append((place[target[1]], last))
-    # waiting for a barrier is a loop too, and its end may be far away from its beginning
-    loops = [(a, b) for a, b in loops if b - a < _LONGEST_KV_LOOP]
-    loops = [(a, b) for a, b in loops if any("MMA" in line for line in code[a : b + 1])]
-    found = []
-    for first, last in loops:
-        is_innermost = not any(
-            first <= a and b <= last for a, b in loops if (a, b) != (first, last)
-        )
-        body = code[first : last + 1]
-        if is_innermost:
-            spills = sum("STL" in instruction or "LDL" in instruction for instruction in body)
-            found.append((len(body), spills))
-    return found
-
-
 def examine(
     launch: Launch,
     gpu: Gpu,
@@ -345,7 +312,10 @@ def examine(
     copies = len(re.findall(r"cp\.async\.c[ag]\.shared", ptx))
 
     problems = ["the compiler waits for every matrix product"] if serialized else []
-    loops = kv_loops(compiled.asm["cubin"])
+    code = MachineCode.of_cubin(compiled.asm["cubin"])
+    if unwritten := reads_before_writes(code):
+        problems.append(f"{len(unwritten)} reads of registers that nothing wrote: {unwritten[0]}")
+    loops = kv_loops(code)
     in_loops = sum(spills for _, spills in loops)
     if in_loops > spill_limit:
         problems.append(f"{in_loops} spilling instructions in KV loops (at most {spill_limit})")
