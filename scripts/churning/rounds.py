@@ -53,7 +53,9 @@ class Round:
             served = await serve(session, self.url, next(asks))
             self.served.append(served)
             if served.may_come_back:
-                self.traffic.finished(served.ask, served.output_ids)
+                # two seconds after the end of a stream, SGLang aborts whoever has its name then
+                was_streamed = served.ask.abort_after is not None
+                self.traffic.finished(served.ask, served.output_ids, is_name_free=not was_streamed)
             if sum(1 for s in self.served if s.error) >= ERRORS_LIMIT:
                 self._left = 0
             if rest.random() < REST:

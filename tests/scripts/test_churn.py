@@ -61,6 +61,14 @@ def test_a_name_comes_back_only_after_its_answer() -> None:
             traffic.finished(open_names.pop(0), [FIRST_TOKEN])
 
 
+def test_a_name_that_is_not_free_does_not_come_back() -> None:
+    traffic, names = Traffic(0, SCALE), []
+    for ask in itertools.islice(traffic, 1000):
+        names.append(ask.name)
+        traffic.finished(ask, [FIRST_TOKEN], is_name_free=False)
+    assert len(set(names)) == len(names)
+
+
 def test_a_conversation_goes_on_from_its_answer() -> None:
     answer = [FIRST_TOKEN + 1] * 5
     traffic, histories, whole = Traffic(3, SCALE), {}, 0
