@@ -14,6 +14,9 @@ from churning.traffic import Ask, Traffic
 READ_LIMIT_S = 600.0
 REST, REST_S = 0.1, 0.05  # share of requests after which a client rests, and for how long
 ERRORS_LIMIT = 20  # of one round: the server is lost
+# SGLang aborts whoever has the name of an ended request: two seconds after a stream, and when it
+# collects what is left of any other handler
+NAME_REST_S = 5.0
 
 
 @dataclass
@@ -53,9 +56,9 @@ class Round:
             served = await serve(session, self.url, next(asks))
             self.served.append(served)
             if served.may_come_back:
-                # two seconds after the end of a stream, SGLang aborts whoever has its name then
-                was_streamed = served.ask.abort_after is not None
-                self.traffic.finished(served.ask, served.output_ids, is_name_free=not was_streamed)
+                asyncio.get_running_loop().call_later(
+                    NAME_REST_S, self.traffic.finished, served.ask, served.output_ids
+                )
             if sum(1 for s in self.served if s.error) >= ERRORS_LIMIT:
                 self._left = 0
             if rest.random() < REST:

@@ -73,10 +73,9 @@ class Traffic:
             elif kind != "agent":
                 yield from [self._ask(kind, prompt) for prompt in self._bursts[kind]()]
 
-    def finished(self, ask: Ask, output_ids: Sequence[int], *, is_name_free: bool = True) -> None:
-        """The answer to `ask`, aborted or not; it comes back with its name if that is free now."""
-        name = ask.name if is_name_free else ""
-        self._conversations.append((name, ask.input_ids + tuple(output_ids)))
+    def finished(self, ask: Ask, output_ids: Sequence[int]) -> None:
+        """The answer to `ask`, aborted or not. Its name is free now."""
+        self._conversations.append((ask.name, ask.input_ids + tuple(output_ids)))
 
     def _few_shot(self) -> list[tuple[int, ...]]:
         common = self._random.choice(self._groups)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import churn
 import pytest
 from churn_server import fake_server
-from churning import checks
+from churning import checks, rounds
 from churning.client import Served
 from churning.memory import Memory
 from churning.traffic import FIRST_TOKEN, Ask, Scale, Traffic
@@ -61,12 +63,22 @@ def test_a_name_comes_back_only_after_its_answer() -> None:
             traffic.finished(open_names.pop(0), [FIRST_TOKEN])
 
 
-def test_a_name_that_is_not_free_does_not_come_back() -> None:
-    traffic, names = Traffic(0, SCALE), []
-    for ask in itertools.islice(traffic, 1000):
-        names.append(ask.name)
-        traffic.finished(ask, [FIRST_TOKEN], is_name_free=False)
-    assert len(set(names)) == len(names)
+def test_a_name_rests_before_it_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: dict[str, float] = {}
+    pauses: list[float] = []
+
+    async def answer_at_once(_session: object, _url: str, ask: Ask) -> Served:
+        if ask.name in ended:
+            pauses.append(time.monotonic() - ended[ask.name])
+        await asyncio.sleep(0.002)
+        ended[ask.name] = time.monotonic()
+        return Served(ask, [FIRST_TOKEN] * ask.max_new_tokens)
+
+    monkeypatch.setattr(rounds, "serve", answer_at_once)
+    monkeypatch.setattr(rounds, "NAME_REST_S", 0.1)
+    rounds.Round("", Traffic(0, SCALE), 8, 1500, time.monotonic() + 60, seed=0).run()
+    assert len(pauses) > 20
+    assert min(pauses) >= 0.1
 
 
 def test_a_conversation_goes_on_from_its_answer() -> None:
