@@ -169,6 +169,10 @@ def _por_kernel(
     WRITE_LSE: tl.constexpr,
 ):
     """Programs share the rows that the plan lists; how, depends on how many those are."""
+    if EARLY_LAUNCH:
+        # whatever follows waits for all of this, but may be launched meanwhile: every program of
+        # this has its place by now
+        tl.extra.cuda.gdc_launch_dependents()
     program = tl.program_id(0)
     merges = plan_ptr + merges_offset
     listed = tl.load(merges)
