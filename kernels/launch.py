@@ -30,8 +30,8 @@ class LaunchConfig:
         num_warps: warps of a program.
         ctas_per_sm: resident programs per multiprocessor that the grid is made for.
         early_launch: POR's programs start while PAC's last ones finish, and with `warp_roles` PAC's
-            while the kernel before ends (programmatic dependent launch, from compute capability
-            9.0).
+            while the kernel before ends, such as the POR of the layer before (programmatic
+            dependent launch, from compute capability 9.0).
         warp_roles: `pac_hopper` in place of `pac`: two query tiles, of 64 and 128 rows, bundles of
             64, all with the same KV tokens per step, and `stages` steps of KV in shared memory.
     """

@@ -8,7 +8,8 @@ The kernels' own launchers are called with tensors that have no memory, and the 
 are specialised as Triton's JIT would, so what is compiled here is what a server would run. Exit
 status 1 if a KV loop spills, or a kernel asks for more shared memory or registers than its grid
 assumes, or lost its pipelined loads or its tensor-core instructions, or waits for each of them, or
-reads a uniform register that ptxas forgot to write on one of the paths there.
+reads a uniform register that ptxas forgot to write on one of the paths there, or is launched early
+and stores something before the kernel before it has ended.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 import triton
-from machine_code import MachineCode, kv_loops, reads_before_writes
+from machine_code import MachineCode, kv_loops, reads_before_writes, stores_before_wait
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource, CompiledKernel, make_backend
@@ -315,6 +316,11 @@ def examine(
     code = MachineCode.of_cubin(compiled.asm["cubin"])
     if unwritten := reads_before_writes(code):
         problems.append(f"{len(unwritten)} reads of registers that nothing wrote: {unwritten[0]}")
+    if launch.kwargs.get("launch_pdl"):
+        if "griddepcontrol.wait" not in ptx:
+            problems.append("launched early, and does not wait for the kernel before")
+        elif launch.kernel is por._por_kernel and (early := stores_before_wait(code)):
+            problems.append(f"{len(early)} stores before the kernel before has ended: {early[0]}")
     loops = kv_loops(code)
     in_loops = sum(spills for _, spills in loops)
     if in_loops > spill_limit:

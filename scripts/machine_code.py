@@ -14,6 +14,8 @@ _LONGEST_KV_LOOP = 1500  # instructions; more is a loop over tasks
 # two uniform registers; on Hopper a matrix product names those of both operands, of which the first
 # is not used if that operand is in registers
 _DESCRIPTOR = re.compile(r"(gdesc|desc)\[UR(\d+)\]")
+_WAITS = "ACQBULK"  # griddepcontrol.wait
+_STORES = re.compile(r"\b(STG|RED|ATOMG?)\b")
 _UNIFORM = re.compile(r"\bUR(\d+)\b")
 
 
@@ -93,6 +95,24 @@ def reads_before_writes(code: MachineCode) -> list[str]:
         for instruction, step, before in zip(code.instructions, steps, written, strict=True)
         if before is not None and step.reads - before
     ]
+
+
+def stores_before_wait(code: MachineCode) -> list[str]:
+    """Stores to global memory that a path reaches without having waited for the kernel before.
+
+    Of a kernel whose warps all do the same: where roles part, one waits for all.
+    """
+    found, seen, work = [], set(), [0] if code.instructions else []
+    while work:
+        index = work.pop()
+        instruction = code.instructions[index]
+        if index in seen or _WAITS in instruction:
+            continue
+        seen.add(index)
+        if _STORES.search(instruction):
+            found.append(instruction)
+        work.extend(_step(code, index).followers)
+    return found
 
 
 @dataclass(frozen=True)

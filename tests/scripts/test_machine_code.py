@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from machine_code import MachineCode, kv_loops, reads_before_writes
+from machine_code import MachineCode, kv_loops, reads_before_writes, stores_before_wait
 
 
 def code_of(*lines: str) -> MachineCode:
@@ -56,3 +56,16 @@ def test_spills_are_counted_in_loops_that_multiply() -> None:
         "EXIT",
     ]
     assert kv_loops(code_of(*lines)) == [(3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (("ACQBULK", "STG.E [R2.64], R4", "EXIT"), 0),
+        (("@P0 BRA `(.L_x_1)", "ACQBULK", ".L_x_1:", "STG.E [R2.64], R4", "EXIT"), 1),
+        (("@P0 EXIT", "ACQBULK", "@P1 STG.E.64 [R2.64], R4", "EXIT"), 0),
+        (("STS [R2], R4", "RED.E.ADD.STRONG.GPU [R2.64], R5", "ACQBULK", "EXIT"), 1),
+    ],
+)
+def test_stores_before_the_wait_are_found(lines: tuple[str, ...], found: int) -> None:
+    assert len(stores_before_wait(code_of(*lines))) == found
