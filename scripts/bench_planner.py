@@ -5,8 +5,9 @@
 
 Needs no GPU: the forests of the public tables are planned with the shipped H100 cost table, on the
 program slots that an H100 has. `changed` are batches as a server sees them: radix paths and lengths
-that all differ, tails with headroom, forest included; `unchanged` is a step in which every row is a
-token longer and nothing else happened.
+that all differ, tails with headroom, forest included. Packing stands apart, and both are timed once
+more after other work has emptied the core's caches, as a server's does between two plans.
+`unchanged` is a step in which every row is a token longer and nothing else happened.
 """
 
 from __future__ import annotations
@@ -32,12 +33,17 @@ from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.cost_model import COST_TABLES, CostModel
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.paths import RadixPaths
-from sglang_codec.planning.plan import PlanCapacity, PlanSpec
+from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout, PlanSpec
 
 # the ceilings are for a GPU without a cost table
 H100 = Device("H100", launch_config((9, 0), tables.HEAD_DIM), 132, bandwidth=0.0, flops=0.0)
 UNLIMITED = PlanCapacity(*[2**31 - 1] * 4)
-CHANGED = ("1,64_8192,256", "1,4,16,256_2048,512,256,64", "1,16,32,64,128,1024_256,128,64,32,32,32")
+CHANGED = (
+    "1_8192",
+    "1,64_8192,256",
+    "1,4,16,256_2048,512,256,64",
+    "1,16,32,64,128,1024_256,128,64,32,32,32",
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -84,30 +90,59 @@ def spec_of(row: tables.Row, headroom: int = 0) -> PlanSpec:
     )
 
 
-def median_ms(call: Callable[[], object], repeats: int) -> float:
+def median_ms(
+    call: Callable[[], object], repeats: int, between: Callable[[], object] | None = None
+) -> float:
     times = []
     for _ in range(repeats):
+        if between is not None:
+            between()
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
     return statistics.median(times) * 1e3
 
 
+class OtherWork:
+    """Work between two plans that leaves neither data nor code of the planner in the caches."""
+
+    def __init__(self) -> None:
+        self._memory = np.zeros(2**26, np.uint8)
+
+    def __call__(self) -> None:
+        self._memory[::64] += 1
+        sorted(str(number) for number in range(20_000))
+        np.linalg.svd(self._memory[:4096].reshape(64, 64).astype(np.float64))
+
+
 def changed_batch(tree: str, cost: CostModel, repeats: int) -> dict[str, object]:
-    """Milliseconds from radix paths to a plan."""
+    """Milliseconds from radix paths to a plan, and from that to its packed form."""
     row = tables.Row("changed", tree, "32/8", *tables.parse_tree(tree))
     paths, lengths = radix_paths(row, tails=True)
     lengths = lengths + np.random.default_rng(1).integers(0, 200, len(lengths), np.int32)
-    make_plan = planner_for(spec_of(row, headroom=128), cost, UNLIMITED)
+    spec = spec_of(row, headroom=128)
+    make_plan = planner_for(spec, cost, UNLIMITED)
 
-    def plan() -> None:
-        make_plan(PrefixForest.from_radix_paths(paths, lengths, private_tokens=1))
+    def plan() -> Plan:
+        return make_plan(PrefixForest.from_radix_paths(paths, lengths, private_tokens=1))
 
-    plan()
+    made, work = plan(), OtherWork()
+    need = PlanCapacity(
+        made.batch, made.num_tasks, made.num_parts, made.kv_entries, made.bundle_entries
+    )
+    layout = PlanLayout.of(need, spec)
+    packed = np.zeros(layout.size, np.int32)
+
+    def pack() -> None:
+        layout.pack(made, packed)
+
     return {
         "tree": tree,
         "batch": row.batch,
         "plan_ms": round(median_ms(plan, repeats), 3),
+        "pack_ms": round(median_ms(pack, repeats), 3),
+        "cold_plan_ms": round(median_ms(plan, repeats, work), 3),
+        "cold_pack_ms": round(median_ms(pack, repeats, work), 3),
         "unchanged_us": round(unchanged_us(row, paths, lengths, cost), 1),
     }
 
@@ -165,7 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     changed = [changed_batch(tree, cost, args.repeats) for tree in CHANGED]
     for batch in changed:
         print(
-            f"{batch['batch']:5d} requests, {batch['tree']}: {batch['plan_ms']:.2f} ms, "
+            f"{batch['batch']:5d} requests, {batch['tree']}: {batch['plan_ms']:.2f} ms, packing "
+            f"{batch['pack_ms']:.2f} ms; {batch['cold_plan_ms']:.2f} and "
+            f"{batch['cold_pack_ms']:.2f} ms with cold caches; "
             f"unchanged {batch['unchanged_us']:.0f} us"
         )
     rows = [planned_row(row, cost) for row in tables.all_rows()]
