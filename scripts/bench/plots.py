@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -42,8 +43,7 @@ def times_figure(title: str, rows: list[dict]) -> Figure:
     for axis, (heads, members) in zip(axes[:, 0], panels.items(), strict=True):
         _times_panel(axis, members, peers)
         axis.set_title(f"{heads} query / KV heads", loc="left", fontsize=10)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper right", ncols=len(labels), fontsize=9, frameon=False)
+    _legend(figure)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     figure.tight_layout(rect=(0, 0, 1, 0.985))
     return figure
@@ -97,11 +97,20 @@ def gains_figure(title: str, rows: list[dict]) -> Figure:
             loc="left",
             fontsize=10,
         )
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper right", ncols=len(labels), fontsize=9, frameon=False)
+    _legend(figure)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     figure.tight_layout(rect=(0, 0, 1, 0.985))
     return figure
+
+
+def _legend(figure: Figure) -> None:
+    """One for all panels, each of which has only what its rows need."""
+    of_label: dict[str, Artist] = {}
+    for axis in figure.axes:
+        handles, labels = axis.get_legend_handles_labels()
+        of_label |= dict(zip(labels, handles, strict=True))
+    place = {"loc": "upper right", "ncols": len(of_label)}
+    figure.legend(of_label.values(), of_label.keys(), **place, fontsize=9, frameon=False)
 
 
 def _gains_panel(axis: Axes, rows: list[dict]) -> None:
@@ -114,7 +123,8 @@ def _gains_panel(axis: Axes, rows: list[dict]) -> None:
     ):
         pick = (ratios < LOSING) == losing
         # bars grow from 1x: up is faster, down is slower
-        axis.bar(where[pick], ratios[pick] - 1, 0.7, bottom=1, color=colour, label=label)
+        if pick.any():
+            axis.bar(where[pick], ratios[pick] - 1, 0.7, bottom=1, color=colour, label=label)
     axis.hlines(
         possible, where - 0.42, where + 0.42, color="black", lw=1.2, label="at the hardware limit"
     )
