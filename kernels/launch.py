@@ -33,7 +33,7 @@ class LaunchConfig:
             while the kernel before ends, such as the POR of the layer before (programmatic
             dependent launch, from compute capability 9.0).
         warp_roles: `pac_hopper` in place of `pac`: two query tiles, of 64 and 128 rows, bundles of
-            64, all with the same KV tokens per step, and `stages` steps of KV in shared memory.
+            64, all with 64 KV tokens per step, and `stages` steps of KV in shared memory.
     """
 
     tiles: tuple[Tile, ...]
@@ -51,8 +51,8 @@ class LaunchConfig:
         steps = {tile.block_kv for tile in (*self.tiles, *([self.bundle] if self.bundle else ()))}
         if self.warp_roles and (rows != (64, 128) or self.bundle_rows not in (0, 64)):
             raise ValueError(f"warp roles need tiles of 64 and 128 rows and bundles of 64: {self}")
-        if self.warp_roles and len(steps) > 1:
-            raise ValueError(f"warp roles need one number of KV tokens per step, got {steps}")
+        if self.warp_roles and steps != {64}:
+            raise ValueError(f"warp roles need steps of 64 KV tokens, got {steps}")
 
     @property
     def row_tiles(self) -> tuple[int, ...]:

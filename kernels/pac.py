@@ -276,6 +276,7 @@ def pac(
     num_slots: int,
     sm_scale: float,
     config: LaunchConfig,
+    after_store: bool = False,
 ) -> None:
     """Run every task of a packed plan, with the lengths that `follow_lengths` wrote into it.
 
@@ -288,6 +289,9 @@ def pac(
         kv_index: int32 KV slots. bundle_index: int32 KV slots of the bundles, bundle_readers: the
             queries ``[low, high)`` that see each, as ``low + 65536 * high``.
         sm_scale: factor of the scores before the softmax, greater than 0.
+        after_store: the launch right before is `kv_store.store_kv` with `early_launch`, which
+            writes nothing that is read here but the last token of each row. With warp roles, all
+            else is loaded without waiting for it.
 
     Rows with one part are written to `out` (and `lse`); the others leave partials for `por`.
     """
@@ -331,7 +335,7 @@ def pac(
         # compiled for one architecture, by a part of Triton that the interpreter does not have
         from sglang_codec.kernels.pac_hopper import launch
 
-        launch(grid, arguments, named, config)
+        launch(grid, arguments, named, config, after_store=after_store)
         return
     _pac_kernel[grid](
         *arguments,

@@ -30,9 +30,44 @@ SMALL, LARGE, BUNDLE = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)  # the 
 ROWS = gl.constexpr(64)  # query rows of a computing warpgroup
 LOADING_WARPS = gl.constexpr(4)
 COLUMNS = gl.constexpr(32)  # of the output that a bundle's repair computes at a time
+ALIGNED = gl.constexpr(4)  # as planning/plan.py has it
 QUERY_BUFFERS = gl.constexpr(4)  # of 64 rows
 # in L2, for what every layer or POR reads again: behind the KV stream DRAM takes many times as long
 KEPT = gl.constexpr("evict_last")
+
+
+@gluon.constexpr_function
+def _copied_by(head_dim):
+    """Rows of a copy that one instruction of the loading warps writes, and those of each thread."""
+    rows = 32 * LOADING_WARPS.value // (head_dim // 8)  # 16 bytes a thread
+    return rows, ROWS.value // rows
+
+
+@gluon.constexpr_function
+def _common_factor(group, rows):
+    """The largest power of two that divides both."""
+    return min(group & -group, rows)
+
+
+@gluon.jit
+def _held_by(row, HEAD_DIM: gl.constexpr):
+    """Which of 64 query rows, or of 64 tokens of a step, a row of shared memory holds.
+
+    A loading thread copies neighbours, to know them from few loads, but writes them as far apart as
+    leaves its place in the swizzled rows the same.
+    """
+    AT_ONCE: gl.constexpr = _copied_by(HEAD_DIM)[0]
+    OF_THREAD: gl.constexpr = _copied_by(HEAD_DIM)[1]
+    return row % AT_ONCE * OF_THREAD + row // AT_ONCE
+
+
+@gluon.jit
+def _to_rows(held, HEAD_DIM: gl.constexpr, layout: gl.constexpr):
+    """What belongs to 64 queries or tokens, neighbours in a thread, as rows of shared memory."""
+    AT_ONCE: gl.constexpr = _copied_by(HEAD_DIM)[0]
+    OF_THREAD: gl.constexpr = _copied_by(HEAD_DIM)[1]
+    held = held.reshape([AT_ONCE, OF_THREAD]).permute([1, 0]).reshape([ROWS])
+    return gl.convert_layout(held, layout, assert_trivial=True)
 
 
 @gluon.jit
@@ -72,7 +107,8 @@ def _record_of(plan_ptr, tasks_offset, turn, tasks):
         kind = BUNDLE
         task = turn + to_class[1]
     record = plan_ptr + tasks_offset + task * TASK_INTS
-    kv_start = gl.load(record, mask=is_task, other=0, eviction_policy=KEPT)
+    # the planner aligns it: so many slots can be loaded at once
+    kv_start = gl.load(record, mask=is_task, other=0, eviction_policy=KEPT) // ALIGNED * ALIGNED
     kv_len = gl.load(record + 1, mask=is_task, other=0, eviction_policy=KEPT)
     first = gl.load(record + 2, mask=is_task, other=0, eviction_policy=KEPT)
     queries = gl.load(record + 3, mask=is_task, other=0, eviction_policy=KEPT)
@@ -90,6 +126,46 @@ def _batch_rows(plan_ptr, order_offset, tile_row, first, queries, GROUP: gl.cons
 
 
 @gluon.jit
+def _loaded_rows(
+    plan_ptr,
+    order_offset,
+    base: gl.constexpr,
+    first,
+    queries,
+    GROUP: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
+    layout: gl.constexpr,
+):
+    """`_batch_rows` of the 64 rows from `base` on, for copies: no thread loads a query twice."""
+    AT_ONCE: gl.constexpr = _copied_by(HEAD_DIM)[0]
+    OF_THREAD: gl.constexpr = _copied_by(HEAD_DIM)[1]
+    SAME: gl.constexpr = _common_factor(GROUP, OF_THREAD)
+    pairs: gl.constexpr = gl.BlockedLayout(
+        [OF_THREAD // SAME, SAME],
+        [AT_ONCE // LOADING_WARPS, 32 * LOADING_WARPS // AT_ONCE],
+        [LOADING_WARPS, 1],
+        [1, 0],
+    )
+    nth = gl.arange(0, ROWS // SAME, gl.SliceLayout(1, pairs))
+    row = _batch_rows(plan_ptr, order_offset, base + SAME * nth, first, queries, GROUP)
+    again = gl.zeros([SAME], gl.int32, gl.SliceLayout(0, pairs))
+    return _to_rows((row[:, None] + again[None, :]).reshape([ROWS]), HEAD_DIM, layout)
+
+
+@gluon.jit
+def _copied_from(heads_ptr, row, row_stride, dim):
+    """Addresses ``[64, D]`` of rows that lie `row_stride` elements apart.
+
+    One multiplication each, because it adds bytes: 32 bits times 32 bits to a 64-bit address.
+    """
+    dtype: gl.constexpr = heads_ptr.dtype.element_ty
+    stride = (row_stride * (dtype.primitive_bitwidth // 8)).to(gl.uint32).to(gl.uint64)
+    offset = row.to(gl.uint32).to(gl.uint64) * stride
+    in_bytes = (heads_ptr + dim).to(tl.pointer_type(gl.int8), bitcast=True)
+    return (in_bytes[None, :] + offset[:, None]).to(tl.pointer_type(dtype), bitcast=True)
+
+
+@gluon.jit
 def _load_queries(
     q_ring, barriers, q_ptr, strides, row, tile_row, queries, kv_head, nth, dim, GROUP: gl.constexpr
 ):
@@ -99,22 +175,38 @@ def _load_queries(
     buffer = nth % QUERY_BUFFERS
     mbarrier.wait(q_empty.index(buffer), ((nth // QUERY_BUFFERS) & 1) ^ 1)
     head = kv_head * GROUP + tile_row % GROUP
-    row_ptr = q_ptr + row.to(gl.int64) * q_row_stride + head * q_head_stride
     async_copy.async_copy_global_to_shared(
         q_ring.index(buffer),
-        row_ptr[:, None] + dim[None, :],
+        _copied_from(q_ptr, row, q_row_stride, dim) + (head * q_head_stride)[:, None],
         mask=(tile_row // GROUP < queries)[:, None],
     )
     async_copy.mbarrier_arrive(q_full.index(buffer), increment_count=False)
 
 
 @gluon.jit
-def _first_slots(kind, kv_index_ptr, bundle_index_ptr, kv_start, kv_len, token):
+def _slots(index, start, HEAD_DIM: gl.constexpr, layout: gl.constexpr):
+    """KV slots of the step of a task that begins at token `start`; any behind the task's end."""
+    AT_ONCE: gl.constexpr = _copied_by(HEAD_DIM)[0]
+    OF_THREAD: gl.constexpr = _copied_by(HEAD_DIM)[1]
+    together: gl.constexpr = gl.BlockedLayout(
+        [OF_THREAD, 1],
+        [AT_ONCE // LOADING_WARPS, 32 * LOADING_WARPS // AT_ONCE],
+        [LOADING_WARPS, 1],
+        [1, 0],
+    )
+    token = gl.arange(0, ROWS, gl.SliceLayout(1, together))
+    return _to_rows(gl.load(index + start + token, eviction_policy=KEPT), HEAD_DIM, layout)
+
+
+@gluon.jit
+def _first_slots(
+    kind, kv_index_ptr, bundle_index_ptr, kv_start, HEAD_DIM: gl.constexpr, layout: gl.constexpr
+):
     """Where a task's KV slots are listed, and those of its first step."""
     index = kv_index_ptr + kv_start
     if kind == BUNDLE:
         index = bundle_index_ptr + kv_start
-    return index, gl.load(index + token, mask=token < kv_len, other=0, eviction_policy=KEPT)
+    return index, _slots(index, 0, HEAD_DIM, layout)
 
 
 @gluon.jit
@@ -130,6 +222,7 @@ def _load(
     STAGES: gl.constexpr,
     NUM_CLASSES: gl.constexpr,
     EARLY_LAUNCH: gl.constexpr,
+    AFTER_STORE: gl.constexpr,
 ):
     """The loading warps: the queries and every KV step of every task of the slot, in order.
 
@@ -142,13 +235,17 @@ def _load(
         strides
     )
     order_offset, tasks_offset, slot, kv_head = offsets
-    lanes: gl.constexpr = HEAD_DIM // 8  # 16 bytes each
+    at_once: gl.constexpr = _copied_by(HEAD_DIM)[0]
     layout: gl.constexpr = gl.BlockedLayout(
-        [1, 8], [32 // lanes, lanes], [LOADING_WARPS, 1], [1, 0]
+        [1, 8],
+        [at_once // LOADING_WARPS, 32 * LOADING_WARPS // at_once],
+        [LOADING_WARPS, 1],
+        [1, 0],
     )
-    token = gl.arange(0, BLOCK_KV, gl.SliceLayout(1, layout))
-    entry = gl.arange(0, BLOCK_KV, gl.BlockedLayout([1], [32], [LOADING_WARPS], [0]))
-    tile_row = gl.arange(0, ROWS, gl.SliceLayout(1, layout))
+    rows: gl.constexpr = gl.SliceLayout(1, layout)
+    held = _held_by(gl.arange(0, ROWS, rows), HEAD_DIM)
+    entry_row = gl.arange(0, ROWS, gl.BlockedLayout([1], [32], [LOADING_WARPS], [0]))
+    entry = _held_by(entry_row, HEAD_DIM)
     dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, layout))
     k_head_ptr = k_ptr + kv_head.to(gl.int64) * k_head_stride
     v_head_ptr = v_ptr + kv_head.to(gl.int64) * v_head_stride
@@ -159,15 +256,15 @@ def _load(
     kind1, kv_start1, kv_len1, first1, queries1, part1 = _record_of(
         plan_ptr, tasks_offset, 1, tasks
     )
-    index, at = _first_slots(kind, kv_index_ptr, bundle_index_ptr, kv_start, kv_len, token)
-    low = _batch_rows(plan_ptr, order_offset, tile_row, first, queries, GROUP)
-    high = _batch_rows(plan_ptr, order_offset, ROWS + tile_row, first, queries, GROUP)
+    index, at = _first_slots(kind, kv_index_ptr, bundle_index_ptr, kv_start, HEAD_DIM, rows)
+    low = _loaded_rows(plan_ptr, order_offset, 0, first, queries, GROUP, HEAD_DIM, rows)
+    high = _loaded_rows(plan_ptr, order_offset, ROWS, first, queries, GROUP, HEAD_DIM, rows)
     step = 0
     used = 0  # query buffers so far
     for turn in range(total):
-        index1, at1 = _first_slots(kind1, kv_index_ptr, bundle_index_ptr, kv_start1, kv_len1, token)
-        low1 = _batch_rows(plan_ptr, order_offset, tile_row, first1, queries1, GROUP)
-        high1 = _batch_rows(plan_ptr, order_offset, ROWS + tile_row, first1, queries1, GROUP)
+        index1, at1 = _first_slots(kind1, kv_index_ptr, bundle_index_ptr, kv_start1, HEAD_DIM, rows)
+        low1 = _loaded_rows(plan_ptr, order_offset, 0, first1, queries1, GROUP, HEAD_DIM, rows)
+        high1 = _loaded_rows(plan_ptr, order_offset, ROWS, first1, queries1, GROUP, HEAD_DIM, rows)
         kind2, kv_start2, kv_len2, first2, queries2, part2 = _record_of(
             plan_ptr, tasks_offset, turn + 2, tasks
         )
@@ -175,7 +272,7 @@ def _load(
         q_barriers = (q_full, q_empty)
         q_strides = (q_row_stride, q_head_stride)
         _load_queries(
-            q_ring, q_barriers, q_ptr, q_strides, low, tile_row, queries, kv_head, used, dim, GROUP
+            q_ring, q_barriers, q_ptr, q_strides, low, held, queries, kv_head, used, dim, GROUP
         )
         used += 1
         if kind == LARGE:
@@ -185,7 +282,7 @@ def _load(
                 q_ptr,
                 q_strides,
                 high,
-                ROWS + tile_row,
+                ROWS + held,
                 queries,
                 kv_head,
                 used,
@@ -196,11 +293,14 @@ def _load(
 
         for start in range(0, kv_len, BLOCK_KV):
             stage = step % STAGES
-            within = (start + token < kv_len)[:, None]
-            here = at.to(gl.int64)
-            following = start + BLOCK_KV + token
-            at = gl.load(index + following, mask=following < kv_len, other=0, eviction_policy=KEPT)
+            within = (start + held < kv_len)[:, None]
+            here = at
+            at = _slots(index, start + BLOCK_KV, HEAD_DIM, rows)
             mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
+            # a row's newest token is the last of a task, or of a part of a bundle
+            may_be_new = (kind == BUNDLE) | (start + BLOCK_KV >= kv_len)
+            if AFTER_STORE and may_be_new:
+                tl.extra.cuda.gdc_wait()
             if kind == BUNDLE:
                 async_copy.async_copy_global_to_shared(
                     readers_ring.index(stage),
@@ -210,13 +310,13 @@ def _load(
             # beyond the end nothing is loaded: zeros, so a weight of zero never meets a NaN
             async_copy.async_copy_global_to_shared(
                 kv_ring.index(2 * stage),
-                k_head_ptr + here[:, None] * k_slot_stride + dim[None, :],
+                _copied_from(k_head_ptr, here, k_slot_stride, dim),
                 mask=within,
             )
             async_copy.mbarrier_arrive(k_full.index(stage), increment_count=False)
             async_copy.async_copy_global_to_shared(
                 kv_ring.index(2 * stage + 1),
-                v_head_ptr + here[:, None] * v_slot_stride + dim[None, :],
+                _copied_from(v_head_ptr, here, v_slot_stride, dim),
                 mask=within,
             )
             async_copy.mbarrier_arrive(v_full.index(stage), increment_count=False)
@@ -225,6 +325,9 @@ def _load(
         kind, kv_start, kv_len, queries = kind1, kv_start1, kv_len1, queries1
         index, at, low, high = index1, at1, low1, high1
         kind1, kv_start1, kv_len1, first1, queries1 = kind2, kv_start2, kv_len2, first2, queries2
+    if AFTER_STORE:
+        # programs without a newest token too: this kernel ends after the one before
+        tl.extra.cuda.gdc_wait()
     if EARLY_LAUNCH:
         # not before: programs that find room early would get more than their share of the work
         tl.extra.cuda.gdc_launch_dependents()
@@ -273,7 +376,7 @@ def _repair(
     dtype: gl.constexpr = k_ptr.dtype.element_ty
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
     rows: gl.constexpr = gl.SliceLayout(1, layout)
-    tile_row = gl.arange(0, ROWS, rows)
+    tile_row = _held_by(gl.arange(0, ROWS, rows), HEAD_DIM)
     column = gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
     query = tile_row // GROUP
     head = kv_head * GROUP + tile_row % GROUP
@@ -366,9 +469,9 @@ def _attend(
     qk_rows: gl.constexpr = gl.SliceLayout(1, qk_layout)
     pv_rows: gl.constexpr = gl.SliceLayout(1, pv_layout)
     handed_layout: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [1, 0])
-    qk_row = gl.arange(0, ROWS, qk_rows)
-    token = gl.arange(0, TOKENS, gl.SliceLayout(0, qk_layout))
-    pv_row = gl.arange(0, ROWS, pv_rows)
+    qk_row = _held_by(gl.arange(0, ROWS, qk_rows), HEAD_DIM)
+    column = gl.arange(0, TOKENS, gl.SliceLayout(0, qk_layout))
+    pv_row = _held_by(gl.arange(0, ROWS, pv_rows), HEAD_DIM)
     pv_dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, pv_layout))
     no_scores = gl.zeros([ROWS, TOKENS], gl.float32, qk_layout)
     # K and V of a step have room for 64 rows of fp32
@@ -420,7 +523,6 @@ def _attend(
                 mbarrier.wait(k_full.index(stage), phase)
                 fence_async_shared()
                 for half in gl.static_range(BLOCK_KV // TOKENS):
-                    start = nth * BLOCK_KV + half * TOKENS
                     k = kv_ring.index(2 * stage).slice(half * TOKENS, TOKENS)
                     pending = warpgroup_mma(
                         my_q, k.permute((1, 0)), no_scores, use_acc=False, is_async=True
@@ -440,8 +542,9 @@ def _attend(
                             query_qk[:, None] < (readers >> 16)[None, :]
                         )
                         scores = gl.where(seen, scores, -float("inf"))
-                    elif start + TOKENS > kv_len:
-                        within = (token < kv_len - start)[None, :]
+                    elif nth * BLOCK_KV + BLOCK_KV > kv_len:
+                        token = nth * BLOCK_KV + _held_by(half * TOKENS + column, HEAD_DIM)
+                        within = (token < kv_len)[None, :]
                         scores = gl.where(within, scores, -float("inf"))
                     new_max = gl.maximum(running_max, gl.max(scores, 1) * qk_scale)
                     # a query may have seen nothing yet
@@ -529,6 +632,7 @@ def _attend(
                     gl.store(partial_lse_ptr + partial, pv_lse, mask=valid, eviction_policy=KEPT)
                 if is_spoiled > 0:
                     role_barrier()
+                    tl.extra.cuda.gdc_wait()  # it reads newest tokens itself
                     _repair(
                         pointers,
                         strides,
@@ -581,6 +685,7 @@ def _pac_hopper_kernel(
     STAGES: gl.constexpr,
     NUM_CLASSES: gl.constexpr,
     EARLY_LAUNCH: gl.constexpr,
+    AFTER_STORE: gl.constexpr,
     EXACT_WEIGHTS: gl.constexpr,
     WRITE_LSE: gl.constexpr,
 ):
@@ -633,7 +738,7 @@ def _pac_hopper_kernel(
         out_head_stride,
     )
     offsets = (order_offset, tasks_offset, slot, kv_head)
-    if EARLY_LAUNCH:
+    if EARLY_LAUNCH and not AFTER_STORE:
         # everything is read after this, by the other roles too
         tl.extra.cuda.gdc_wait()
     load_pointers = (
@@ -673,6 +778,7 @@ def _pac_hopper_kernel(
                     STAGES,
                     NUM_CLASSES,
                     EARLY_LAUNCH,
+                    AFTER_STORE,
                 ),
             ),
             (
@@ -725,6 +831,8 @@ def launch(
     arguments: tuple[Any, ...],
     named: dict[str, Any],
     config: LaunchConfig,
+    *,
+    after_store: bool,
 ) -> None:
     """Launch with the arguments of `pac`, in order and by name, tensors in fp16 or bf16."""
     _pac_hopper_kernel[grid](
@@ -733,6 +841,7 @@ def launch(
         STAGES=config.stages,
         NUM_CLASSES=len(config.execution_order),
         EARLY_LAUNCH=config.early_launch,
+        AFTER_STORE=after_store and config.early_launch,
         **({"launch_pdl": True} if config.early_launch else {}),
         **named,
     )

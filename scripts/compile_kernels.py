@@ -40,7 +40,7 @@ from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from sglang_codec.kernels import kv_index, lengths, pac, pac_hopper, por
+from sglang_codec.kernels import kv_index, kv_store, lengths, pac, pac_hopper, por
 from sglang_codec.kernels.launch import LaunchConfig, launch_config
 from sglang_codec.planning.plan import MOST_PIECES, PlanCapacity, PlanLayout
 
@@ -122,6 +122,10 @@ class Report:
     problems: tuple[str, ...]
 
 
+# kernels all of whose warps do the same
+_ALIKE = (por._por_kernel, kv_store._store_kv_kernel)
+
+
 def record(kernel: JITFunction, launch: Any) -> Launch:
     """The arguments that `launch()` passes to `kernel`, which does not run."""
     seen: list[Launch] = []
@@ -150,7 +154,9 @@ def plan_layout(config: LaunchConfig, gpu: Gpu) -> PlanLayout:
     return PlanLayout(capacity, classes, slots, has_bundles=config.bundle is not None)
 
 
-def pac_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool) -> Launch:
+def pac_launch(
+    gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool, after_store: bool = False
+) -> Launch:
     heads = NUM_KV_HEADS * shape.group
     layout = plan_layout(config, gpu)
     dtype = DTYPES[shape.dtype]
@@ -174,6 +180,7 @@ def pac_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool
             num_slots=layout.num_slots,
             sm_scale=0.088,
             config=config,
+            after_store=after_store,
         ),
     )
 
@@ -192,6 +199,17 @@ def por_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool
             merges_offset=layout.merges,
             early_launch=config.early_launch,
         ),
+    )
+
+
+def store_launch(gpu: Gpu, config: LaunchConfig, shape: Shape) -> Launch:
+    new = tensor(_BATCH, NUM_KV_HEADS, shape.head_dim, dtype=DTYPES[shape.dtype])
+    buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.head_dim, dtype=DTYPES[shape.dtype])
+    slots = tensor(_BATCH, dtype=torch.int64)
+    early = config.early_launch and config.warp_roles
+    return record(
+        kv_store._store_kv_kernel,
+        lambda: kv_store.store_kv(new, new, buffer, buffer, slots, early_launch=early),
     )
 
 
@@ -319,7 +337,7 @@ def examine(
     if launch.kwargs.get("launch_pdl"):
         if "griddepcontrol.wait" not in ptx:
             problems.append("launched early, and does not wait for the kernel before")
-        elif launch.kernel is por._por_kernel and (early := stores_before_wait(code)):
+        elif launch.kernel in _ALIKE and (early := stores_before_wait(code)):
             problems.append(f"{len(early)} stores before the kernel before has ended: {early[0]}")
     loops = kv_loops(code)
     in_loops = sum(spills for _, spills in loops)
@@ -368,6 +386,11 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
                 launch = pac_launch(gpu, each, shape, return_lse=options.lse)
                 grid = {"shape": shape, "ctas_per_sm": each.ctas_per_sm, **limit}
                 yield examine(launch, gpu, tiles=tile_names(each), **grid)
+            if config.warp_roles:
+                launch = pac_launch(gpu, config, shape, return_lse=options.lse, after_store=True)
+                grid = {"shape": shape, "ctas_per_sm": config.ctas_per_sm, **limit}
+                yield examine(launch, gpu, tiles="after store", **grid)
+            yield examine(store_launch(gpu, config, shape), gpu, shape=shape, **limit)
             for return_lse in (False, True):
                 launch = por_launch(gpu, config, shape, return_lse=return_lse)
                 tiles = "with LSE" if return_lse else "without LSE"

@@ -18,9 +18,10 @@ from sglang_codec.config import CodecConfig
 from sglang_codec.device import check_shape, cost_model, describe_device, plan_spec
 from sglang_codec.dump import PlanDump
 from sglang_codec.kernels.kv_index import append_slots, gather_slots
+from sglang_codec.kv_writer import KVWriter
 from sglang_codec.layers import LayerSupport
 from sglang_codec.patches.fallbacks import FALLBACKS
-from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout
+from sglang_codec.planning.plan import ALIGNED_ENTRIES, Plan, PlanCapacity, PlanLayout
 from sglang_codec.sharing_check import check_sharing
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class CodecDecodeBackend(AttentionBackend):
         check_shape(shape.num_qo_heads, shape.num_kv_heads, shape.head_dim, kv_dtype, self.device)
         machine = describe_device(self.device, shape.head_dim)
         self.launch_config = machine.config
+        self.kv_writer = KVWriter(self.token_to_kv_pool, machine.config)
         spec = plan_spec(
             machine,
             num_qo_heads=shape.num_qo_heads,
@@ -73,7 +75,7 @@ class CodecDecodeBackend(AttentionBackend):
             tasks=4 * rows + 32 * spec.num_slots,
             parts=4 * rows + 16 * spec.num_slots,
             # every slot of the pool once, room for tails to grow, and for absorbed runs
-            kv_index=self._pool_slots() + rows * (TAIL_HEADROOM + 64),
+            kv_index=self._pool_slots() + rows * (TAIL_HEADROOM + 64 + 2 * ALIGNED_ENTRIES),
         )
         layout = PlanLayout.of(capacity, spec)
         self.buffers = PlanBuffers(
@@ -171,19 +173,23 @@ class CodecDecodeBackend(AttentionBackend):
                 q, k, v, layer, forward_batch, save_kv_cache, **kwargs
             )
         self.layers.check_arguments(layer, kwargs)
-        if save_kv_cache and k is not None:
-            self.token_to_kv_pool.set_kv_buffer(
-                layer, forward_batch.out_cache_loc, k, v, layer.k_scale, layer.v_scale
-            )
         out = q.new_empty(q.shape[0], layer.tp_q_head_num * layer.v_head_dim)
+        q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        k_buffer = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
+        v_buffer = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
+        after_store = False
+        if save_kv_cache and k is not None:
+            after_store = self.kv_writer.write(layer, k, v, forward_batch.out_cache_loc)
+        # nothing is launched in between
         prefix_shared_attention(
-            q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim),
-            self.token_to_kv_pool.get_key_buffer(layer.layer_id),
-            self.token_to_kv_pool.get_value_buffer(layer.layer_id),
+            q,
+            k_buffer,
+            v_buffer,
             out.view(-1, layer.tp_q_head_num, layer.v_head_dim),
             self.buffers,
             sm_scale=layer.scaling,
             config=self.launch_config,
+            after_store=after_store,
         )
         return out
 

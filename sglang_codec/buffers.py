@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sglang_codec.planning.plan import SPAN_INTS, Plan, PlanCapacity, PlanLayout
+from sglang_codec.planning.plan import READ_AHEAD, SPAN_INTS, Plan, PlanCapacity, PlanLayout
 
 
 class PlanBuffers:
@@ -23,8 +23,10 @@ class PlanBuffers:
         self.layout = layout
         self.device = device
         self.plan = torch.zeros(layout.size, dtype=torch.int32, device=device)
-        self.kv_index = torch.zeros(max(capacity.kv_index, 1), dtype=torch.int32, device=device)
-        bundle_entries = max(capacity.bundle_index, 1) if layout.has_bundles else 1
+        # PAC loads the slots of whole steps, a step ahead: behind the end of the last chunk too
+        kv_entries = capacity.kv_index + READ_AHEAD
+        self.kv_index = torch.zeros(kv_entries, dtype=torch.int32, device=device)
+        bundle_entries = READ_AHEAD + (capacity.bundle_index if layout.has_bundles else 0)
         self.bundle_index = torch.zeros(bundle_entries, dtype=torch.int32, device=device)
         self.bundle_readers = torch.zeros_like(self.bundle_index)
         self.row_lengths = torch.zeros(capacity.rows, dtype=torch.int32, device=device)

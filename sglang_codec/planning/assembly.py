@@ -33,7 +33,7 @@ class Bundles:
     first: np.ndarray  # [N] position
     queries: np.ndarray  # [N]
     tokens: np.ndarray  # [N] planned
-    most: np.ndarray  # [N] tokens with headroom
+    most: np.ndarray  # [N] entries: tokens with headroom, rounded up
     us: np.ndarray  # [N]
     slot: np.ndarray  # [N]
     busy: np.ndarray  # [num_slots] microseconds

@@ -25,6 +25,9 @@ PIECE_FIELDS = (
     "readers",  # queries [low, high) of the bundle that see it, low + 65536 * high
 )
 MOST_PIECES = 128  # of one bundle
+# where a run begins in the KV index, or a bundle in its own: 16 bytes, which are loaded at once
+ALIGNED_ENTRIES = 4
+READ_AHEAD = 128  # entries behind the last of an index that PAC may read, but does not use
 
 
 SPAN_INTS = 4  # batch row, first token, tokens, first entry
@@ -33,6 +36,11 @@ SLOT_INTS = 8
 # a row that POR merges: batch row, first and last entry of its part list, unused; 16 bytes, and the
 # first record says how many follow and how many rows the plan has
 MERGE_INTS = 4
+
+
+def aligned(entries: np.ndarray) -> np.ndarray:
+    """Entries of runs or bundles, rounded up so that the next one begins where it may."""
+    return -(-entries // ALIGNED_ENTRIES) * ALIGNED_ENTRIES
 
 
 class PlanCapacityError(ValueError):

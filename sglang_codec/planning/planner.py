@@ -18,6 +18,7 @@ from sglang_codec.planning.plan import (
     PlanCapacity,
     PlanCapacityError,
     PlanSpec,
+    aligned,
 )
 from sglang_codec.planning.reading import Reading, read_plan
 from sglang_codec.planning.schedule import longest_first
@@ -106,8 +107,9 @@ def _check_reading(reading: Reading, spec: PlanSpec, capacity: PlanCapacity) -> 
     most = int(np.bincount(pieces.bundle).max(initial=0))
     if most > MOST_PIECES:
         raise PlanCapacityError(f"a bundle of {most} pieces; at most {MOST_PIECES} are possible")
-    room = spec.tail_headroom * int(pieces.is_tail.sum())
-    capacity.check(kv_index=reading.kv_entries, bundle_index=int(pieces.length.sum()) + room)
+    entries = np.bincount(pieces.bundle, pieces.length + pieces.is_tail * spec.tail_headroom)
+    bundle_entries = int(aligned(entries.astype(np.int64)).sum())
+    capacity.check(kv_index=reading.kv_entries, bundle_index=bundle_entries)
 
 
 def _schedule(
@@ -244,7 +246,7 @@ def _place_bundles(reading: Reading, spec: PlanSpec, cost_model: CostModel) -> B
     tokens = tokens.astype(np.int64)
     us = cost_model.task_us(np.full(len(first), spec.bundle_rows), tokens)
     slot, busy = longest_first(us, spec.num_slots)
-    most = tokens + tails.astype(np.int64) * spec.tail_headroom
+    most = aligned(tokens + tails.astype(np.int64) * spec.tail_headroom)
     return Bundles(first, reading.bundle_last - first, tokens, most, us, slot, busy)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from sglang_codec.planning.absorption import absorb_short_runs, absorbed_starts
 from sglang_codec.planning.bundles import Units
 from sglang_codec.planning.forest import PrefixForest
-from sglang_codec.planning.plan import PlanSpec
+from sglang_codec.planning.plan import PlanSpec, aligned
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,9 @@ def read_plan(forest: PrefixForest, units: Units, spec: PlanSpec, *, absorb: boo
     span_length = end[span_node] - span_start
     room = np.zeros(len(span_node), np.int64)
     room[len(span_node) - len(tail) :] = spec.tail_headroom
-    span_end = np.cumsum(span_length + room)
-    offset = span_end - span_length - room
+    span_entries = aligned(span_length + room)
+    span_end = np.cumsum(span_entries)
+    offset = span_end - span_entries
     at_run, at_piece, at_chain, at_tail = np.split(
         offset, np.cumsum([len(run), len(piece), len(chain)])
     )

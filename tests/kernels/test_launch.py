@@ -18,8 +18,8 @@ ROLES = launch_config((9, 0), 128)
         ({"tiles": (Tile(16, 64), Tile(64, 64))}, "64 and 128 rows"),
         ({"tiles": (Tile(64, 64),)}, "64 and 128 rows"),
         ({"bundle": Tile(32, 64)}, "bundles of 64"),
-        ({"tiles": (Tile(64, 64), Tile(128, 32))}, "one number of KV tokens"),
-        ({"bundle": Tile(64, 32)}, "one number of KV tokens"),
+        ({"tiles": (Tile(64, 64), Tile(128, 32))}, "steps of 64 KV tokens"),
+        ({"bundle": Tile(64, 32)}, "steps of 64 KV tokens"),
     ],
 )
 def test_warp_roles_refuse_what_their_kernel_does_not_have(

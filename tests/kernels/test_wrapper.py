@@ -230,8 +230,8 @@ def test_a_fixed_capacity_is_kept(device: torch.device, dtype: torch.dtype) -> N
     five = PrefixForest.from_paths([[(row, [row])] for row in range(5)])
     with pytest.raises(PlanCapacityError, match="needs 5 rows but the buffers hold 4"):
         wrapper.plan(five)
-    long = PrefixForest.from_paths([[("long", np.arange(301))]])
-    with pytest.raises(PlanCapacityError, match="needs 301 kv_index but the buffers hold 300"):
+    long = PrefixForest.from_paths([[("long", np.arange(304))]])
+    with pytest.raises(PlanCapacityError, match="needs 304 kv_index but the buffers hold 300"):
         wrapper.plan(long)
     # a refused plan changes nothing
     out = wrapper.run(problem.q, problem.k_buffer, problem.v_buffer)

@@ -18,6 +18,7 @@ from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.native import NativePlanner
 from sglang_codec.planning.plan import (
+    ALIGNED_ENTRIES,
     MERGE_INTS,
     MOST_PIECES,
     SLOT_INTS,
@@ -102,6 +103,12 @@ def test_every_token_of_every_row_is_read_exactly_once(counts: Counts, spec: Pla
     paths = with_slots(counts, seed=1, spare=9)
     plan, kv_index = plan_of(paths, spec)
     check_plan(plan, kv_index, rows_of(paths), lengths_of(counts).tolist())
+
+
+@given(COUNTS, SPECS)
+def test_tasks_begin_where_slots_can_be_loaded_at_once(counts: Counts, spec: PlanSpec) -> None:
+    plan, _ = plan_of(with_slots(counts, seed=1), spec)
+    assert (plan.tasks[:, TASK_FIELDS.index("kv_start")] % ALIGNED_ENTRIES == 0).all()
 
 
 @given(COUNTS, SPECS, st.data())

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define MAX_TILES 8
+#define ALIGNED_ENTRIES 4 /* as in plan.py: so many KV slots can be loaded at once */
 #define SHORT_TASK 1024.0 /* tokens up to which a task's line is drawn, as in cost_model.py */
 
 /* The forest of a batch, see planning/forest.py. */
@@ -84,6 +85,7 @@ static double tokens_in(const Curve *curve, double us) {
 }
 
 static int64_t up(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
+static int64_t aligned(int64_t entries) { return up(entries, ALIGNED_ENTRIES) * ALIGNED_ENTRIES; }
 static int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 static int32_t most(int32_t a, int32_t b) { return a > b ? a : b; }
 static int32_t num_shared(const Forest *forest) { return forest->num_nodes - forest->batch; }

@@ -244,7 +244,7 @@ static void write_plan(const Forest *forest, const Spec *spec, const Candidate *
             out_task[7] = count;
             node[i] = -1;
             start[i] = 0;
-            entry += task->tokens + (int64_t)tails * spec->headroom;
+            entry += aligned(task->tokens + (int64_t)tails * spec->headroom);
             continue;
         }
         const Item *item = candidate->items + task->item;

@@ -10,7 +10,7 @@ typedef struct {
 } Run;
 
 typedef struct {
-    int32_t unit, node, start, length, low, high, is_tail;
+    int32_t unit, node, start, length, low, high, is_tail, entries;
     int64_t offset;
 } Piece;
 
@@ -82,7 +82,7 @@ static int64_t add_span(Reading *reading, const Forest *forest, int32_t node, in
     span[1] = start;
     span[2] = forest->start[node] + forest->length[node] - start;
     span[3] = (int32_t)offset;
-    reading->kv_entries += span[2] + room;
+    reading->kv_entries += aligned(span[2] + (int64_t)room);
     return offset;
 }
 
@@ -97,7 +97,7 @@ static void add_piece(Reading *reading, const Forest *forest, const Units *units
     piece->low = most(forest->first[node] - units->first[unit], 0);
     piece->high = least(forest->last[node], units->last[unit]) - units->first[unit];
     piece->is_tail = node >= num_shared(forest);
-    reading->bundle_entries += piece->length + room;
+    piece->entries = piece->length + room;
 }
 
 static void sort_pieces(Reading *reading, const Units *units, Arena *arena) {
@@ -125,6 +125,11 @@ static void sort_pieces(Reading *reading, const Units *units, Arena *arena) {
     }
     reading->pieces = sorted;
     reading->num_bundles = bundles;
+    for (int32_t b = 0; b < bundles; b++) {
+        int64_t entries = 0;
+        for (int32_t i = begin[b]; i < begin[b + 1]; i++) entries += sorted[i].entries;
+        reading->bundle_entries += aligned(entries);
+    }
 }
 
 static Reading read_forest(const Forest *forest, const Units *units, const Spec *spec,
