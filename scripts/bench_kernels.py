@@ -42,6 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     add("--head-dim", type=int, default=tables.HEAD_DIM)
     add("--peers", type=_list, help=f"from {', '.join(ADAPTERS)}; default {','.join(DEFAULT)}")
+    add("--contiguous-peers", type=_list, help="peers on contiguous slots; default: as --peers")
     add("--slots", type=_list, default=["scattered"], help="scattered, contiguous, or both")
     add("--not-in", type=Path, nargs="*", default=[], help="leave out the rows of these reports")
     add("--order", choices=("shuffled", "dfs"), default="shuffled", help="batch order")
@@ -55,7 +56,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.peers is None:
         options.peers = default_peers(options.dtype)
-    if unknown := set(options.peers) - set(ADAPTERS):
+    if options.contiguous_peers is None:
+        options.contiguous_peers = options.peers
+    if unknown := {*options.peers, *options.contiguous_peers} - set(ADAPTERS):
         parser.error(f"unknown peers: {', '.join(sorted(unknown))}")
     if unknown := set(options.slots) - set(SLOTS):
         parser.error(f"unknown slots: {', '.join(sorted(unknown))}; choose from {', '.join(SLOTS)}")
@@ -134,12 +137,13 @@ def work_of(options: argparse.Namespace) -> Iterator[tuple[tables.Row, str]]:
 def _one(
     row: tables.Row, slots: str, pool: KVPool, options: argparse.Namespace, ceilings: dict
 ) -> dict:
-    pages = [PAGES[peer] for peer in options.peers if peer in PAGES]
+    peers = options.contiguous_peers if slots == "contiguous" else options.peers
+    pages = [PAGES[peer] for peer in peers if peer in PAGES]
     align = max(pages, default=1) if slots == "contiguous" else 1
     problem = Problem(
         row, pool, options.order, slots, align, options.layers, head_dim=options.head_dim
     )
-    return measure_row(problem, options.peers, ceilings, options.rounds, options.verbose)
+    return measure_row(problem, peers, ceilings, options.rounds, options.verbose)
 
 
 def _skip(report: results.Report, row: tables.Row, slots: str, why: str) -> None:
