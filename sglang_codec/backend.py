@@ -12,7 +12,7 @@ from sglang.srt.layers.attention import base_attn_backend
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
 from sglang_codec.attention import prefix_shared_attention, update_lengths
-from sglang_codec.batch_planner import BatchPlanner
+from sglang_codec.batch_planner import BatchPlanner, NewPlan
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.config import CodecConfig
 from sglang_codec.device import check_shape, cost_model, describe_device, plan_spec
@@ -21,7 +21,7 @@ from sglang_codec.kernels.kv_index import append_slots, gather_slots
 from sglang_codec.kv_writer import KVWriter
 from sglang_codec.layers import LayerSupport
 from sglang_codec.patches.fallbacks import FALLBACKS
-from sglang_codec.planning.plan import ALIGNED_ENTRIES, Plan, PlanCapacity, PlanLayout
+from sglang_codec.planning.plan import ALIGNED_ENTRIES, PlanCapacity, PlanLayout
 from sglang_codec.sharing_check import check_sharing
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,11 @@ class CodecDecodeBackend(AttentionBackend):
             layout, num_qo_heads=shape.num_qo_heads, head_dim=shape.head_dim, device=self.device
         )
         self.planner = BatchPlanner(
-            spec, cost_model(machine, spec, shape.num_kv_heads), capacity, self._host_rows
+            spec,
+            cost_model(machine, spec, shape.num_kv_heads),
+            layout,
+            self.buffers.staging,
+            self._host_rows,
         )
         self.dump = PlanDump(config.dump) if config.dump else None
 
@@ -113,13 +117,13 @@ class CodecDecodeBackend(AttentionBackend):
         if codec_batch is None and serves:
             FALLBACKS.record("a decode batch without radix paths")
         started = time.perf_counter()
-        plan = self.planner.plan_if_changed(codec_batch, lengths, pool_rows, counted=serves)
-        if plan is not None:
-            self._upload(plan, pool_rows)
+        new = self.planner.plan_if_changed(codec_batch, lengths, pool_rows, counted=serves)
+        if new is not None:
+            self._upload(new, pool_rows)
             if serves:
                 self.planner.totals.plan_seconds += time.perf_counter() - started
         if not in_capture and self.dump is not None:
-            self.dump.write(self.planner, FALLBACKS.counts, changed=plan is not None)
+            self.dump.write(self.planner, FALLBACKS.counts, changed=new is not None)
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
         """Record this step's lengths and append its new KV slots; part of a captured graph."""
@@ -202,15 +206,16 @@ class CodecDecodeBackend(AttentionBackend):
     # details ---------------------------------------------------------------------------------
 
     @torch.profiler.record_function("codec.upload")
-    def _upload(self, plan: Plan, pool_rows: torch.Tensor) -> None:
-        spans = self.buffers.upload(plan)
+    def _upload(self, new: NewPlan, pool_rows: torch.Tensor) -> None:
+        packed = new.packed
+        spans = self.buffers.send(new.staging, packed.used, packed.num_spans)
         table = self.req_to_token_pool.req_to_token
         gather_slots(
             self.buffers.kv_index,
             table,
             pool_rows,
             spans,
-            longest=int(plan.spans[:, 2].max(initial=0)),
+            longest=packed.longest_span,
         )
         if self.config.check_sharing:
             check_sharing(self.planner.forest, table, pool_rows)

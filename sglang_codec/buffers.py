@@ -49,20 +49,32 @@ class PlanBuffers:
         tensors = (self.plan, *indices, self.row_lengths, self.partial_out, self.partial_lse)
         return sum(tensor.nbytes for tensor in tensors)
 
-    def upload(self, plan: Plan) -> torch.Tensor:
-        """Make `plan` the current one: a single host-to-device copy on the current stream.
+    def staging(self) -> torch.Tensor:
+        """Host memory for a packed plan, int32 ``[layout.size]``.
+
+        Fresh every time: the host may be a step ahead of a pending copy, and the caching host
+        allocator reuses the memory only after the copy.
+        """
+        return torch.empty(
+            self.layout.size, dtype=torch.int32, pin_memory=self.device.type == "cuda"
+        )
+
+    def send(self, staging: torch.Tensor, used: int, num_spans: int) -> torch.Tensor:
+        """Make the packed plan in `staging` the current one.
+
+        A single host-to-device copy on the current stream.
 
         Returns:
             The plan's spans on the device, int32 ``[S, 4]``.
+        """
+        self.plan[:used].copy_(staging[:used], non_blocking=True)
+        return self.plan[used - num_spans * SPAN_INTS : used].view(-1, SPAN_INTS)
+
+    def upload(self, plan: Plan) -> torch.Tensor:
+        """Pack and send `plan`; its spans on the device, int32 ``[S, 4]``.
 
         Raises:
             PlanCapacityError: the plan does not fit; the buffers are unchanged.
         """
-        # a fresh pinned tensor every time: the host may be a step ahead of a pending copy, and the
-        # caching host allocator reuses the memory only after the copy
-        staging = torch.empty(
-            self.layout.size, dtype=torch.int32, pin_memory=self.device.type == "cuda"
-        )
-        used = self.layout.pack(plan, staging.numpy())
-        self.plan[:used].copy_(staging[:used], non_blocking=True)
-        return self.plan[used - plan.spans.size : used].view(-1, SPAN_INTS)
+        staging = self.staging()
+        return self.send(staging, self.layout.pack(plan, staging.numpy()), len(plan.spans))

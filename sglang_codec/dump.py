@@ -31,10 +31,11 @@ class PlanDump:
         if not changed and now - self._written < _SECONDS_BETWEEN_WRITES:
             return
         self._written = now
-        plan, forest = planner.plan, planner.forest
-        saved = plan.kv_tokens_stock - plan.kv_tokens_read
+        packed = planner.packed
+        saved = packed.kv_tokens_stock - packed.kv_tokens_read
         if changed and (self._most_shared is None or saved > self._most_shared[0]):
-            self._most_shared = (saved, {"forest": forest.to_dict(), "plan": plan.to_dict()})
+            parts = {"forest": planner.forest.to_dict(), "plan": planner.plan.to_dict()}
+            self._most_shared = (saved, parts)
         record = {
             **(self._most_shared[1] if self._most_shared else {}),
             "totals": {**planner.totals.to_dict(), "fallbacks": dict(fallbacks)},

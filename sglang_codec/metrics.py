@@ -39,29 +39,26 @@ class ServingReport:
     """The numbers of one decode backend, read from the totals that it keeps anyway.
 
     Args:
-        planner: whose totals and latest forest are reported.
+        planner: whose totals and latest plan are reported.
         fallbacks: live counts by reason.
     """
 
     def __init__(self, planner: BatchPlanner, fallbacks: Mapping[str, int]) -> None:
         self._planner = planner
         self._fallbacks = fallbacks
-        self._depth: tuple[Any, int] = (None, 0)  # of which forest
         self._logged = self.state()
         self._exporter: Exporter | None = None
 
     def state(self) -> dict[str, Any]:
-        """Totals since the start, and the shape of the latest forest."""
-        planner, forest = self._planner, self._planner.forest
-        if forest is not self._depth[0]:
-            self._depth = (forest, forest.depth)
+        """Totals since the start, and the shape of the latest planned batch."""
+        planner, packed = self._planner, self._planner.packed
         return planner.totals.to_dict() | {
             "plans_reused": planner.totals.plans_reused,
             "kv_tokens_saved": planner.totals.kv_tokens_saved,
             "fallbacks": dict(self._fallbacks),
             "share_ratio": planner.share_ratio,
-            "segments": forest.num_shared if forest else 0,
-            "depth": self._depth[1],
+            "segments": packed.num_shared if packed else 0,
+            "depth": packed.depth if packed else 0,
         }
 
     def line(self) -> str:

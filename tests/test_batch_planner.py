@@ -17,7 +17,7 @@ from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.planning.cost_model import roofline_cost_model
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.paths import RadixPaths
-from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError, PlanSpec
+from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError, PlanLayout, PlanSpec
 from sglang_codec.sharing_check import SharingMismatch, check_sharing
 
 HEADROOM = 16
@@ -44,7 +44,12 @@ class Batch:
 
 
 def planner(kv_index: int = 4096, host_rows: Any = None) -> BatchPlanner:
-    return BatchPlanner(SPEC, COST, PlanCapacity(8, 512, 512, kv_index), host_rows)
+    layout = PlanLayout.of(PlanCapacity(8, 512, 512, kv_index), SPEC)
+    return BatchPlanner(SPEC, COST, layout, lambda: staging(layout), host_rows)
+
+
+def staging(layout: PlanLayout) -> torch.Tensor:
+    return torch.full((layout.size,), -7, dtype=torch.int32)
 
 
 def lengths(*values: int) -> np.ndarray:
@@ -54,7 +59,7 @@ def lengths(*values: int) -> np.ndarray:
 def test_a_batch_that_grew_by_a_token_keeps_its_plan() -> None:
     batch, plans = Batch("a", PATHS), planner()
     first = plans.plan_if_changed(batch, lengths(110, 120, 50), None)
-    assert first is plans.plan
+    assert first.packed is plans.packed
     for step in range(1, HEADROOM + 1):
         grown = lengths(110, 120, 50) + step
         assert plans.plan_if_changed(Batch("a", PATHS), grown, None) is None
@@ -85,7 +90,7 @@ def test_any_other_batch_is_planned_again(signature: object, later: tuple[int, .
 def test_a_batch_of_which_nothing_is_known_is_private() -> None:
     plans = planner()
     for _ in range(2):
-        plan = plans.plan_if_changed(None, lengths(110, 120, 50), None)
+        plan = plans.plan_if_changed(None, lengths(110, 120, 50), None).packed
         assert plan.kv_tokens_read == plan.kv_tokens_stock == 280
 
 
@@ -110,8 +115,8 @@ def test_share_ratio_is_that_of_the_latest_step() -> None:
 
 def test_a_step_that_serves_no_one_is_planned_and_not_counted() -> None:
     plans = planner()
-    plan = plans.plan_if_changed(None, lengths(1, 1), None, counted=False)
-    assert plan is plans.plan
+    new = plans.plan_if_changed(None, lengths(1, 1), None, counted=False)
+    assert new.packed is plans.packed
     assert plans.totals == Totals()
     plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
     assert (plans.totals.steps, plans.totals.plans, plans.totals.plans_reused) == (1, 1, 0)
@@ -123,13 +128,28 @@ def test_sharing_that_the_tree_does_not_prove_is_found_by_the_slots_when_it_must
     rows = [slots, np.append(slots[:290], np.arange(1000, 1010, dtype=np.int32))]
     plans = planner(kv_index=450, host_rows=lambda pool_rows, lengths: rows)
     before = sum(FALLBACKS.counts.values())
-    plan = plans.plan_if_changed(None, lengths(300, 300), None)
+    new = plans.plan_if_changed(None, lengths(300, 300), None)
     assert sum(FALLBACKS.counts.values()) == before + 1
-    assert plan.kv_tokens_read == 290 + 10 + 10
+    assert new.packed.kv_tokens_read == plans.plan.kv_tokens_read == 290 + 10 + 10
+    again = staging(plans.layout)
+    assert plans.layout.pack(plans.plan, again.numpy()) == new.packed.used
+    assert torch.equal(new.staging, again)
     with pytest.raises(PlanCapacityError, match="kv_index"):
         planner(kv_index=200, host_rows=lambda *_: rows).plan_if_changed(
             None, lengths(300, 300), None
         )
+
+
+def test_the_plan_that_is_sent_is_the_one_that_is_shown() -> None:
+    plans = planner()
+    assert plans.plan is None
+    assert plans.forest is None
+    new = plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
+    assert plans.forest.num_shared == new.packed.num_shared == 1
+    assert plans.forest.depth == new.packed.depth == 2
+    again = staging(plans.layout)
+    assert plans.layout.pack(plans.plan, again.numpy()) == new.packed.used
+    assert torch.equal(new.staging, again)
 
 
 def test_the_check_finds_a_reader_with_another_slot() -> None:

@@ -26,6 +26,7 @@ PLANNING = (
     "schedule",
     "assembly",
     "planner",
+    "packed",
     "native",
     "choice",
     "index",

@@ -13,11 +13,14 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.forest import PrefixForest
+from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan
+from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import (
     MOST_PIECES,
     PIECE_FIELDS,
@@ -26,6 +29,7 @@ from sglang_codec.planning.plan import (
     Plan,
     PlanCapacity,
     PlanCapacityError,
+    PlanLayout,
     PlanSpec,
 )
 
@@ -44,6 +48,25 @@ class _Forest(ctypes.Structure):
         ("num_nodes", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in _ARRAYS),
     ]
+
+
+class _Paths(ctypes.Structure):
+    _fields_ = [
+        ("batch", ctypes.c_int32),
+        ("num_paths", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("parent", "end", "leaf", "lengths")),
+        ("private_tokens", ctypes.c_int32),
+    ]
+
+
+class _Layout(ctypes.Structure):
+    _NUMBERS = ("num_classes", "num_slots", "order", "merges", "append_base", "tasks", "size")
+    _fields_ = [(name, ctypes.c_int64) for name in ("rows", *_NUMBERS)]
+
+
+class _Packed(ctypes.Structure):
+    _NUMBERS = ("used", "num_spans", "longest_span", "kv_tokens_read", "num_shared", "depth")
+    _fields_ = [(name, ctypes.c_int64) for name in (*_NUMBERS, "why", "need")]
 
 
 class _Curve(ctypes.Structure):
@@ -113,6 +136,7 @@ class NativePlanner:
             raise ValueError(
                 f"{len(spec.row_tiles)} query tiles, at most {_MOST_TILES} are planned"
             )
+        self._layout: tuple[PlanLayout | None, _Layout | None] = (None, None)
         # kept alive: the library reads them
         self._curves = [
             [np.ascontiguousarray(side, np.float64) for side in cost_model.long_curve(row)]
@@ -153,15 +177,68 @@ class NativePlanner:
             raise MemoryError("no memory for a plan")
         found = result.contents
         if not found.out:
-            why, need = _TOO_LARGE.get(found.why), found.need
+            why, need = found.why, found.need
             self._library.codec_release(result, None, None)
-            if why:
-                self.capacity.check(**{why: need})
-            raise PlanCapacityError(f"no plan fits {self.capacity}")
+            self._refuse(why, need)
         ints, us = np.empty(found.ints, np.int32), np.empty(found.num_tasks)
         plan = self._plan(forest, found, ints, us)
         self._library.codec_release(result, *(_address(array) for array in (ints, us)))
         return plan
+
+    def pack_paths(
+        self, paths: RadixPaths, lengths: np.ndarray, layout: PlanLayout, out: np.ndarray
+    ) -> PackedPlan:
+        """`make_plan` and `PlanLayout.pack` of the paths' forest, in one call of the library.
+
+        Args:
+            lengths: int32 ``[B]`` KV tokens of each row, of which the last one is private.
+            out: int32 ``[layout.size]``.
+
+        Raises:
+            PlanCapacityError: as `make_plan` does.
+        """
+        batch = len(lengths)
+        self.capacity.check(rows=batch)
+        parent, end, leaf, lengths = (
+            np.ascontiguousarray(array, np.int32)
+            for array in (paths.parent, paths.end, paths.leaf, lengths)
+        )
+        max_lengths, packed = np.empty(batch, np.int32), _Packed()
+        if layout is not self._layout[0]:
+            self._layout = layout, self._native_layout(layout)
+        if len(out) < layout.size or out.dtype != np.int32:
+            raise ValueError(
+                f"a packed plan needs int32 [{layout.size}], got {out.dtype} [{len(out)}]"
+            )
+        given = _Paths(
+            batch, len(parent), *map(_address, (parent, end, leaf, lengths)), PRIVATE_TOKENS
+        )
+        if not self._library.codec_pack(
+            given, self._native, self._layout[1], _address(out), _address(max_lengths), packed
+        ):
+            self._refuse(packed.why, packed.need)
+        found = [getattr(packed, name) for name in _Packed._NUMBERS]
+        used, num_spans, longest_span, kv_tokens_read, num_shared, depth = found
+        return PackedPlan(
+            used,
+            num_spans,
+            longest_span,
+            kv_tokens_read,
+            int(lengths.sum()),
+            max_lengths,
+            num_shared,
+            depth,
+        )
+
+    def _native_layout(self, layout: PlanLayout) -> _Layout:
+        layout.check(self.spec.num_classes, self.spec.num_slots)
+        numbers = (getattr(layout, name) for name in _Layout._NUMBERS)
+        return _Layout(layout.capacity.rows, *numbers)
+
+    def _refuse(self, why: int, need: int) -> NoReturn:
+        if size := _TOO_LARGE.get(why):
+            self.capacity.check(**{size: need})
+        raise PlanCapacityError(f"no plan fits {self.capacity}")
 
     def _plan(self, forest: PrefixForest, found: _Result, ints: np.ndarray, us: np.ndarray) -> Plan:
         """A plan whose arrays are parts of `ints`, in the order of `write_plan`."""
@@ -233,6 +310,13 @@ def _loaded() -> ctypes.CDLL | None:
     loaded.codec_plan.restype = ctypes.POINTER(_Result)
     loaded.codec_release.argtypes = [ctypes.POINTER(_Result), ctypes.c_void_p, ctypes.c_void_p]
     loaded.codec_release.restype = None
+    loaded.codec_pack.argtypes = [
+        *map(ctypes.POINTER, (_Paths, _Spec, _Layout)),
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.POINTER(_Packed),
+    ]
+    loaded.codec_pack.restype = ctypes.c_int32
     return loaded
 
 

@@ -319,6 +319,14 @@ class PlanLayout:
         spans = 4 * rows * SPAN_INTS
         return self.tasks + self.capacity.tasks * len(TASK_FIELDS) + pieces + parts + spans
 
+    def check(self, num_classes: int, num_slots: int) -> None:
+        """Raise ValueError if plans have other classes or slots than this layout."""
+        if (num_classes, num_slots) != (self.num_classes, self.num_slots):
+            raise ValueError(
+                f"the plan has {num_classes} classes and {num_slots} slots, the buffers were made "
+                f"for {self.num_classes} and {self.num_slots}"
+            )
+
     def pack(self, plan: Plan, out: np.ndarray) -> int:
         """Write `plan` into `out` (int32 ``[size]``) and return the number of elements in use.
 
@@ -331,11 +339,7 @@ class PlanLayout:
             kv_index=plan.kv_entries,
             bundle_index=plan.bundle_entries,
         )
-        if plan.slot_indptr.shape != (self.num_classes, self.num_slots + 1):
-            raise ValueError(
-                f"the plan has {plan.slot_indptr.shape[0]} classes and {plan.num_slots} slots, the "
-                f"buffers were made for {self.num_classes} and {self.num_slots}"
-            )
+        self.check(plan.slot_indptr.shape[0], plan.num_slots)
         batch = plan.batch
         pieces = self.tasks + plan.tasks.size
         parts = pieces + plan.pieces.size

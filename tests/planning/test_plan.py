@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_specs import SPEC, SPECS, UNLIMITED, cost_model
 
-from sglang_codec.planning.cost_model import CostModel, roofline_cost_model
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.native import NativePlanner
@@ -41,21 +41,8 @@ from sglang_codec.testing import (
     with_slots,
 )
 
-UNLIMITED = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
 PAIR = st.tuples(st.integers(0, 99), st.sampled_from((0, 0, 1, 3, 17, 64, 200, 3000)))
 COUNTS = st.builds(tree_counts, st.lists(PAIR, max_size=8), st.lists(PAIR, max_size=12))
-SPECS = st.builds(
-    PlanSpec,
-    group=st.sampled_from((1, 2, 4, 7, 8, 16)),
-    head_dim=st.sampled_from((64, 128)),
-    kv_element_bytes=st.sampled_from((2, 4)),
-    row_tiles=st.sampled_from(((16,), (16, 64), (16, 32, 64))),
-    block_kv=st.sampled_from((16, 64, 128)),
-    num_slots=st.sampled_from((1, 3, 33)),
-    tail_headroom=st.sampled_from((0, 1, 40)),
-    bundle_rows=st.sampled_from((0, 32, 64)),
-)
-SPEC = PlanSpec(4, 128, 2, (16, 64), 64, 33)
 
 
 PLANNERS = {
@@ -70,17 +57,6 @@ def planner(request: pytest.FixtureRequest) -> Iterator[str]:
     PLANNERS["tested"] = PLANNERS[request.param]
     yield request.param
     del PLANNERS["tested"]
-
-
-def cost_model(spec: PlanSpec) -> CostModel:
-    return roofline_cost_model(
-        head_dim=spec.head_dim,
-        kv_element_bytes=spec.kv_element_bytes,
-        num_ctas=264,
-        bandwidth=3e12,
-        flops=8e14,
-        task_overhead_us=2.0,
-    )
 
 
 def plan_of(

@@ -3,11 +3,10 @@
  * The stages are those of the Python modules that each header names, with more schedules tried.
  * C99 and the C library only; compiled when first used (planning/native.py).
  */
+#include "forest.h"
+#include "pack.h"
 #include "schedule.h"
 
-#define TASK_INTS 8
-#define PIECE_INTS 4
-#define SPAN_INTS 4
 #define BALANCED 0.96 /* a schedule this balanced is good enough */
 #define MANY_TASKS 512 /* beyond, few schedules are tried: time, and they differ little */
 static const double FINER[] = {1.0, 0.9, 2.5, 1.25, 0.75, 1.6};
@@ -26,17 +25,6 @@ typedef struct {
     int32_t num_items;
     Schedule best;
 } Candidate;
-
-/* What a plan consists of, one after the other; all int32 but the last. */
-typedef struct {
-    int32_t num_tasks, num_bundles, num_pieces, num_parts, num_spans, num_shared, num_classes;
-    int64_t parts, kv_entries, bundle_entries, ints;
-    int32_t *out;
-    double *us;
-    int32_t why; /* it does not fit */
-    int64_t need;
-    Arena arena; /* Python knows nothing from here on */
-} Result;
 
 static int32_t check_reading(const Reading *reading, const Spec *spec, int64_t *need) {
     if ((*need = reading->longest_bundle) > spec->most_pieces) return TOO_MANY_PIECES;
@@ -208,19 +196,12 @@ static void write_plan(const Forest *forest, const Spec *spec, const Candidate *
                    (int64_t)classes * (slots + 1) + (batch + 1) + num_parts + 2 * batch +
                    (int64_t)SPAN_INTS * reading->num_spans + 3 * (int64_t)best->count +
                    2 * (int64_t)reading->num_pieces + shared;
-    int32_t *out = result->out = TAKE(arena, int32_t, result->ints);
+    result->out = TAKE(arena, int32_t, result->ints);
     result->us = TAKE(arena, double, best->count);
-    int32_t *tasks = out, *pieces = tasks + TASK_INTS * best->count;
-    int32_t *slot_indptr = pieces + PIECE_INTS * reading->num_pieces;
-    int32_t *part_indptr = slot_indptr + classes * (slots + 1);
-    int32_t *part_rows = part_indptr + batch + 1;
-    int32_t *append_base = part_rows + num_parts, *max_lengths = append_base + batch;
-    int32_t *spans = max_lengths + batch, *node = spans + SPAN_INTS * reading->num_spans;
-    int32_t *start = node + best->count, *slot = start + best->count;
-    int32_t *piece_node = slot + best->count, *piece_start = piece_node + reading->num_pieces;
-    int32_t *absorbed = piece_start + reading->num_pieces;
+    Sections to = sections_of(result, batch, slots);
+    int32_t *tasks = to.tasks, *pieces = to.pieces, *node = to.node, *start = to.start;
 
-    int32_t *order = kernel_order(candidate, spec, classes, slot_indptr, arena);
+    int32_t *order = kernel_order(candidate, spec, classes, to.slot_indptr, arena);
     int32_t *part_of = TAKE(arena, int32_t, best->count), reserved = 0;
     int64_t entry = 0;
     for (int32_t i = 0; i < best->count; i++) {
@@ -232,7 +213,7 @@ static void write_plan(const Forest *forest, const Spec *spec, const Candidate *
         out_task[2] = task->first;
         out_task[3] = task->queries;
         out_task[4] = part_of[order[i]];
-        slot[i] = task->slot;
+        to.slot[i] = task->slot;
         result->us[i] = task->us;
         if (task->item < 0) {
             int32_t b = -1 - task->item, first = reading->piece_begin[b], tails = 0;
@@ -264,20 +245,20 @@ static void write_plan(const Forest *forest, const Spec *spec, const Candidate *
         pieces[PIECE_INTS * p + 1] = piece->length + (is_open ? spec->headroom : 0);
         pieces[PIECE_INTS * p + 2] = is_open ? forest->order[piece->node - shared] : -1;
         pieces[PIECE_INTS * p + 3] = piece->low + (piece->high << 16);
-        piece_node[p] = piece->node;
-        piece_start[p] = piece->start;
+        to.piece_node[p] = piece->node;
+        to.piece_start[p] = piece->start;
     }
     for (int32_t t = 0; t < best->count; t++)
         for (int32_t q = 0; q < best->tasks[t].queries; q++)
-            part_indptr[forest->order[best->tasks[t].first + q] + 1]++;
-    for (int32_t r = 0; r < batch; r++) part_indptr[r + 1] += part_indptr[r];
-    list_parts(forest, candidate, part_of, part_indptr, part_rows, arena);
+            to.part_indptr[forest->order[best->tasks[t].first + q] + 1]++;
+    for (int32_t r = 0; r < batch; r++) to.part_indptr[r + 1] += to.part_indptr[r];
+    list_parts(forest, candidate, part_of, to.part_indptr, to.part_rows, arena);
     for (int32_t r = 0; r < batch; r++) {
-        append_base[r] = reading->append_base[r];
-        max_lengths[r] = forest->lengths[r] + (reading->has_tail[r] ? spec->headroom : 0);
+        to.append_base[r] = reading->append_base[r];
+        to.max_lengths[r] = forest->lengths[r] + (reading->has_tail[r] ? spec->headroom : 0);
     }
-    memcpy(spans, reading->spans, sizeof(int32_t) * SPAN_INTS * reading->num_spans);
-    for (int32_t n = 0; n < shared; n++) absorbed[n] = reading->absorbed[n];
+    memcpy(to.spans, reading->spans, sizeof(int32_t) * SPAN_INTS * reading->num_spans);
+    for (int32_t n = 0; n < shared; n++) to.absorbed[n] = reading->absorbed[n];
 }
 
 /* What reading its tokens takes at the least, however they are scheduled. */
@@ -297,10 +278,8 @@ static int same_reading(const Reading *reading, const Reading *last, int32_t way
     return !memcmp(reading->absorbed, last->absorbed, shared);
 }
 
-/* Plans a batch. The result stays until codec_release; `out` is NULL if nothing fits. */
-Result *codec_plan(const Forest *forest, const Spec *spec) {
-    Result *result = calloc(1, sizeof(Result));
-    if (!result) return NULL;
+/* Plans a batch; `out` stays NULL if nothing fits. */
+static void plan_batch(const Forest *forest, const Spec *spec, Result *result) {
     Arena *arena = &result->arena;
     Units single = single_units(forest, arena), units = bundle_tails(forest, spec, arena);
     Candidate best = {0};
@@ -327,6 +306,12 @@ Result *codec_plan(const Forest *forest, const Spec *spec) {
         result->why = FITS;
         write_plan(forest, spec, &best, result);
     }
+}
+
+/* Plans a batch. The result stays until codec_release. */
+Result *codec_plan(const Forest *forest, const Spec *spec) {
+    Result *result = calloc(1, sizeof(Result));
+    if (result) plan_batch(forest, spec, result);
     return result;
 }
 
@@ -338,4 +323,37 @@ void codec_release(Result *result, int32_t *out, double *us) {
     }
     give_back(&result->arena);
     free(result);
+}
+
+/* From radix paths to what is uploaded, in one call; `max_lengths` [batch]. Whether a plan fits. */
+int32_t codec_pack(const Paths *paths, const Spec *spec, const Layout *layout, int32_t *out,
+                   int32_t *max_lengths, Packed *packed) {
+    Result result = {0};
+    Forest forest = forest_of(paths, &result.arena);
+    plan_batch(&forest, spec, &result);
+    int32_t fits = result.out && pack_plan(&forest, &result, layout, out, packed);
+    packed->why = result.why;
+    packed->need = result.need;
+    if (fits) {
+        Sections from = sections_of(&result, forest.batch, spec->num_slots);
+        memcpy(max_lengths, from.max_lengths, forest.batch * sizeof(int32_t));
+    }
+    give_back(&result.arena);
+    return fits;
+}
+
+/* The forest of radix paths, for tests: order, lengths, parent, start, length, first, last one
+ * after the other; returns the number of nodes. */
+int32_t codec_forest(const Paths *paths, int32_t *out) {
+    Arena arena = {0};
+    Forest forest = forest_of(paths, &arena);
+    const int32_t *rows[] = {forest.order, forest.lengths};
+    const int32_t *nodes[] = {forest.parent, forest.start, forest.length, forest.first,
+                              forest.last};
+    for (int32_t i = 0; i < COUNT(rows); i++, out += forest.batch)
+        memcpy(out, rows[i], forest.batch * sizeof(int32_t));
+    for (int32_t i = 0; i < COUNT(nodes); i++, out += forest.num_nodes)
+        memcpy(out, nodes[i], forest.num_nodes * sizeof(int32_t));
+    give_back(&arena);
+    return forest.num_nodes;
 }

@@ -1,0 +1,48 @@
+"""A plan on its way to the device, and the little that the host remembers of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sglang_codec.planning.forest import PrefixForest
+from sglang_codec.planning.plan import Plan, PlanLayout
+
+PRIVATE_TOKENS = 1  # the token that is being decoded: never shared, whatever the tree says
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPlan:
+    """What a packed plan holds.
+
+    Args:
+        used: elements of the packed plan; the spans come last.
+        num_spans: rows of `Plan.spans`; longest_span: tokens of the longest one.
+        kv_tokens_read, kv_tokens_stock: as of `Plan`, per KV head.
+        max_lengths: int32 ``[B]``, as of `Plan`.
+        num_shared, depth: as of `PrefixForest`.
+    """
+
+    used: int
+    num_spans: int
+    longest_span: int
+    kv_tokens_read: int
+    kv_tokens_stock: int
+    max_lengths: np.ndarray
+    num_shared: int
+    depth: int
+
+
+def pack(forest: PrefixForest, plan: Plan, layout: PlanLayout, out: np.ndarray) -> PackedPlan:
+    """Write `plan` into `out` (int32 ``[layout.size]``)."""
+    return PackedPlan(
+        used=layout.pack(plan, out),
+        num_spans=len(plan.spans),
+        longest_span=int(plan.spans[:, 2].max(initial=0)),
+        kv_tokens_read=plan.kv_tokens_read,
+        kv_tokens_stock=plan.kv_tokens_stock,
+        max_lengths=plan.max_lengths,
+        num_shared=forest.num_shared,
+        depth=forest.depth,
+    )
