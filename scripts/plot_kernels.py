@@ -14,12 +14,14 @@ from pathlib import Path
 from bench import results
 from bench.plot_bytes import bytes_figure, large_batches
 from bench.plots import gains_figure, plt, times_figure
+from bench.problem import SLOTS
 from bench.summary import gain
 
 
-def draw(paths: list[Path], out: Path, dpi: int) -> list[Path]:
-    """Write the figures of some reports into the folder `out`."""
+def draw(paths: list[Path], out: Path, dpi: int, only: str | None = None) -> list[Path]:
+    """Write the figures of some reports into the folder `out`; of one layout of KV slots."""
     head, rows = results.load(paths)
+    rows = [row for row in rows if only in (None, row.get("slots"))]
     out.mkdir(parents=True, exist_ok=True)
     groups: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
@@ -59,8 +61,9 @@ def main() -> int:
     parser.add_argument("reports", type=Path, nargs="+", help="JSON of bench_kernels.py")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder of the figures")
     parser.add_argument("--dpi", type=int, default=110)
+    parser.add_argument("--slots", choices=SLOTS, help="only the rows with such KV slots")
     options = parser.parse_args()
-    for path in draw(options.reports, options.out, options.dpi):
+    for path in draw(options.reports, options.out, options.dpi, options.slots):
         print(path)
     return 0
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bench import results, targets, traffic
 from bench.peers import ADAPTERS, STOCK
+from bench.problem import SLOTS
 from bench.summary import LOSING, best, gain, geometric_mean
 
 
@@ -31,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--summary", action="store_true", help="one line per table and heads")
     what.add_argument("--targets", action="store_true", help="each target, reached or not")
     what.add_argument("--bytes", action="store_true", help="KV, Q, O and partial bytes of each row")
+    parser.add_argument("--slots", choices=SLOTS, help="only the rows with such KV slots")
     return parser
 
 
@@ -121,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
     args = make_parser().parse_args(argv)
     _, rows = results.load(args.json)
+    rows = [row for row in rows if args.slots in (None, row.get("slots"))]
     if args.targets:
         print(targets.report(rows))
     elif args.bytes:
