@@ -1,0 +1,87 @@
+"""Which write of new keys and values is used, and that both write the same."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+from sglang_codec import kv_writer
+from sglang_codec.kernels.launch import INTERPRETED, launch_config
+from sglang_codec.kv_writer import KVWriter
+
+HOPPER = launch_config((9, 0), 128)
+SLOTS, HEADS, HEAD_DIM = 30, 2, 16
+
+
+class DerivedPool(MHATokenToKVPool):
+    """A pool that may write more than its base, as SGLang's own derived pools do."""
+
+
+def make_pool(kind: type[MHATokenToKVPool] = MHATokenToKVPool) -> MHATokenToKVPool:
+    pool = kind(
+        size=SLOTS,
+        page_size=1,
+        dtype=torch.float32,
+        head_num=HEADS,
+        head_dim=HEAD_DIM,
+        layer_num=1,
+        device="cpu",
+        enable_memory_saver=False,
+    )
+    for buffer in (pool.get_key_buffer(0), pool.get_value_buffer(0)):
+        buffer.zero_()
+    return pool
+
+
+@pytest.fixture
+def early(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Calls of `store_kv`, which runs without its early launch: that needs a GPU."""
+    calls: list[torch.Tensor] = []
+
+    def store(*arguments: Any, early_launch: bool) -> None:
+        assert early_launch
+        calls.append(arguments[4])
+        store_kv(*arguments, early_launch=False)
+
+    store_kv = kv_writer.store_kv
+    monkeypatch.setattr(kv_writer, "store_kv", store)
+    return calls
+
+
+def write(pool: MHATokenToKVPool, config: Any, dtype: torch.dtype = torch.float32) -> bool:
+    """Write three rows and check the pool."""
+    wide = torch.randn(3, 3 * HEADS * HEAD_DIM).to(dtype)
+    _, k, v = (part.view(3, HEADS, HEAD_DIM) for part in wide.chunk(3, 1))
+    slots = torch.tensor([7, 1, 30])
+    layer = SimpleNamespace(layer_id=0, k_scale=None, v_scale=None)
+    is_early = KVWriter(pool, config).write(layer, k, v, slots)
+    for new, buffer in ((k, pool.get_key_buffer(0)), (v, pool.get_value_buffer(0))):
+        expected = torch.zeros_like(buffer)
+        expected[slots] = new.to(buffer.dtype)
+        assert torch.equal(buffer, expected)
+    return is_early
+
+
+def test_a_plain_pool_is_written_early_where_pac_can_start_early(early: list) -> None:
+    assert write(make_pool(), HOPPER)
+    assert len(early) == 1
+
+
+def test_without_warp_roles_sglang_writes(early: list) -> None:
+    for config in (INTERPRETED, launch_config((9, 0), 128, warp_roles=False)):
+        assert not write(make_pool(), config)
+    assert not early
+
+
+def test_a_derived_pool_writes_itself(early: list) -> None:
+    assert not write(make_pool(DerivedPool), HOPPER)
+    assert not early
+
+
+def test_sglang_converts_to_the_pools_dtype(early: list) -> None:
+    assert not write(make_pool(), HOPPER, torch.float64)
+    assert not early
