@@ -186,7 +186,7 @@ def test_the_newest_tokens_may_be_stored_while_pac_starts(
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    exact = problem.exact()[0]
+    exact, eager = problem.exact()[0], problem.eager()
     for _ in range(8):
         for out in outs:
             out.fill_(float("nan"))
@@ -194,7 +194,7 @@ def test_the_newest_tokens_may_be_stored_while_pac_starts(
             k[newest], v[newest] = float("nan"), float("nan")
         graph.replay()
         for out in outs:
-            assert_within_low_precision_error(out, exact, problem.eager())
+            assert_within_low_precision_error(out, exact, eager)
 
 
 def test_a_decoding_step_is_captured_with_its_append(dtype: torch.dtype) -> None:
