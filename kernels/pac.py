@@ -287,7 +287,9 @@ def pac(
         partial_out: ``[parts, Hq, D]`` fp32 contiguous; partial_lse: ``[parts, Hq]``.
         plan: packed plan (`PlanLayout`), int32; the offsets say where its sections begin.
         kv_index: int32 KV slots. bundle_index: int32 KV slots of the bundles, bundle_readers: the
-            queries ``[low, high)`` that see each, as ``low + 65536 * high``.
+            queries ``[low, high)`` that see each, as ``low + 65536 * high``. With warp roles tasks
+            begin at multiples of four entries, and 128 entries behind the last may be read
+            (`planning/plan.py`: `ALIGNED_ENTRIES`, `READ_AHEAD`).
         sm_scale: factor of the scores before the softmax, greater than 0.
         after_store: the launch right before is `kv_store.store_kv` with `early_launch`, which
             writes nothing that is read here but the last token of each row. With warp roles, all
