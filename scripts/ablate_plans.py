@@ -23,12 +23,11 @@ from bench.cuts import Cut, cuts
 from bench.measure import WRONG, limit_us
 from bench.problem import SLOTS, KVPool, Problem
 from bench.summary import geometric_mean
-from bench_planner import UNLIMITED, radix_paths, spec_of
+from bench_planner import UNLIMITED, cost_of, radix_paths, spec_of
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 from sglang_codec import wrapper as wrapper_module
 from sglang_codec.planning.choice import planner_for
-from sglang_codec.planning.cost_model import COST_TABLES, CostModel
 from sglang_codec.planning.planner import make_plan
 
 OWN = "planner"
@@ -69,8 +68,8 @@ def planned_by(cut: Cut | None) -> Iterator[None]:
 
 def predict(row: tables.Row) -> dict:
     """Predicted makespan and tasks of each plan."""
-    cost = CostModel.from_json(COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json")
     spec = spec_of(row)
+    cost = cost_of(spec)
     forest = PrefixForest.from_radix_paths(*radix_paths(row, tails=False))
     own = planner_for(spec, cost, UNLIMITED)
     plans = {

@@ -37,7 +37,14 @@ from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import PlanCapacity, PlanLayout, PlanSpec
 
 # the ceilings are for a GPU without a cost table
-H100 = Device("H100", launch_config((9, 0), tables.HEAD_DIM), 132, bandwidth=0.0, flops=0.0)
+H100 = Device(
+    "H100",
+    launch_config((9, 0), tables.HEAD_DIM),
+    num_sms=132,
+    bandwidth=0.0,
+    flops=0.0,
+    l2_bytes=50 * 2**20,
+)
 UNLIMITED = PlanCapacity(*[2**31 - 1] * 4)
 CHANGED = (
     "1_8192",
@@ -91,6 +98,11 @@ def spec_of(row: tables.Row, headroom: int = 0) -> PlanSpec:
     )
 
 
+def cost_of(spec: PlanSpec) -> CostModel:
+    """The shipped table of an H100."""
+    return CostModel.from_json(COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json", spec.group)
+
+
 def median_ms(
     call: Callable[[], object], repeats: int, between: Callable[[], object] | None = None
 ) -> float:
@@ -125,12 +137,13 @@ def layout_for(
     return PlanLayout.of(PlanCapacity(*(2 * size + 64 for size in sizes)), spec)
 
 
-def changed_batch(tree: str, cost: CostModel, repeats: int) -> dict[str, object]:
+def changed_batch(tree: str, repeats: int) -> dict[str, object]:
     """Milliseconds from radix paths to a packed plan: in one call, and stage by stage."""
     row = tables.Row("changed", tree, "32/8", *tables.parse_tree(tree))
     paths, lengths = radix_paths(row, tails=True)
     lengths = lengths + np.random.default_rng(1).integers(0, 200, len(lengths), np.int32)
     spec = spec_of(row, headroom=128)
+    cost = cost_of(spec)
     make_plan = planner_for(spec, cost, UNLIMITED)
     layout = layout_for(spec, paths, lengths, make_plan)
     pack_paths = packer_for(spec, cost, layout.capacity)
@@ -189,10 +202,11 @@ def unchanged_us(row: tables.Row, paths: RadixPaths, lengths: np.ndarray, cost: 
     return statistics.median(times) * 1e6
 
 
-def planned_row(row: tables.Row, cost: CostModel) -> dict[str, object]:
+def planned_row(row: tables.Row) -> dict[str, object]:
     """What is predicted of a row of the public tables."""
     forest = PrefixForest.from_radix_paths(*radix_paths(row, tails=False))
-    plan = planner_for(spec_of(row), cost, UNLIMITED)(forest).summary()
+    spec = spec_of(row)
+    plan = planner_for(spec, cost_of(spec), UNLIMITED)(forest).summary()
     return {
         "table": row.table,
         "name": row.name,
@@ -206,8 +220,7 @@ def planned_row(row: tables.Row, cost: CostModel) -> dict[str, object]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line per batch and a summary per table."""
     args = make_parser().parse_args(argv)
-    cost = CostModel.from_json(COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json")
-    changed = [changed_batch(tree, cost, args.repeats) for tree in CHANGED]
+    changed = [changed_batch(tree, args.repeats) for tree in CHANGED]
     for batch in changed:
         print(
             f"{batch['batch']:5d} requests, {batch['tree']}: {batch['plan_ms']:.3f} ms, "
@@ -215,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{batch['stages_ms']:.3f} and {batch['cold_stages_ms']:.3f} ms); "
             f"unchanged {batch['unchanged_us']:.0f} us"
         )
-    rows = [planned_row(row, cost) for row in tables.all_rows()]
+    rows = [planned_row(row) for row in tables.all_rows()]
     if args.against:
         measured = json.loads(args.against.read_text())["rows"]
         earlier = {(r["table"], r["name"], r["heads"]): r["plan"]["makespan_us"] for r in measured}

@@ -29,6 +29,7 @@ class Device:
     num_sms: int
     bandwidth: float  # bytes per second
     flops: float  # fp16 matrix operations per second
+    l2_bytes: float
 
     @property
     def is_interpreted(self) -> bool:
@@ -48,7 +49,7 @@ def describe_device(device: torch.device, head_dim: int) -> Device:
                 f"device {device}: without a CUDA GPU the kernels run in Triton's interpreter; "
                 "set TRITON_INTERPRET=1 before the process starts"
             )
-        return Device("interpreter", INTERPRETED, INTERPRETED_SMS, 1e10, 1e11)
+        return Device("interpreter", INTERPRETED, INTERPRETED_SMS, 1e10, 1e11, 0.0)
     properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
     bandwidth, flops = _ceilings(properties)
@@ -61,6 +62,7 @@ def describe_device(device: torch.device, head_dim: int) -> Device:
         properties.multi_processor_count,
         bandwidth,
         flops,
+        properties.L2_cache_size,
     )
 
 
@@ -95,6 +97,7 @@ def plan_spec(
         num_slots=device.config.num_slots(device.num_sms, num_kv_heads),
         bundle_rows=device.config.bundle_rows,
         tail_headroom=tail_headroom,
+        l2_tokens=device.l2_bytes / (2 * head_dim * kv_element_bytes * num_kv_heads),
     )
 
 
@@ -103,7 +106,7 @@ def cost_model(device: Device, spec: PlanSpec, num_kv_heads: int) -> CostModel:
     if not device.is_interpreted:
         table = COST_TABLES / f"{_table_name(device.name)}_d{spec.head_dim}.json"
         if table.exists():
-            return CostModel.from_json(table)
+            return CostModel.from_json(table, spec.group)
     return roofline_cost_model(
         head_dim=spec.head_dim,
         kv_element_bytes=spec.kv_element_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ COST_TABLES = Path(__file__).parent / "cost_tables"
 _ROW_GRID = (16, 32, 64, 128)
 _SHORT_TASK = 1024  # tokens up to which a task's line is drawn
 _FAR = 2.0**31  # tokens
+_FEW_TOKENS = 0.9  # of a step's time; below 1, as tables increase
 _TOKEN_GRID = (0, 64, 256, 1024, 4096, 16384, 65536, 131072)
 
 
@@ -94,14 +96,19 @@ class CostModel:
         return out
 
     @classmethod
-    def from_json(cls, path: Path) -> CostModel:
-        """Read a table written by ``scripts/profile_cost_model.py``."""
-        table = json.loads(path.read_text())["tables"][0]
+    def from_json(cls, path: Path, group: int) -> CostModel:
+        """Read a file written by ``scripts/profile_cost_model.py``.
+
+        Args:
+            group: query heads per KV head; the table of the nearest group is taken, in octaves.
+        """
+        tables = json.loads(path.read_text())["tables"]
+        table = min(tables, key=lambda table: abs(math.log2(table["group"] / group)))
+        us = np.asarray(table["us"], np.float64)
+        # a step is loaded and computed whole: a task of few tokens costs almost what one step does
+        us[:, 0] = np.maximum(us[:, 0], _FEW_TOKENS * us[:, 1])
         return cls(
-            np.asarray(table["rows"]),
-            np.asarray(table["tokens"], np.float64),
-            np.asarray(table["us"], np.float64),
-            path.stem,
+            np.asarray(table["rows"]), np.asarray(table["tokens"], np.float64), us, path.stem
         )
 
 

@@ -92,6 +92,7 @@ class _Spec(ctypes.Structure):
         ("row_tiles", ctypes.c_int32 * _MOST_TILES),
         ("kv_token_bytes", ctypes.c_double),
         ("partial_bytes", ctypes.c_double),
+        ("l2_tokens", ctypes.c_double),
         *((f"most_{name}", ctypes.c_int64) for name in ("tasks", "parts", "kv", "bundle")),
         ("curves", _Curve * (_MOST_TILES + 1)),
     ]
@@ -153,6 +154,7 @@ class NativePlanner:
             (ctypes.c_int32 * _MOST_TILES)(*spec.row_tiles),
             spec.kv_token_bytes,
             spec.partial_bytes,
+            spec.l2_tokens,
             capacity.tasks,
             capacity.parts,
             capacity.kv_index,

@@ -60,6 +60,7 @@ class PlanSpec:
         block_kv: granularity of chunks, in tokens.
         num_slots: program slots per KV head.
         tail_headroom: tokens by which a private tail may grow before it must be planned again.
+        l2_tokens: KV tokens, all KV heads of a layer, that the L2 cache holds.
     """
 
     group: int
@@ -70,6 +71,7 @@ class PlanSpec:
     num_slots: int
     tail_headroom: int = 0
     bundle_rows: int = 0
+    l2_tokens: float = 0.0
 
     def __post_init__(self) -> None:
         if self.group > self.row_tiles[0]:

@@ -110,15 +110,29 @@ def test_a_bad_table_is_refused(
 def test_a_table_is_read_from_json(tmp_path: Path) -> None:
     path = tmp_path / "some_gpu_d128.json"
     table = {"rows": ROWS.tolist(), "tokens": TOKENS.tolist(), "us": US.tolist()}
+    tables = [{**table, "group": group, "us": (US * group).tolist()} for group in (1, 4, 16)]
+    path.write_text(json.dumps({"tables": tables}))
+    for group, nearest in ((1, 1), (3, 4), (5, 4), (7, 4), (9, 16), (64, 16)):
+        model = CostModel.from_json(path, group)
+        assert model.name == "some_gpu_d128"
+        np.testing.assert_array_equal(model.us[:, 1:], nearest * US[:, 1:])
+
+
+def test_a_task_of_few_tokens_costs_almost_what_a_step_does(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    us = [[0.1, 3.0, 6.0], [5.0, 5.5, 6.5]]
+    table = {"group": 4, "rows": [64, 128], "tokens": [0, 64, 128], "us": us}
     path.write_text(json.dumps({"tables": [table]}))
-    model = CostModel.from_json(path)
-    assert model.name == "some_gpu_d128"
-    np.testing.assert_array_equal(model.us, US)
+    model = CostModel.from_json(path, 4)
+    few = model.task_us(np.array([64, 128]), np.array([1, 1]))
+    assert (few >= 0.9 * model.us[:, 1]).all()
+    assert (few < model.us[:, 1]).all()
+    assert model.us[1, 0] == pytest.approx(5.0)  # what was measured, where it is more
 
 
 @pytest.mark.parametrize("path", sorted(COST_TABLES.glob("*.json")), ids=lambda path: path.stem)
 def test_every_table_that_we_ship_can_be_used(path: Path) -> None:
-    model = CostModel.from_json(path)
+    model = CostModel.from_json(path, 4)
     assert model.tokens[0] == 0
     assert (np.diff(model.rows) > 0).all()
     assert (model.us > 0).all()

@@ -22,7 +22,7 @@ from sglang_codec.testing import random_counts, with_slots
 
 UNLIMITED = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
 SPEC = PlanSpec(4, 128, 2, (16, 64, 128), 32, 33, tail_headroom=128, bundle_rows=64)
-COST = CostModel.from_json(COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json")
+COST = CostModel.from_json(COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json", SPEC.group)
 
 
 def forest_of(seed: int, batch: int, nodes: int, longest: int) -> PrefixForest:

@@ -20,7 +20,7 @@ from sglang_codec.planning.planner import make_plan
 
 ROW = tables.Row("small", "tree", "4/2", *tables.parse_tree("1,2,6_300,0,40"))
 SPEC = spec_of(ROW)
-COST = CostModel.from_json(COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json")
+COST = CostModel.from_json(COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json", 4)
 CUTS = {name: cut for name, cut in cuts(SPEC, COST).items() if cut is not None}
 ROWS = np.array([64, 16, 16, 64, 16])
 TOKENS = np.array([120_000, 7, 2048, 64, 1])

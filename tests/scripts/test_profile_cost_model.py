@@ -19,7 +19,7 @@ from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.plan import PlanCapacity
 from sglang_codec.planning.planner import make_plan
 
-GPU = machine.Device("NVIDIA H100 80GB HBM3", launch_config((9, 0), 128), 132, 3e12, 8e14)
+GPU = machine.Device("NVIDIA H100 80GB HBM3", launch_config((9, 0), 128), 132, 3e12, 8e14, 5e7)
 UNLIMITED = PlanCapacity(*[2**31 - 1] * 4)
 
 

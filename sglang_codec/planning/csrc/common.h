@@ -27,7 +27,7 @@ typedef struct {
 typedef struct {
     int32_t group, num_tiles, bundle_rows, block_kv, num_slots, headroom, most_pieces;
     int32_t row_tiles[MAX_TILES];
-    double kv_token_bytes, partial_bytes;
+    double kv_token_bytes, partial_bytes, l2_tokens;
     int64_t most_tasks, most_parts, most_kv, most_bundle;
     Curve curves[MAX_TILES + 1];
 } Spec;

@@ -8,7 +8,12 @@
 #include "schedule.h"
 
 #define BALANCED 0.96 /* a schedule this balanced is good enough */
+#define FEW_TASKS 256 /* up to which smaller tiles are tried where the slots are not balanced */
+#define WORTH_SMALLER 0.95 /* smaller tiles read more from the L2: only for so much less time */
 #define MANY_TASKS 512 /* beyond, few schedules are tried: time, and they differ little */
+/* What writing and reading a partial takes of the time of as many bytes of KV; measured. */
+#define KEPT_PARTIAL 0.6 /* it stays in the L2 */
+#define LOST_PARTIAL 2.4
 static const double FINER[] = {1.0, 0.9, 2.5, 1.25, 0.75, 1.6};
 static const double COARSER[] = {0.5, 0.2, 0.05, 0.0};
 /* Ways to read the forest: with bundles, then every row on its own from SINGLE on; how eagerly runs
@@ -51,15 +56,21 @@ static double token_us(const Spec *spec) {
     return (task_us(curve, SHORT_TASK) - curve->us[0]) / SHORT_TASK;
 }
 
-/* Microseconds to write partials and to read them back. */
-static double merge_us(const Spec *spec, int64_t parts) {
-    return 2 * parts * spec->partial_bytes / spec->kv_token_bytes * token_us(spec) / spec->num_slots;
+/* Microseconds to write partials and to read them back: quick in the L2, but what is read between
+ * drives them out of it. */
+static double merge_us(const Forest *forest, const Spec *spec, int64_t parts) {
+    double tokens = 0;
+    for (int32_t n = 0; n < forest->num_nodes; n++) tokens += forest->length[n];
+    double driven_out = tokens < spec->l2_tokens ? tokens / spec->l2_tokens : 1;
+    double as_tokens = 2 * parts * spec->partial_bytes / spec->kv_token_bytes;
+    return (KEPT_PARTIAL + (LOST_PARTIAL - KEPT_PARTIAL) * driven_out) * as_tokens *
+           token_us(spec) / spec->num_slots;
 }
 
 /* Keeps the schedule if it fits and is the best so far; says whether it is good enough. */
-static int keep(Candidate *candidate, const Spec *spec, Task *tasks, int32_t count, int32_t batch,
-                int32_t *scratch, Result *result, Arena *arena) {
-    int64_t parts = reserve_parts(tasks, count, batch, scratch);
+static int keep(Candidate *candidate, const Forest *forest, const Spec *spec, Task *tasks,
+                int32_t count, int32_t *scratch, Result *result, Arena *arena) {
+    int64_t parts = reserve_parts(tasks, count, forest->batch, scratch);
     if (count > spec->most_tasks || parts > spec->most_parts) {
         result->why = count > spec->most_tasks ? TOO_MANY_TASKS : TOO_MANY_PARTS;
         result->need = count > spec->most_tasks ? count : parts;
@@ -72,18 +83,19 @@ static int keep(Candidate *candidate, const Spec *spec, Task *tasks, int32_t cou
         largest = fmax(largest, load[s]);
     }
     double balance = largest > 0 ? sum / spec->num_slots / largest : 1;
-    double us = largest + merge_us(spec, parts);
+    double us = largest + merge_us(forest, spec, parts);
     Schedule *best = &candidate->best;
     if (!best->tasks || us < 0.98 * best->us)
         *best = (Schedule){count, tasks, us, balance, parts};
     return balance >= BALANCED;
 }
 
-/* The best of some schedules; best.tasks stays NULL if none fits. */
+/* The best of some schedules of tiles of the first `sizes` sizes; best.tasks stays NULL if none
+ * fits. */
 static Candidate schedule(const Forest *forest, const Reading *reading, const Spec *spec,
-                          Result *result, Arena *arena) {
+                          int32_t sizes, Result *result, Arena *arena) {
     Candidate candidate = {*reading, NULL, 0, {0}};
-    int32_t count = query_tiles(reading, spec, &candidate.items, arena);
+    int32_t count = query_tiles(reading, spec, sizes, &candidate.items, arena);
     int32_t bundles = reading->num_bundles, slots = spec->num_slots;
     const Item *items = candidate.items;
     int32_t *scratch = TAKE(arena, int32_t, forest->batch + 1);
@@ -101,7 +113,7 @@ static Candidate schedule(const Forest *forest, const Reading *reading, const Sp
     int32_t done = cut_tape(items, count, is_ganged, busy, spec, tasks, arena);
     memcpy(tasks + done, own, (bundles + gangs) * sizeof(Task));
     done += gangs;
-    if (keep(&candidate, spec, tasks, done + bundles, forest->batch, scratch, result, arena))
+    if (keep(&candidate, forest, spec, tasks, done + bundles, scratch, result, arena))
         return candidate;
 
     double smallest = 0, target = count ? smallest_target(items, count, spec, sum, &smallest) : 0;
@@ -121,10 +133,17 @@ static Candidate schedule(const Forest *forest, const Reading *reading, const Sp
         done = divide(items, count, spec, each, tasks);
         if (bundles) memcpy(tasks + done, own, bundles * sizeof(Task));
         longest_first(tasks, done + bundles, load, slots, arena);
-        if (keep(&candidate, spec, tasks, done + bundles, forest->batch, scratch, result, arena))
+        if (keep(&candidate, forest, spec, tasks, done + bundles, scratch, result, arena))
             break;
     }
     return candidate;
+}
+
+/* Whether any item is a tile of this size. */
+static int has_tile(const Candidate *candidate, int32_t size) {
+    for (int32_t i = 0; i < candidate->num_items; i++)
+        if (candidate->items[i].tile == size) return 1;
+    return 0;
 }
 
 /* Kernel order: by class, then slot, then longest first. */
@@ -298,9 +317,16 @@ static void plan_batch(const Forest *forest, const Spec *spec, Result *result) {
         if (best.best.tasks && least_us(&reading, spec) >= best.best.us) continue;
         if (same_reading(&reading, &last, way, num_shared(forest))) continue;
         last = reading;
-        Candidate candidate = schedule(forest, &reading, spec, result, arena);
-        if (!candidate.best.tasks) continue;
-        if (!best.best.tasks || candidate.best.us < best.best.us) best = candidate;
+        /* smaller tiles are more tasks, where the slots do not have enough of them */
+        for (int32_t sizes = spec->num_tiles; sizes > 0; sizes--) {
+            Candidate candidate = schedule(forest, &reading, spec, sizes, result, arena);
+            if (!candidate.best.tasks) break;
+            double worth = sizes < spec->num_tiles ? WORTH_SMALLER : 1;
+            if (!best.best.tasks || candidate.best.us < worth * best.best.us) best = candidate;
+            if (candidate.best.balance >= BALANCED || candidate.best.count > FEW_TASKS ||
+                !has_tile(&candidate, sizes - 1))
+                break;
+        }
     }
     if (best.best.tasks) {
         result->why = FITS;

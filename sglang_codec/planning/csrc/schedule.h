@@ -43,8 +43,10 @@ static double chunk_tokens(const Item *item, const Spec *spec, double us) {
     return tokens_in(&spec->curves[item->tile], us / item->share);
 }
 
-static int32_t query_tiles(const Reading *reading, const Spec *spec, Item **out, Arena *arena) {
-    int32_t largest = spec->row_tiles[spec->num_tiles - 1] / spec->group, count = 0;
+/* Each run's readers in tiles of the first `sizes` sizes. */
+static int32_t query_tiles(const Reading *reading, const Spec *spec, int32_t sizes, Item **out,
+                           Arena *arena) {
+    int32_t largest = spec->row_tiles[sizes - 1] / spec->group, count = 0;
     for (int32_t r = 0; r < reading->num_runs; r++)
         count += (int32_t)up(reading->runs[r].last - reading->runs[r].first, largest);
     Item *items = *out = TAKE(arena, Item, count);
