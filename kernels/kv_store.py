@@ -1,4 +1,4 @@
-"""Writing a step's new keys and values to the KV pool, and letting PAC start beside it."""
+"""Writing a step's new keys and values to the KV pool, with PAC launched while it does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ def _store_kv_kernel(
     at = tl.arange(0, BLOCK)
     within = at < WIDTH
     if EARLY_LAUNCH:
-        # what is behind the kernel before is complete after this, for the kernel behind this too
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     slot = tl.load(slots_ptr + row).to(tl.int64)
@@ -54,7 +53,8 @@ def store_kv(
         k, v: ``[B, Hkv, D]``, heads and dimensions contiguous, in the dtype of the buffers.
         k_buffer, v_buffer: ``[num_slots, Hkv, D]``, heads and dimensions contiguous.
         slots: ``[B]`` integer KV slots.
-        early_launch: let `pac` start at once; it has to be launched with ``after_store``.
+        early_launch: let the kernel behind, `pac`, be launched at once; it waits for the end of
+            this one before it reads anything.
     """
     width = k.shape[1] * k.shape[2]
     _store_kv_kernel[(k.shape[0], 2)](

@@ -276,7 +276,6 @@ def pac(
     num_slots: int,
     sm_scale: float,
     config: LaunchConfig,
-    after_store: bool = False,
 ) -> None:
     """Run every task of a packed plan, with the lengths that `follow_lengths` wrote into it.
 
@@ -291,9 +290,6 @@ def pac(
             begin at multiples of four entries, and 128 entries behind the last may be read
             (`planning/plan.py`: `ALIGNED_ENTRIES`, `READ_AHEAD`).
         sm_scale: factor of the scores before the softmax, greater than 0.
-        after_store: the launch right before is `kv_store.store_kv` with `early_launch`, which
-            writes nothing that is read here but the last token of each row. With warp roles, all
-            else is loaded without waiting for it.
 
     Rows with one part are written to `out` (and `lse`); the others leave partials for `por`.
     """
@@ -337,7 +333,7 @@ def pac(
         # compiled for one architecture, by a part of Triton that the interpreter does not have
         from sglang_codec.kernels.pac_hopper import launch
 
-        launch(grid, arguments, named, config, after_store=after_store)
+        launch(grid, arguments, named, config)
         return
     _pac_kernel[grid](
         *arguments,

@@ -222,7 +222,6 @@ def _load(
     STAGES: gl.constexpr,
     NUM_CLASSES: gl.constexpr,
     EARLY_LAUNCH: gl.constexpr,
-    AFTER_STORE: gl.constexpr,
 ):
     """The loading warps: the queries and every KV step of every task of the slot, in order.
 
@@ -297,10 +296,6 @@ def _load(
             here = at
             at = _slots(index, start + BLOCK_KV, HEAD_DIM, rows)
             mbarrier.wait(empty.index(stage), ((step // STAGES) & 1) ^ 1)
-            # a row's newest token is the last of a task, or of a part of a bundle
-            may_be_new = (kind == BUNDLE) | (start + BLOCK_KV >= kv_len)
-            if AFTER_STORE and may_be_new:
-                tl.extra.cuda.gdc_wait()
             if kind == BUNDLE:
                 async_copy.async_copy_global_to_shared(
                     readers_ring.index(stage),
@@ -325,9 +320,6 @@ def _load(
         kind, kv_start, kv_len, queries = kind1, kv_start1, kv_len1, queries1
         index, at, low, high = index1, at1, low1, high1
         kind1, kv_start1, kv_len1, first1, queries1 = kind2, kv_start2, kv_len2, first2, queries2
-    if AFTER_STORE:
-        # programs without a newest token too: this kernel ends after the one before
-        tl.extra.cuda.gdc_wait()
     if EARLY_LAUNCH:
         # not before: programs that find room early would get more than their share of the work
         tl.extra.cuda.gdc_launch_dependents()
@@ -632,7 +624,6 @@ def _attend(
                     gl.store(partial_lse_ptr + partial, pv_lse, mask=valid, eviction_policy=KEPT)
                 if is_spoiled > 0:
                     role_barrier()
-                    tl.extra.cuda.gdc_wait()  # it reads newest tokens itself
                     _repair(
                         pointers,
                         strides,
@@ -685,7 +676,6 @@ def _pac_hopper_kernel(
     STAGES: gl.constexpr,
     NUM_CLASSES: gl.constexpr,
     EARLY_LAUNCH: gl.constexpr,
-    AFTER_STORE: gl.constexpr,
     EXACT_WEIGHTS: gl.constexpr,
     WRITE_LSE: gl.constexpr,
 ):
@@ -738,7 +728,7 @@ def _pac_hopper_kernel(
         out_head_stride,
     )
     offsets = (order_offset, tasks_offset, slot, kv_head)
-    if EARLY_LAUNCH and not AFTER_STORE:
+    if EARLY_LAUNCH:
         # everything is read after this, by the other roles too
         tl.extra.cuda.gdc_wait()
     load_pointers = (
@@ -778,7 +768,6 @@ def _pac_hopper_kernel(
                     STAGES,
                     NUM_CLASSES,
                     EARLY_LAUNCH,
-                    AFTER_STORE,
                 ),
             ),
             (
@@ -831,8 +820,6 @@ def launch(
     arguments: tuple[Any, ...],
     named: dict[str, Any],
     config: LaunchConfig,
-    *,
-    after_store: bool,
 ) -> None:
     """Launch with the arguments of `pac`, in order and by name, tensors in fp16 or bf16."""
     _pac_hopper_kernel[grid](
@@ -841,7 +828,6 @@ def launch(
         STAGES=config.stages,
         NUM_CLASSES=len(config.execution_order),
         EARLY_LAUNCH=config.early_launch,
-        AFTER_STORE=after_store and config.early_launch,
         **({"launch_pdl": True} if config.early_launch else {}),
         **named,
     )

@@ -60,32 +60,25 @@ def ways(problem: Problem) -> dict[str, tuple[Step, Step | None]]:
     k, v = problem.k[0][slots].clone(), problem.v[0][slots].clone()
     out = torch.full_like(problem.q, float("nan"))
 
-    def own(*, early: bool) -> Step:
-        return lambda layer: store_kv(
-            k, v, problem.k[layer], problem.v[layer], slots, early_launch=early
+    def own(layer: int) -> None:
+        store_kv(k, v, problem.k[layer], problem.v[layer], slots, early_launch=True)
+
+    def codec(layer: int) -> torch.Tensor:
+        prefix_shared_attention(
+            problem.q,
+            problem.k[layer],
+            problem.v[layer],
+            out,
+            wrapper._buffers,
+            sm_scale=problem.sm_scale,
+            config=wrapper.config,
         )
-
-    def codec(*, after_store: bool) -> Step:
-        def attend(layer: int) -> torch.Tensor:
-            prefix_shared_attention(
-                problem.q,
-                problem.k[layer],
-                problem.v[layer],
-                out,
-                wrapper._buffers,
-                sm_scale=problem.sm_scale,
-                config=wrapper.config,
-                after_store=after_store,
-            )
-            return out
-
-        return attend
+        return out
 
     store = stock_store(k, v, problem, slots)
     return {
-        "codec": (own(early=True), codec(after_store=True)),
-        "codec waits": (own(early=True), codec(after_store=False)),
-        "codec, SGLang's store": (store, codec(after_store=False)),
+        "codec": (own, codec),
+        "codec, SGLang's store": (store, codec),
         "fa3": (store, stock_peers.fa3(problem, 1)[0].run),
         "flashinfer": (store, stock_peers.flashinfer(problem)[-1].run),
         "nothing": (store, None),

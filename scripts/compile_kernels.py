@@ -154,9 +154,7 @@ def plan_layout(config: LaunchConfig, gpu: Gpu) -> PlanLayout:
     return PlanLayout(capacity, classes, slots, has_bundles=config.bundle is not None)
 
 
-def pac_launch(
-    gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool, after_store: bool = False
-) -> Launch:
+def pac_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool) -> Launch:
     heads = NUM_KV_HEADS * shape.group
     layout = plan_layout(config, gpu)
     dtype = DTYPES[shape.dtype]
@@ -180,7 +178,6 @@ def pac_launch(
             num_slots=layout.num_slots,
             sm_scale=0.088,
             config=config,
-            after_store=after_store,
         ),
     )
 
@@ -386,10 +383,6 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
                 launch = pac_launch(gpu, each, shape, return_lse=options.lse)
                 grid = {"shape": shape, "ctas_per_sm": each.ctas_per_sm, **limit}
                 yield examine(launch, gpu, tiles=tile_names(each), **grid)
-            if config.warp_roles:
-                launch = pac_launch(gpu, config, shape, return_lse=options.lse, after_store=True)
-                grid = {"shape": shape, "ctas_per_sm": config.ctas_per_sm, **limit}
-                yield examine(launch, gpu, tiles="after store", **grid)
             yield examine(store_launch(gpu, config, shape), gpu, shape=shape, **limit)
             for return_lse in (False, True):
                 launch = por_launch(gpu, config, shape, return_lse=return_lse)

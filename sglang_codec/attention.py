@@ -22,7 +22,6 @@ def prefix_shared_attention(
     sm_scale: float,
     config: LaunchConfig,
     lse: torch.Tensor | None = None,
-    after_store: bool = False,
 ) -> None:
     """Attend with the plan in `buffers`; two launches, no host synchronisation.
 
@@ -30,7 +29,6 @@ def prefix_shared_attention(
         q, out: ``[B, Hq, D]``; rows that the plan does not know become zero.
         k_buffer, v_buffer: ``[num_slots, Hkv, D]``.
         lse: fp32 ``[B, Hq]``, base 2, or None.
-        after_store: see `pac`.
     """
     layout = buffers.layout
     pac(
@@ -50,7 +48,6 @@ def prefix_shared_attention(
         num_slots=layout.num_slots,
         sm_scale=sm_scale,
         config=config,
-        after_store=after_store,
     )
     por(
         out,

@@ -181,10 +181,8 @@ class CodecDecodeBackend(AttentionBackend):
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         k_buffer = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
         v_buffer = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
-        after_store = False
         if save_kv_cache and k is not None:
-            after_store = self.kv_writer.write(layer, k, v, forward_batch.out_cache_loc)
-        # nothing is launched in between
+            self.kv_writer.write(layer, k, v, forward_batch.out_cache_loc)
         prefix_shared_attention(
             q,
             k_buffer,
@@ -193,7 +191,6 @@ class CodecDecodeBackend(AttentionBackend):
             self.buffers,
             sm_scale=layer.scaling,
             config=self.launch_config,
-            after_store=after_store,
         )
         return out
 

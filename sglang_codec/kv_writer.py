@@ -12,10 +12,10 @@ from sglang_codec.kernels.launch import LaunchConfig
 
 
 class KVWriter:
-    """Writes with SGLang's own pool or, where PAC can start beside it, with `store_kv`.
+    """Writes with SGLang's own pool or, where that does nothing else, with `store_kv`.
 
-    PAC then loads plan, queries and all older tokens while the newest are being written, and its
-    instructions too, which the weights have driven out of the caches since the layer before.
+    PAC can then be launched while the newest tokens are being written: its programs set themselves
+    up meanwhile.
     """
 
     def __init__(self, pool: Any, config: LaunchConfig) -> None:
@@ -23,10 +23,7 @@ class KVWriter:
         self._is_early = config.warp_roles and config.early_launch and _is_plain(pool)
 
     def write(self, layer: Any, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> bool:
-        """Put ``k, v [B, Hkv, D]`` at ``slots [B]``; whether this was `store_kv` with early launch.
-
-        The launch that follows must then be that of `pac` with ``after_store``.
-        """
+        """Put ``k, v [B, Hkv, D]`` at ``slots [B]``; whether this was done by `store_kv`."""
         k_buffer = self._pool.get_key_buffer(layer.layer_id)
         v_buffer = self._pool.get_value_buffer(layer.layer_id)
         if not (self._is_early and _has_rows_of(k, k_buffer) and _has_rows_of(v, v_buffer)):

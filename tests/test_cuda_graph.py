@@ -9,7 +9,6 @@ from planned import plan_batch
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 from sglang_codec.attention import prefix_shared_attention, update_lengths
 from sglang_codec.kernels.kv_index import append_slots
-from sglang_codec.kernels.kv_store import store_kv
 from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError
 from sglang_codec.testing import (
     Counts,
@@ -133,68 +132,6 @@ def test_running_never_waits_for_the_device(dtype: torch.dtype) -> None:
         captured.run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.parametrize(
-    "counts",
-    [
-        BATCHES[0][:8],
-        [[("prompt", 300), (f"question {row}", 5 + row)] for row in range(ROWS)],
-        [[(f"alone {row}", 90 * row + 1)] for row in range(ROWS)],
-        [[("prompt", 3000), (f"question {row % 9}", 64), (f"end {row}", 1)] for row in range(ROWS)],
-    ],
-    ids=["few-shot", "bundles", "alone", "one token each"],
-)
-def test_the_newest_tokens_may_be_stored_while_pac_starts(
-    counts: Counts, dtype: torch.dtype
-) -> None:
-    """Queries and newest tokens are written by the two launches before PAC, in every layer."""
-    layers = 5
-    paths = with_slots(counts, seed=4)
-    problem = make_problem(
-        paths, num_qo_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=128, dtype=dtype, device="cuda"
-    )
-    planned = plan_batch(paths, problem, tail_headroom=0)
-    newest = torch.stack([row[-1] for row in problem.rows])
-    q = torch.full_like(problem.q, float("nan"))
-    caches = [(problem.k_buffer.clone(), problem.v_buffer.clone()) for _ in range(layers)]
-    # keys and values as a model has them: parts of one tensor
-    new = torch.cat([problem.k_buffer[newest], problem.v_buffer[newest]], 1).flatten(1)
-    new_k, new_v = (half.view(-1, KV_HEADS, 128) for half in new.chunk(2, 1))
-    outs = [torch.empty_like(q) for _ in range(layers)]
-    busy = torch.zeros(1 << 22, device="cuda")
-
-    def step() -> None:
-        for (k, v), out in zip(caches, outs, strict=True):
-            busy.add_(1)
-            q.copy_(problem.q)
-            store_kv(new_k, new_v, k, v, newest, early_launch=planned.config.early_launch)
-            prefix_shared_attention(
-                q,
-                k,
-                v,
-                out,
-                planned.buffers,
-                sm_scale=problem.sm_scale,
-                config=planned.config,
-                after_store=True,
-            )
-            q.fill_(float("nan"))
-
-    step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    exact, eager = problem.exact()[0], problem.eager()
-    for _ in range(8):
-        for out in outs:
-            out.fill_(float("nan"))
-        for k, v in caches:
-            k[newest], v[newest] = float("nan"), float("nan")
-        graph.replay()
-        for out in outs:
-            assert_within_low_precision_error(out, exact, eager)
 
 
 def test_a_decoding_step_is_captured_with_its_append(dtype: torch.dtype) -> None:

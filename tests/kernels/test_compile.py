@@ -51,8 +51,6 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
     assert {(kernel["head_dim"], kernel["dtype"]) for kernel in pac} == {
         (head_dim, dtype) for head_dim in (64, 128) for dtype in ("bf16", "fp16")
     }
-    # behind SGLang's write of the newest tokens, and behind our own
-    assert ("after store" in {kernel["tiles"] for kernel in pac}) == (arch == 90)
     for kernel in pac:
         assert kernel["async_copies"] > 0
         assert kernel["tensor_core"] != "-"
