@@ -16,13 +16,14 @@ from sglang_codec.planning import native
 from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.cost_model import COST_TABLES, CostModel
 from sglang_codec.planning.forest import PrefixForest
-from sglang_codec.planning.plan import PlanCapacity, PlanSpec
+from sglang_codec.planning.plan import Plan, PlanCapacity, PlanSpec
 from sglang_codec.planning.planner import make_plan
 from sglang_codec.testing import random_counts, with_slots
 
 UNLIMITED = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
 SPEC = PlanSpec(4, 128, 2, (16, 64, 128), 32, 33, tail_headroom=128, bundle_rows=64)
-COST = CostModel.from_json(COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json", SPEC.group)
+TABLE = COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json"
+COST = CostModel.from_json(TABLE, SPEC.group)
 
 
 def forest_of(seed: int, batch: int, nodes: int, longest: int) -> PrefixForest:
@@ -40,6 +41,13 @@ def no_library() -> Iterator[None]:
     native._loaded.cache_clear()
 
 
+def merge_us(plan: Plan) -> float:
+    """What ours may take longer to have no partials: 2.4 times their bytes' time, see planner.c."""
+    _, token_us = COST.line(SPEC.row_tiles[0])
+    as_tokens = 2 * plan.num_parts * SPEC.partial_bytes / SPEC.kv_token_bytes
+    return 2.4 * as_tokens * token_us / SPEC.num_slots
+
+
 @given(st.integers(0, 1 << 30), st.integers(1, 120), st.integers(0, 40), st.integers(1, 3000))
 def test_its_plans_are_predicted_to_be_as_fast(
     seed: int, batch: int, nodes: int, longest: int
@@ -47,8 +55,10 @@ def test_its_plans_are_predicted_to_be_as_fast(
     forest = forest_of(seed, batch, nodes, longest)
     ours = native.NativePlanner(SPEC, COST, UNLIMITED).make_plan(forest)
     python = make_plan(forest, SPEC, COST, UNLIMITED)
-    # either may be lucky: they try different schedules until one is balanced
-    assert ours.makespan_us <= 1.15 * python.makespan_us + 1.0
+    # either may be lucky: they try different schedules until one is balanced. And ours makes rather
+    # small bundles than idle slots, which can cost a slot the start of one task more
+    start_us, _ = COST.line(SPEC.bundle_rows)
+    assert ours.makespan_us <= 1.15 * python.makespan_us + start_us + merge_us(python)
     assert ours.spans.dtype == python.spans.dtype == ours.tasks.dtype == np.int32
 
 
@@ -56,6 +66,24 @@ def test_equal_batches_get_equal_plans() -> None:
     forest = forest_of(5, 300, 40, 500)
     planner = native.NativePlanner(SPEC, COST, UNLIMITED)
     assert planner.make_plan(forest).to_dict() == planner.make_plan(forest).to_dict()
+
+
+def shared_and_private(batch: int, shared: int, private: int) -> PrefixForest:
+    rows = [[("shared", shared), (f"private {row}", private)] for row in range(batch)]
+    return PrefixForest.from_paths(with_slots(rows))
+
+
+def test_partials_are_dearer_where_the_l2_does_not_keep_them() -> None:
+    forest = shared_and_private(512, 1024, 32)
+    spec = dataclasses.replace(SPEC, row_tiles=(64, 128), num_slots=16, tail_headroom=0)
+    plans = {
+        l2_tokens: native.NativePlanner(
+            dataclasses.replace(spec, l2_tokens=l2_tokens), COST, UNLIMITED
+        ).make_plan(forest)
+        for l2_tokens in (0.0, 1e9)
+    }
+    assert plans[0.0].num_parts < plans[1e9].num_parts
+    assert plans[0.0].makespan_us >= plans[1e9].makespan_us
 
 
 def test_a_plan_outlives_the_planner() -> None:
