@@ -21,7 +21,10 @@ from sglang_codec.kernels.kv_index import append_slots, gather_slots
 from sglang_codec.kv_writer import KVWriter
 from sglang_codec.layers import LayerSupport
 from sglang_codec.patches.fallbacks import FALLBACKS
-from sglang_codec.planning.plan import ALIGNED_ENTRIES, PlanCapacity, PlanLayout
+from sglang_codec.plan_maker import PlanMaker
+from sglang_codec.planning.capacity import capacity_for
+from sglang_codec.planning.plan import PlanLayout
+from sglang_codec.refusals import setting
 from sglang_codec.sharing_check import check_sharing
 
 logger = logging.getLogger(__name__)
@@ -69,25 +72,25 @@ class CodecDecodeBackend(AttentionBackend):
             kv_element_bytes=kv_dtype.itemsize,
             tail_headroom=TAIL_HEADROOM,
         )
-        rows = self.req_to_token_pool.req_to_token.shape[0]
-        capacity = PlanCapacity(
-            rows=rows,
-            tasks=4 * rows + 32 * spec.num_slots,
-            parts=4 * rows + 16 * spec.num_slots,
-            # every slot of the pool once, room for tails to grow, and for absorbed runs
-            kv_index=self._pool_slots() + rows * (TAIL_HEADROOM + 64 + 2 * ALIGNED_ENTRIES),
+        capacity = capacity_for(
+            spec,
+            rows=self.req_to_token_pool.req_to_token.shape[0],
+            pool_slots=self._pool_slots(),
+            num_kv_heads=shape.num_kv_heads,
         )
         layout = PlanLayout.of(capacity, spec)
         self.buffers = PlanBuffers(
             layout, num_qo_heads=shape.num_qo_heads, head_dim=shape.head_dim, device=self.device
         )
-        self.planner = BatchPlanner(
+        maker = PlanMaker(
             spec,
             cost_model(machine, spec, shape.num_kv_heads),
             layout,
             self.buffers.staging,
             self._host_rows,
         )
+        self.planner = BatchPlanner(maker, most_live=_micro_batches(model_runner))
+        self._rows = 0  # of the batch that is planned
         self.dump = PlanDump(config.dump) if config.dump else None
 
     @property
@@ -101,56 +104,60 @@ class CodecDecodeBackend(AttentionBackend):
 
     # SGLang's contract -----------------------------------------------------------------------
 
-    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
-        """Plan if the batch changed and fill the KV index; everything that the host decides.
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """Everything for a step without a CUDA graph."""
+        if self.ordinary is not None:
+            self.ordinary.init_forward_metadata(forward_batch)
+        # SGLang asks nothing of attention in an idle step that is not replayed
+        if not _is_idle(forward_batch):
+            self._prepare(forward_batch, in_capture=False)
+            self._record(forward_batch)
 
-        Reads `req_to_token` here and nowhere else: the scheduler may rewrite rows of finished
-        requests as soon as this has run.
-        """
+    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
+        """Everything that the host decides, before a capture or a replay."""
         if self.ordinary is not None:
             self.ordinary.init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
-        rows = forward_batch.batch_size - (getattr(forward_batch, "num_padding", 0) or 0)
-        lengths = self._host_lengths(forward_batch, rows)
-        pool_rows = forward_batch.req_pool_indices[:rows]
-        codec_batch = getattr(forward_batch, "codec_batch", None)
-        serves = not in_capture and not _is_idle(forward_batch)
-        if codec_batch is None and serves:
-            FALLBACKS.record("a decode batch without radix paths")
-        started = time.perf_counter()
-        new = self.planner.plan_if_changed(codec_batch, lengths, pool_rows, counted=serves)
-        if new is not None:
-            self._upload(new, pool_rows)
-            if serves:
-                self.planner.totals.plan_seconds += time.perf_counter() - started
-        if not in_capture and self.dump is not None:
-            self.dump.write(self.planner, FALLBACKS.counts, changed=new is not None)
+        self._prepare(forward_batch, in_capture=in_capture)
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
-        """Record this step's lengths and append its new KV slots; part of a captured graph."""
+        """What a captured graph does in each step before the first layer."""
         if self.ordinary is not None:
             self.ordinary.init_forward_metadata_in_graph(forward_batch)
-        append_slots(
-            self.buffers.kv_index,
-            self.buffers.row_lengths,
-            self.buffers.plan,
-            forward_batch.seq_lens,
-            forward_batch.out_cache_loc,
-            append_base_offset=self.buffers.layout.append_base,
-        )
-        update_lengths(self.buffers)
+        self._record(forward_batch)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
-        """Nothing to allocate: the buffers are fixed from the start; check that they suffice."""
-        self.buffers.capacity.check(rows=max_bs)
+        """Nothing to allocate here: rows beyond the buffers' can only be padding."""
         if self.ordinary is not None:
             self.ordinary.init_cuda_graph_state(max_bs, max_num_tokens)
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
+        if self.ordinary is not None:
+            return self.ordinary.get_cuda_graph_seq_len_fill_value()
         return 1
 
     def on_after_cuda_graph_warmup(self) -> None:
         if self.ordinary is not None:
             self.ordinary.on_after_cuda_graph_warmup()
+
+    def validate_elastic_cuda_graph_recapture(self) -> None:
+        if self.ordinary is not None:
+            self.ordinary.validate_elastic_cuda_graph_recapture()
+
+    def get_fused_kv_write_buffers(self, layer: Any, forward_batch: Any) -> Any:
+        """Where a model may write K and V by itself (SGLang >= 0.5.23); None: it may not."""
+        if layer.layer_id in self.layers.delegated:
+            return self.ordinary.get_fused_kv_write_buffers(layer, forward_batch)
+        return None
+
+    @property
+    def kv_index_translator(self) -> Any:
+        """SGLang's (from 0.5.19 on), which it sets on the backends that it knows of."""
+        return getattr(self.ordinary, "kv_index_translator", None)
+
+    @kv_index_translator.setter
+    def kv_index_translator(self, translator: Any) -> None:
+        if self.ordinary is not None:
+            self.ordinary.kv_index_translator = translator
 
     def shared_read_ends(self, fm: Any) -> Any:
         """Decode reads scheduler-owned tables before the replay only (SGLang >= 0.5.18)."""
@@ -171,28 +178,35 @@ class CodecDecodeBackend(AttentionBackend):
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """``q [B, Hq * D]``, ``k, v [B, Hkv, D]`` or None -> ``[B, Hq * D]``."""
+        """``q [..., Hq, D]`` or ``[..., Hq * D]``, k and v likewise or None -> ``[B, Hq * D]``."""
         if layer.layer_id in self.layers.delegated:
             return self.ordinary.forward_decode(
                 q, k, v, layer, forward_batch, save_kv_cache, **kwargs
             )
         self.layers.check_arguments(layer, kwargs)
-        out = q.new_empty(q.shape[0], layer.tp_q_head_num * layer.v_head_dim)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        if len(q) < self._rows:
+            raise ValueError(
+                f"layer {layer.layer_id} has {len(q)} query rows, but the batch that was planned "
+                f"has {self._rows}: its output would be written behind the end"
+            )
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
         k_buffer = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
         v_buffer = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
         if save_kv_cache and k is not None:
+            k = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)
+            v = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)
             self.kv_writer.write(layer, k, v, forward_batch.out_cache_loc)
         prefix_shared_attention(
             q,
             k_buffer,
             v_buffer,
-            out.view(-1, layer.tp_q_head_num, layer.v_head_dim),
+            out,
             self.buffers,
             sm_scale=layer.scaling,
             config=self.launch_config,
         )
-        return out
+        return out.view(len(q), -1)
 
     def forward_extend(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         raise RuntimeError(
@@ -201,6 +215,43 @@ class CodecDecodeBackend(AttentionBackend):
         )
 
     # details ---------------------------------------------------------------------------------
+
+    def _prepare(self, forward_batch: Any, *, in_capture: bool) -> None:
+        """Plan if the batch changed and fill the KV index.
+
+        Reads `req_to_token` here and nowhere else: the scheduler may rewrite rows of finished
+        requests as soon as this has run.
+        """
+        rows = _planned_rows(forward_batch)
+        codec_batch = getattr(forward_batch, "codec_batch", None)
+        serves = not in_capture and not _is_idle(forward_batch)
+        if codec_batch is None and serves:
+            FALLBACKS.record("a decode batch without radix paths")
+        if in_capture:  # a captured batch may be padded to more rows than there can be requests
+            rows = min(rows, self.buffers.capacity.rows)
+        lengths = self._host_lengths(forward_batch, rows)
+        pool_rows = forward_batch.req_pool_indices[:rows]
+        self._rows = rows
+        started = time.perf_counter()
+        new = self.planner.plan_if_changed(codec_batch, lengths, pool_rows, counted=serves)
+        if new is not None:
+            self._upload(new, pool_rows)
+            if serves:
+                self.planner.totals.plan_seconds += time.perf_counter() - started
+        if serves and self.dump is not None:
+            self.dump.write(self.planner, FALLBACKS.counts, changed=new is not None)
+
+    def _record(self, forward_batch: Any) -> None:
+        """Take over this step's lengths and append its new KV slots, on the device."""
+        append_slots(
+            self.buffers.kv_index,
+            self.buffers.row_lengths,
+            self.buffers.plan,
+            forward_batch.seq_lens,
+            forward_batch.out_cache_loc,
+            append_base_offset=self.buffers.layout.append_base,
+        )
+        update_lengths(self.buffers)
 
     @torch.profiler.record_function("codec.upload")
     def _upload(self, new: NewPlan, pool_rows: torch.Tensor) -> None:
@@ -212,7 +263,7 @@ class CodecDecodeBackend(AttentionBackend):
             table,
             pool_rows,
             spans,
-            longest=packed.longest_span,
+            longest=new.longest_span,
         )
         if self.config.check_sharing:
             check_sharing(self.planner.forest, table, pool_rows)
@@ -233,6 +284,26 @@ class CodecDecodeBackend(AttentionBackend):
         return [row[:n].numpy() for row, n in zip(table, lengths.tolist(), strict=True)]
 
 
+def _micro_batches(model_runner: Any) -> int:
+    """Batches that take turns on a rank: those in flight in its pipeline."""
+    stages = setting(model_runner, "pp_size") or 1
+    return stages + (setting(model_runner, "pp_async_batch_depth") or 0)
+
+
 def _is_idle(forward_batch: Any) -> bool:
     mode = getattr(forward_batch, "actual_forward_mode", forward_batch.forward_mode)
     return mode.is_idle()
+
+
+def _planned_rows(forward_batch: Any) -> int:
+    """Rows of the batch before SGLang padded it, which is what the radix paths describe.
+
+    It pads for a captured size (`num_padding` of the replay view) and, under DP attention, to the
+    largest of all ranks (`_original_batch_size`).
+    """
+    if getattr(forward_batch, "codec_batch", None) is not None:
+        return forward_batch.codec_batch.rows
+    if (padding := getattr(forward_batch, "num_padding", None)) is not None:
+        return forward_batch.batch_size - padding
+    original = getattr(forward_batch, "_original_batch_size", None)
+    return forward_batch.batch_size if original is None else original

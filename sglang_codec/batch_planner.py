@@ -1,4 +1,4 @@
-"""When to plan a decode batch again, and with which forest."""
+"""When to plan a decode batch again, and what has been served."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import numpy as np
 import torch
 
 from sglang_codec.patches.fallbacks import FALLBACKS
-from sglang_codec.planning.choice import packer_for, planner_for
-from sglang_codec.planning.cost_model import CostModel
+from sglang_codec.plan_maker import MadePlan, PlanMaker
 from sglang_codec.planning.forest import PrefixForest
-from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan, pack
-from sglang_codec.planning.paths import RadixPaths
-from sglang_codec.planning.plan import Plan, PlanCapacityError, PlanLayout, PlanSpec
+from sglang_codec.planning.packed import PackedPlan
+from sglang_codec.planning.plan import SPAN_INTS, Plan
 
 
 @dataclass(slots=True)
@@ -42,45 +40,39 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class NewPlan:
-    """A plan to be sent: `packed` says what `staging` holds, ``int32 [layout.size]``."""
+    """A plan to be sent: `packed` says what `staging` holds, ``int32 [layout.size]``.
+
+    `longest_span` is what the KV index is filled with; it is longer than the plan's own where rows
+    have grown since the plan was made.
+    """
 
     staging: torch.Tensor
     packed: PackedPlan
+    longest_span: int
+
+
+@dataclass(slots=True)
+class _Live:
+    """A plan, the batch that it serves, and that batch's lengths at its latest step."""
+
+    signature: Hashable
+    made: MadePlan
+    lengths: np.ndarray
 
 
 class BatchPlanner:
-    """Keeps the current plan and replaces it when the batch is no longer the one it was made for.
+    """Keeps the plans of the batches that are being decoded, one per pipeline micro-batch.
 
     Args:
-        layout: of the plans, with the capacities of the buffers.
-        staging: makes the host memory that a plan is written to.
-        host_rows: ``(pool_rows, lengths) -> rows' KV slots``, the slow way out when a batch without
-            proven sharing does not fit the buffers.
+        maker: makes plans.
+        most_live: batches that take turns; of more, the one that waited longest is forgotten.
     """
 
-    def __init__(
-        self,
-        spec: PlanSpec,
-        cost_model: CostModel,
-        layout: PlanLayout,
-        staging: Callable[[], torch.Tensor],
-        host_rows: Callable[[Any, np.ndarray], list[np.ndarray]],
-    ) -> None:
-        self.spec = spec
-        self.cost_model = cost_model
-        self.layout = layout
+    def __init__(self, maker: PlanMaker, *, most_live: int = 1) -> None:
+        self.maker = maker
         self.totals = Totals()
-        self.packed: PackedPlan | None = None
-        self._staging = staging
-        self._host_rows = host_rows
-        self._pack_paths = packer_for(spec, cost_model, layout.capacity)
-        self._make_plan = planner_for(spec, cost_model, layout.capacity)
-        # what the current plan was made of, and what has been asked for since
-        self._source: tuple[RadixPaths, np.ndarray] | None = None
-        self._forest: PrefixForest | None = None
-        self._plan: Plan | None = None
-        self._signature: Hashable = None
-        self._lengths: np.ndarray | None = None
+        self._most_live = most_live
+        self._live: list[_Live] = []  # the one that is on the device comes last
         # KV tokens of one step: what the current plan saves, and what the latest batch holds
         self._saved = 0
         self._held = 0
@@ -91,64 +83,61 @@ class BatchPlanner:
         return self._saved / self._held if self._held else 0.0
 
     @property
+    def packed(self) -> PackedPlan | None:
+        """What is on the device."""
+        return self._live[-1].made.packed if self._live else None
+
+    @property
     def forest(self) -> PrefixForest | None:
-        """The forest of the current plan, made when first asked for: nothing served needs it."""
-        if self._forest is None and self._source is not None:
-            paths, lengths = self._source
-            self._forest = PrefixForest.from_radix_paths(
-                paths, lengths, private_tokens=PRIVATE_TOKENS
-            )
-        return self._forest
+        """The forest of the current plan."""
+        return self._live[-1].made.forest if self._live else None
 
     @property
     def plan(self) -> Plan | None:
-        """The current plan in all its parts, made again when first asked for."""
-        if self._plan is None and self.packed is not None:
-            self._plan = self._make_plan(self.forest)
-        return self._plan
+        """The current plan in all its parts."""
+        return self._live[-1].made.plan if self._live else None
 
     def plan_if_changed(
         self, codec_batch: Any, lengths: np.ndarray, pool_rows: Any, *, counted: bool = True
     ) -> NewPlan | None:
-        """The new plan if this step needs one, else None.
+        """What is to be sent before this step can be served, or None if it is on the device.
 
         Args:
             codec_batch: `CodecBatch` or None when nothing is known of the batch.
             lengths: ``[B]`` KV tokens of each row, the new one included.
-            pool_rows: the rows' places in `req_to_token`, for `host_rows`.
+            pool_rows: the rows' places in `req_to_token`.
             counted: False for a step that serves no request (graph capture, an idle rank).
         """
         lengths = np.array(lengths, np.int32)
         signature = None if codec_batch is None else codec_batch.signature
-        new = None
-        if not self._serves(signature, lengths):
+        live = self._live_plan(signature, lengths)
+        new, planned = None, live is None
+        if live is None:
             # the name of this stage in a profile of the server
             with torch.profiler.record_function("codec.plan"):
-                new = self._replan(codec_batch, lengths, pool_rows)
-        self._signature, self._lengths = signature, lengths
+                made = self.maker.make(codec_batch, lengths, pool_rows)
+            live = _Live(signature, made, lengths)
+            new = NewPlan(made.staging, made.packed, made.packed.longest_span)
+        elif live is not self._live[-1]:
+            new = self._resent(live.made, lengths)
+        live.lengths = lengths
+        self._make_current(live)
         if counted:
-            self._count(lengths, is_new=new is not None)
+            self._count(lengths, is_new=planned)
         return new
 
-    def _replan(self, codec_batch: Any, lengths: np.ndarray, pool_rows: Any) -> NewPlan:
-        paths = RadixPaths.private(len(lengths)) if codec_batch is None else codec_batch.read()
-        staging = self._staging()
-        forest = plan = None
+    def _live_plan(self, signature: Hashable, lengths: np.ndarray) -> _Live | None:
+        """The plan that serves this very batch, if there is one."""
         try:
-            packed = self._pack_paths(paths, lengths, self.layout, staging.numpy())
-        except PlanCapacityError as error:
-            # rows may hold the same slots without the tree saying so; their distinct slots fit
-            FALLBACKS.record("sharing found by comparing KV slots (a synchronisation)", error)
-            forest = self._forest_of_slots(lengths, pool_rows)
-            plan = self._make_plan(forest)
-            packed = pack(forest, plan, self.layout, staging.numpy())
-        self.packed = packed
-        self._source, self._forest, self._plan = (paths, lengths), forest, plan
-        # tails grow by as many tokens as the rows do: it stays while the plan does
-        self._saved = packed.kv_tokens_stock - packed.kv_tokens_read
-        return NewPlan(staging, packed)
+            for live in reversed(self._live):
+                if self._serves(live, signature, lengths):
+                    return live
+        except Exception as error:  # foreign objects are compared
+            FALLBACKS.record(f"comparing batches failed with {type(error).__name__}", error)
+        return None
 
-    def _serves(self, signature: Hashable, lengths: np.ndarray) -> bool:
+    @staticmethod
+    def _serves(live: _Live, signature: Hashable, lengths: np.ndarray) -> bool:
         """The batch is the planned one, one token longer, and its tails still fit.
 
         One token exactly: a step that this backend did not see (a mixed chunk) has left a slot that
@@ -156,16 +145,29 @@ class BatchPlanner:
         """
         return (
             signature is not None
-            and signature == self._signature
-            and len(lengths) == len(self._lengths)
-            and bool((lengths == self._lengths + 1).all())
-            and bool((lengths <= self.packed.max_lengths).all())
+            and signature == live.signature
+            and len(lengths) == len(live.lengths)
+            and bool((lengths == live.lengths + 1).all())
+            and bool((lengths <= live.made.packed.max_lengths).all())
         )
 
-    def _forest_of_slots(self, lengths: np.ndarray, pool_rows: Any) -> PrefixForest:
-        rows = self._host_rows(pool_rows, lengths)
-        indptr = np.concatenate([[0], np.cumsum(lengths)])
-        return PrefixForest.from_kv_indices(indptr, np.concatenate(rows))
+    def _resent(self, made: MadePlan, lengths: np.ndarray) -> NewPlan:
+        """The plan as it was made, with the tails' spans up to where their rows end now."""
+        packed, staging = made.packed, self.maker.staging()
+        staging[: packed.used] = made.staging[: packed.used]
+        spans = staging.numpy()[packed.used - packed.num_spans * SPAN_INTS : packed.used]
+        spans = spans.reshape(-1, SPAN_INTS)
+        rows = spans[:, 0]
+        is_tail = spans[:, 1] + spans[:, 2] == made.lengths[rows]
+        spans[:, 2] += np.where(is_tail, (lengths - made.lengths)[rows], 0)
+        return NewPlan(staging, packed, int(spans[:, 2].max(initial=0)))
+
+    def _make_current(self, live: _Live) -> None:
+        others = [other for other in self._live if other is not live]
+        self._live = [*others, live][-self._most_live :]
+        packed = live.made.packed
+        # tails grow by as many tokens as the rows do: it stays while the plan does
+        self._saved = packed.kv_tokens_stock - packed.kv_tokens_read
 
     def _count(self, lengths: np.ndarray, *, is_new: bool) -> None:
         self._held = int(lengths.sum())

@@ -27,6 +27,8 @@ NAMESPACES = {
     "disable_radix_cache": "memory",
     "enable_pdmux": "disagg",
     "dcp_size": "server_args",
+    "pp_size": "parallel",
+    "pp_async_batch_depth": "parallel",
 }
 
 _OTHER_BACKEND = "use another --decode-attention-backend"

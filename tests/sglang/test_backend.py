@@ -1,0 +1,167 @@
+"""The backend as SGLang drives it: padded and unpadded batches, idle ranks, micro-batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from backend_bench import SHARED, Batch, Bench
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+from sglang_codec.batch_planner import Totals
+
+ROWS = (5, 2, 7)  # places in the request pool
+
+
+def steps(bench: Bench, signature: str = "a", rows: tuple[int, ...] = ROWS):
+    """Decode batches of the same requests, step by step."""
+    lengths = [SHARED + 20 + 9 * row for row in rows]
+    bench.start(lengths, rows)
+    while True:
+        lengths = [length + 1 for length in lengths]
+        yield bench.batch(lengths, rows, Batch(len(rows), signature))
+
+
+def test_an_eager_batch() -> None:
+    bench = Bench()
+    for batch, _ in zip(steps(bench), range(3), strict=False):
+        bench.eager(batch)
+    assert bench.backend.planner.totals.plans == 1
+    assert bench.backend.planner.totals.kv_tokens_saved == 3 * 2 * SHARED
+
+
+@pytest.mark.parametrize("padded", [4, 8, 9, 40])  # the request pool has 9 rows
+def test_an_eager_batch_that_is_padded_for_other_ranks(padded: int) -> None:
+    bench = Bench()
+    for batch, _ in zip(steps(bench), range(2), strict=False):
+        bench.pad(batch, padded)
+        out = bench.eager(batch)
+        assert not out[len(ROWS) :].any()
+    totals = bench.backend.planner.totals
+    assert (totals.steps, totals.plans, totals.kv_tokens_saved) == (2, 1, 2 * 2 * SHARED)
+
+
+@pytest.mark.parametrize("padded", [3, 4, 8, 9, 40])
+def test_a_replayed_batch(padded: int) -> None:
+    bench = Bench()
+    for batch, _ in zip(steps(bench), range(2), strict=False):
+        out = bench.replay(batch, padded)
+        assert not out[len(ROWS) :].any()
+    totals = bench.backend.planner.totals
+    assert (totals.steps, totals.plans, totals.kv_tokens_saved) == (2, 1, 2 * 2 * SHARED)
+
+
+def test_replayed_and_eager_steps_share_a_plan() -> None:
+    """A batch leaves the captured sizes when a request joins, and comes back."""
+    bench = Bench()
+    series = steps(bench)
+    bench.replay(next(series), 4)
+    bench.eager(next(series))
+    bench.replay(next(series), 8)
+    assert bench.backend.planner.totals.plans == 1
+
+
+def test_a_padded_batch_of_which_nothing_is_known_is_planned_without_its_padding() -> None:
+    for serve in (lambda bench, batch: bench.replay(batch, 8), eager_padded):
+        bench = Bench()
+        batch = next(steps(bench))
+        del batch.codec_batch
+        serve(bench, batch)
+        assert len(bench.backend.planner.packed.max_lengths) == len(ROWS)
+        assert bench.backend.planner.totals.kv_tokens_stock == int(batch.seq_lens[:3].sum())
+
+
+def eager_padded(bench: Bench, batch: object) -> None:
+    bench.pad(batch, 8)
+    bench.eager(batch)
+
+
+@pytest.mark.parametrize("rows", [4, 9, 16])
+def test_capture_of_any_size(rows: int) -> None:
+    """Capture sizes are rounded up to the attention-TP size: more rows than the pool has."""
+    bench = Bench()
+    bench.backend.init_cuda_graph_state(rows, rows)
+    batch = bench.batch([1], [0], None)
+    bench.pad(batch, rows)
+    del batch._original_batch_size
+    bench.backend.init_forward_metadata_out_graph(batch, in_capture=True)
+    bench.backend.init_forward_metadata_in_graph(batch)
+    for layer in bench.layers:
+        q, k, v = torch.randn(rows, 64), *torch.randn(2, rows, 2, 16)
+        assert bench.backend.forward_decode(q, k, v, layer, batch).isfinite().all()
+    assert bench.backend.planner.totals == Totals()
+
+
+def test_idle_ranks_serve_no_one() -> None:
+    bench = Bench()
+    idle = bench.batch([], [], None)
+    idle.forward_mode = ForwardMode.IDLE
+    bench.backend.init_forward_metadata(idle)
+    view = bench.view(idle, 4)
+    assert view.actual_forward_mode.is_idle()
+    bench.backend.init_forward_metadata_out_graph(view)
+    bench.replay(idle, 4)
+    assert bench.backend.planner.totals == Totals()
+    bench.pad(idle, 4)
+    bench.backend.init_forward_metadata(idle)
+    assert bench.backend.planner.totals == Totals()
+    bench.eager(next(steps(bench)))
+    assert bench.backend.planner.totals.steps == 1
+
+
+def test_micro_batches_keep_their_plans() -> None:
+    """Two batches take turns, as in a pipeline of two stages: each is planned once."""
+    bench = Bench(pp_size=2)
+    left, right = Batch(3, "left"), Batch(4, "right")
+    at_left, at_right = [70, 90, 52], [60, 75, 99, 130]
+    bench.start(at_left, (1, 2, 5))
+    bench.start(at_right, (3, 4, 6, 8))
+    for step in range(1, 6):
+        bench.eager(bench.batch([n + step for n in at_left], (1, 2, 5), left))
+        bench.replay(bench.batch([n + step for n in at_right], (3, 4, 6, 8), right), 6)
+    assert (left.reads, right.reads) == (1, 1)
+    totals = bench.backend.planner.totals
+    assert (totals.steps, totals.plans, totals.plans_reused) == (10, 2, 8)
+    assert totals.kv_tokens_saved == 5 * (2 * SHARED + 3 * SHARED)
+
+
+def test_without_a_pipeline_one_plan_is_kept() -> None:
+    bench = Bench()
+    left, right = Batch(2, "left"), Batch(1, "right")
+    bench.start([70, 90], (1, 2))
+    bench.start([60], (3,))
+    for step in (1, 2):
+        bench.eager(bench.batch([70 + step, 90 + step], (1, 2), left))
+        bench.eager(bench.batch([60 + step], (3,), right))
+    assert bench.backend.planner.totals.plans == 4
+
+
+@pytest.mark.parametrize("shape", [(3, 64), (3, 4, 16), (1, 3, 4, 16), (1, 3, 64)])
+def test_queries_in_any_shape(shape: tuple[int, ...]) -> None:
+    bench = Bench()
+    batch = next(steps(bench))
+    bench.backend.init_forward_metadata(batch)
+    bench.attend(batch, 3, real=batch, q=torch.randn(shape))
+
+
+def test_queries_and_values_that_are_parts_of_a_wider_tensor() -> None:
+    bench = Bench()
+    batch = next(steps(bench))
+    bench.backend.init_forward_metadata(batch)
+    wide = torch.randn(3, 64 + 32 + 40 + 32)
+    q, k, _, v = wide.split([64, 32, 40, 32], 1)
+    for layer in bench.layers:
+        # K and V with the strides of their own that a model's views give them
+        separate = torch.randn(3, 2, 24)[..., :16]
+        out = bench.backend.forward_decode(q, k, separate, layer, batch)
+        bench._check(q.reshape(3, 4, 16), out, layer, batch)
+        out = bench.backend.forward_decode(q, k.view(1, 3, 2, 16), v, layer, batch)
+        bench._check(q.reshape(3, 4, 16), out, layer, batch)
+
+
+def test_fewer_queries_than_planned_rows_are_refused() -> None:
+    bench = Bench()
+    batch = next(steps(bench))
+    bench.backend.init_forward_metadata(batch)
+    k, v = torch.randn(2, 3, 2, 16)
+    with pytest.raises(ValueError, match="2 query rows.*3"):
+        bench.backend.forward_decode(torch.randn(2, 64), k, v, bench.layers[0], batch)

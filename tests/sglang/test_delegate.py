@@ -1,0 +1,180 @@
+"""A delegate is a whole backend: every call of SGLang's contract reaches it."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from backend_bench import Bench
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang_versions import SUPPORT, VERSIONS, run_python
+
+# calls of the contract -> arguments
+FORWARDED: dict[str, tuple[Any, ...]] = {
+    "init_forward_metadata": ("batch",),
+    "init_forward_metadata_out_graph": ("batch",),
+    "init_forward_metadata_in_graph": ("batch",),
+    "init_cuda_graph_state": (4, 4),
+    "get_cuda_graph_seq_len_fill_value": (),
+    "on_after_cuda_graph_warmup": (),
+    "validate_elastic_cuda_graph_recapture": (),
+    "shared_read_ends": (ForwardMode.DECODE,),
+    "get_fused_kv_write_buffers": ("delegated layer", "batch"),
+    "forward_decode": ("q", "k", "v", "delegated layer", "batch"),
+}
+# what SGLang asks of the backend that prefills, verifies or drafts, which codec never is
+NOT_DECODE = {
+    "supports_ragged_verify_graph",
+    "folds_encoder_swa_replay",
+    "glue_target_verify_metadata",
+    "glue_draft_metadata",
+    "supports_draft_extend_metadata_staging",
+    "draft_extend_metadata_captured_in_graph",
+    "extend_dummy_seqs_capped_by_req_pool",
+    "use_captured_forward_metadata_for_breakable_cuda_graph",
+    "prefill_cuda_graph_max_batch_size",
+    "prefer_eager_mixed_prefill_under_dp_attention",
+    "skips_prefill_metadata_on_idle_dp_rank",
+    "supports_prefill_cuda_graph_max_context_size",
+    "prefill_cuda_graph_default_max_seq_len",
+    "dllm_attention",
+    "resolve_prefill_shared_read_ends",
+    "prepare_prefill_shared_read_snapshot",
+    "_snapshot_prefill_shared_reads",
+    "supports_full_cuda_graph_chunked_prefix",
+    "prepare_full_cuda_graph_chunked_prefix",
+    "init_forward_metadata_for_breakable_cuda_graph_capture",
+    "prepare_forward_metadata_for_breakable_cuda_graph_replay",
+    "late_layer_num_tokens",
+    "verify_mask",
+    "update_verify_buffers_to_fill_after_draft",
+    "forward_extend",
+    "forward_mixed",
+}
+# what codec answers by itself, and right for its delegate too
+OWN = {
+    "prefill_attention_backend_str",  # set by SGLang
+    "decode_attention_backend_str",
+    "data_type",  # of MLA backends
+    "kv_cache_dtype",
+    "attn_backend_list",  # children whose metadata a glue graph keeps; refused
+    "forward_metadata",
+    "kv_index_translator",  # passed on, see the test below
+    "needs_cpu_seq_lens",  # yes
+    "forward",  # calls forward_decode
+    "support_triton",  # yes
+    "get_indexer_metadata",  # of sparse attention; refused
+}
+
+
+def probe(program: str, version: str) -> Any:
+    done = run_python("-c", program, sglang=version)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_contract_holds_nothing_that_is_not_forwarded_or_known(version: str) -> None:
+    members = probe(
+        "import json; from sglang.srt.layers.attention.base_attn_backend import AttentionBackend\n"
+        "print(json.dumps([n for n in vars(AttentionBackend) if not n.startswith('__')]))",
+        version,
+    )
+    members = {name for name in members if not name.startswith("_abc")}
+    unknown = members - set(FORWARDED) - NOT_DECODE - OWN
+    assert not unknown, f"SGLang {version} has new calls: forward them to the delegate, or say why"
+
+
+@pytest.mark.parametrize("call", FORWARDED)
+def test_each_call_reaches_the_delegate(call: str) -> None:
+    ordinary = MagicMock(spec=AttentionBackend, name="ordinary")
+    for name in FORWARDED:  # those of newer versions too
+        setattr(ordinary, name, MagicMock(name=name))
+    ordinary.shared_read_ends.return_value = SharedReadEnds.POST_REPLAY
+    bench = Bench(change_layer=cap_second, ordinary=ordinary)
+    bench.start([60], [1])
+    values = {"batch": bench.batch([61], [1], None), "delegated layer": bench.layers[1]}
+    values |= dict.fromkeys("qkv", torch.zeros(1, 64))
+    arguments = [values.get(a, a) if isinstance(a, str) else a for a in FORWARDED[call]]
+    answer = getattr(bench.backend, call)(*arguments)
+    asked = getattr(ordinary, call)
+    asked.assert_called_once()
+    assert all(
+        given is wanted for given, wanted in zip(asked.call_args.args, arguments, strict=False)
+    )
+    if answer is not None:
+        assert answer is asked.return_value
+
+
+def cap_second(layer: Any) -> None:
+    if layer.layer_id == 1:
+        layer.logit_cap = 30.0
+
+
+def test_capture_is_told_to_the_delegate() -> None:
+    ordinary = MagicMock(spec=AttentionBackend)
+    bench = Bench(change_layer=cap_second, ordinary=ordinary)
+    batch = bench.batch([1], [0], None)
+    bench.backend.init_forward_metadata_out_graph(batch, in_capture=True)
+    ordinary.init_forward_metadata_out_graph.assert_called_once_with(batch, in_capture=True)
+
+
+def test_a_served_layer_is_not_the_delegates_business() -> None:
+    ordinary = MagicMock(spec=AttentionBackend)
+    bench = Bench(change_layer=cap_second, ordinary=ordinary)
+    bench.start([60, 70], [1, 2])
+    bench.eager(bench.batch([61, 71], [1, 2], None))
+    ordinary.forward_decode.assert_not_called()
+    assert bench.backend.get_fused_kv_write_buffers(bench.layers[0], None) is None
+
+
+def test_the_reads_end_when_the_later_of_both_has_read() -> None:
+    for end in (SharedReadEnds.PRE_REPLAY, SharedReadEnds.IN_REPLAY, SharedReadEnds.UNKNOWN):
+        ordinary = MagicMock(spec=AttentionBackend)
+        ordinary.shared_read_ends.return_value = end
+        backend = Bench(change_layer=cap_second, ordinary=ordinary).backend
+        assert backend.shared_read_ends(ForwardMode.DECODE) is end
+    alone = Bench().backend
+    assert alone.shared_read_ends(ForwardMode.DECODE) is SharedReadEnds.PRE_REPLAY
+    assert alone.shared_read_ends(ForwardMode.EXTEND) is SharedReadEnds.UNKNOWN
+
+
+def test_the_translator_of_kv_slots_is_the_delegates() -> None:
+    ordinary = SimpleNamespace(kv_index_translator=None)
+    backend = Bench(change_layer=cap_second, ordinary=ordinary).backend
+    backend.kv_index_translator = translator = object()
+    assert ordinary.kv_index_translator is backend.kv_index_translator is translator
+    alone = Bench().backend
+    alone.kv_index_translator = translator
+    assert alone.kv_index_translator is None
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("stock", ["triton", "torch_native"])
+def test_delegated_layers_decode_without_graphs(
+    version: str, stock: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Real stock backends; every second layer has a logit cap, as Gemma 2's have."""
+    outputs = []
+    for backend in ("codec", stock):
+        folder = tmp_path_factory.mktemp("delegate")
+        done = run_python(
+            str(SUPPORT / "delegate_probe.py"),
+            str(folder / "model"),
+            str(folder / "report.json"),
+            backend,
+            sglang=version,
+            SGLANG_CODEC_PREFILL_BACKEND=stock,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        outputs.append(json.loads((folder / "report.json").read_text()))
+    ours, theirs = outputs
+    assert ours["outputs"] == theirs["outputs"]
+    assert ours["delegated"] == [1]
+    assert ours["fallbacks"] == {}
+    assert ours["saved"] > 0

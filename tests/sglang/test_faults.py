@@ -1,0 +1,58 @@
+"""Planning cannot end serving: whatever a stage raises, the step is served and counted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from sglang_versions import SUPPORT, run_python
+
+NOT_SHARED = "a batch is planned without sharing"
+LESS_SHARED = "a tree too deep for the buffers is read with less sharing"
+BY_SLOTS = "sharing found by comparing KV slots (a synchronisation)"
+RAISED = "planning failed with ZeroDivisionError"
+# stage that raises -> what is counted, and whether the sharing is still found
+STAGES = {
+    "reading the tree": ({"reading the tree failed with ZeroDivisionError"}, False),
+    "comparing batches": ({"comparing batches failed with ZeroDivisionError"}, True),
+    "the planner": ({RAISED, NOT_SHARED}, False),
+    "no memory": ({"planning failed with MemoryError", NOT_SHARED}, False),
+    "the planner's buffers": ({LESS_SHARED}, True),
+    "less sharing": ({RAISED, NOT_SHARED}, False),
+    "less sharing's buffers": ({NOT_SHARED}, False),
+    "the forest": ({RAISED, NOT_SHARED}, False),
+    "no sharing": ({RAISED, BY_SLOTS}, True),
+    "no sharing's buffers": ({RAISED, BY_SLOTS}, True),
+}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("faults")
+    done = run_python(
+        str(SUPPORT / "fault_probe.py"), str(folder / "model"), str(folder / "report.json")
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {"log": done.stderr} | json.loads((folder / "report.json").read_text())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_raises_ends_nothing(served: dict[str, Any], stage: str) -> None:
+    reasons, shares = STAGES[stage]
+    calm, faulty = served["nothing"], served[stage]
+    assert faulty["outputs"] == calm["outputs"]
+    assert faulty["steps"] == calm["steps"]
+    assert set(faulty["fallbacks"]) == reasons
+    assert (faulty["saved"] > 0) == shares
+
+
+def test_a_fault_that_passes_leaves_nothing_behind(served: dict[str, Any]) -> None:
+    calm = served["nothing"]
+    assert calm["fallbacks"] == {}
+    assert calm["saved"] > 0
+    assert served["nothing, at the end"] == calm
+
+
+def test_the_first_of_a_kind_is_logged_with_its_cause(served: dict[str, Any]) -> None:
+    assert "ZeroDivisionError: injected" in served["log"]

@@ -1,0 +1,213 @@
+"""`CodecDecodeBackend` on SGLang's own pools and batches, without a scheduler or a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.model_executor.runner.decode_cuda_graph_runner import build_replay_fb_view
+
+from sglang_codec.backend import CodecDecodeBackend
+from sglang_codec.config import CodecConfig
+from sglang_codec.patches.replay_view import copy_codec_batch
+from sglang_codec.planning.paths import RadixPaths
+from sglang_codec.reference import decode_attention
+
+Q_HEADS, KV_HEADS, HEAD_DIM, LAYERS = 4, 2, 16, 2
+SHARED = 50
+
+
+class Batch:
+    """A `CodecBatch`: rows that share their first `SHARED` tokens."""
+
+    def __init__(self, rows: int, signature: object = None) -> None:
+        self.rows, self.signature, self.reads = rows, signature, 0
+
+    def read(self) -> RadixPaths:
+        self.reads += 1
+        empty = np.zeros(0, np.int32)
+        shares = self.rows > 1
+        parent = np.array([-1], np.int32) if shares else empty
+        end = np.array([SHARED], np.int32) if shares else empty
+        return RadixPaths(parent, end, np.full(self.rows, 0 if shares else -1, np.int32))
+
+
+class Bench:
+    """Pools of `max_rows` requests, and a decode backend over two layers.
+
+    Args:
+        change_layer: called with every layer before the backend sees it.
+        ordinary: the stock backend for delegated layers.
+    """
+
+    def __init__(
+        self,
+        max_rows: int = 8,
+        *,
+        change_layer: Callable[[RadixAttention], None] = lambda layer: None,
+        ordinary: Any = None,
+        **settings: Any,
+    ) -> None:
+        self.table = ReqToTokenPool(max_rows, 256, "cpu", enable_memory_saver=False)
+        self.pool = MHATokenToKVPool(
+            size=2000,
+            page_size=1,
+            dtype=torch.float32,
+            head_num=KV_HEADS,
+            head_dim=HEAD_DIM,
+            layer_num=LAYERS,
+            device="cpu",
+            enable_memory_saver=False,
+        )
+        for layer in range(LAYERS):
+            for buffer in (self.pool.get_key_buffer(layer), self.pool.get_value_buffer(layer)):
+                buffer.normal_()
+        self.layers = torch.nn.ModuleList(
+            RadixAttention(Q_HEADS, HEAD_DIM, HEAD_DIM**-0.5, KV_HEADS, layer)
+            for layer in range(LAYERS)
+        )
+        for layer in self.layers:
+            change_layer(layer)
+        arguments = SimpleNamespace(**settings)
+        self.runner = SimpleNamespace(
+            device="cpu",
+            gpu_id=0,
+            model=self.layers,
+            model_config=SimpleNamespace(is_encoder_decoder=False),
+            req_to_token_pool=self.table,
+            token_to_kv_pool=self.pool,
+            dtype=torch.float32,
+            kv_cache_dtype=torch.float32,
+            server_args=arguments,
+        )
+        self.backend = CodecDecodeBackend(self.runner, CodecConfig(), lambda: ordinary)
+        self.runner.attn_backend = self.backend
+        self._next_slot = 1
+
+    def start(self, lengths: Sequence[int], pool_rows: Sequence[int]) -> None:
+        """Give the requests at `pool_rows` KV slots: the first `SHARED` are the same ones."""
+        shared = self._slots(SHARED)
+        for row, length in zip(pool_rows, lengths, strict=True):
+            self.table.req_to_token[row, :SHARED] = shared
+            self.table.req_to_token[row, SHARED:length] = self._slots(length - SHARED)
+            # what lies behind must not be read
+            self.table.req_to_token[row, length:] = -1
+
+    def batch(
+        self, lengths: Sequence[int], pool_rows: Sequence[int], codec_batch: Any
+    ) -> ForwardBatch:
+        """The next decode step of the requests: each gets a slot for its newest token."""
+        count = len(lengths)
+        new = self._slots(count)
+        for row, length, slot in zip(pool_rows, lengths, new.tolist(), strict=True):
+            self.table.req_to_token[row, length - 1] = slot
+        batch = ForwardBatch(
+            forward_mode=ForwardMode.DECODE,
+            batch_size=count,
+            input_ids=torch.zeros(count, dtype=torch.int64),
+            req_pool_indices=torch.tensor(pool_rows, dtype=torch.int64),
+            seq_lens=torch.tensor(lengths, dtype=torch.int64),
+            out_cache_loc=new.long(),
+            seq_lens_sum=sum(lengths),
+        )
+        batch.seq_lens_cpu = batch.seq_lens.clone()
+        batch.positions = batch.seq_lens - 1
+        if codec_batch is not None:
+            batch.codec_batch = codec_batch
+        return batch
+
+    def pad(self, batch: ForwardBatch, rows: int) -> None:
+        """As `prepare_mlp_sync_batch` does on a rank with fewer requests than another."""
+        batch._original_batch_size, batch.batch_size = batch.batch_size, rows
+        batch._pad_inputs_to_size(self.runner, rows, rows)
+
+    def view(self, batch: ForwardBatch, rows: int) -> Any:
+        """What SGLang hands to the backend before it replays a graph of `rows` rows."""
+
+        def padded(tensor: torch.Tensor, fill: int) -> torch.Tensor:
+            return torch.cat([tensor, tensor.new_full((rows - len(tensor),), fill)])
+
+        buffers = SimpleNamespace(
+            input_ids=padded(batch.input_ids, 0),
+            positions=padded(batch.positions, 0),
+            req_pool_indices=padded(batch.req_pool_indices, 0),
+            seq_lens=padded(batch.seq_lens, 1),
+            seq_lens_cpu=padded(batch.seq_lens_cpu, 1),
+            mamba_track_indices=None,
+        )
+        view = build_replay_fb_view(
+            forward_batch=batch,
+            buffers=buffers,
+            bs=rows,
+            raw_bs=batch.batch_size,
+            num_tokens=rows,
+            global_num_tokens_cpu=None,
+            seq_len_fill_value=1,
+            capture_forward_mode=ForwardMode.DECODE,
+            is_encoder_decoder=False,
+        )
+        copy_codec_batch(view, batch)
+        return view
+
+    def replay(self, batch: ForwardBatch, rows: int) -> torch.Tensor:
+        """A replay of a graph of `rows` rows: `out_graph` sees the view, the rest static inputs."""
+        view = self.view(batch, rows)
+        self.backend.init_forward_metadata_out_graph(view)
+        slots = torch.zeros(rows, dtype=torch.int64)
+        slots[: batch.batch_size] = batch.out_cache_loc
+        static = SimpleNamespace(
+            forward_mode=ForwardMode.DECODE, seq_lens=view.seq_lens, out_cache_loc=slots
+        )
+        self.backend.init_forward_metadata_in_graph(static)
+        return self.attend(static, rows, real=batch)
+
+    def eager(self, batch: ForwardBatch) -> torch.Tensor:
+        self.backend.init_forward_metadata(batch)
+        return self.attend(batch, batch.batch_size, real=batch)
+
+    def attend(
+        self, batch: Any, rows: int, *, real: ForwardBatch, q: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Run every layer, compare its real rows with the oracle; the last layer's output."""
+        for layer in self.layers:
+            if layer.layer_id in self.backend.layers.delegated:
+                continue
+            given = torch.randn(rows, Q_HEADS * HEAD_DIM) if q is None else q
+            k, v = torch.randn(2, rows, KV_HEADS, HEAD_DIM)
+            out = self.backend.forward_decode(given, k, v, layer, batch)
+            assert out.shape == (rows, Q_HEADS * HEAD_DIM)
+            self._check(given.reshape(rows, Q_HEADS, HEAD_DIM), out, layer, real)
+        return out
+
+    def _check(
+        self, q: torch.Tensor, out: torch.Tensor, layer: RadixAttention, batch: ForwardBatch
+    ) -> None:
+        count = getattr(batch, "_original_batch_size", None)
+        count = batch.batch_size if count is None else count
+        rows = [
+            self.table.req_to_token[row, :length]
+            for row, length in zip(
+                batch.req_pool_indices[:count].tolist(),
+                batch.seq_lens[:count].tolist(),
+                strict=True,
+            )
+        ]
+        exact, _ = decode_attention(
+            q[:count],
+            self.pool.get_key_buffer(layer.layer_id),
+            self.pool.get_value_buffer(layer.layer_id),
+            rows,
+            layer.scaling,
+        )
+        got = out[:count].view(count, Q_HEADS, HEAD_DIM).double()
+        torch.testing.assert_close(got, exact, atol=1e-5, rtol=1e-5)
+
+    def _slots(self, count: int) -> torch.Tensor:
+        first, self._next_slot = self._next_slot, self._next_slot + count
+        return torch.arange(first, first + count, dtype=torch.int32)
