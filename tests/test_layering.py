@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sglang_codec"
 STANDARD = frozenset(sys.stdlib_module_names)
 # flow order: a planning module may import those before it
 PLANNING = (
+    "border",
     "paths",
     "forest",
     "absorption",

@@ -54,7 +54,9 @@ def make_plan(
 
     Raises:
         PlanCapacityError: even the coarsest plan does not fit `capacity`.
+        ValueError: the arrays of `forest` are no forest.
     """
+    forest = forest.checked()
     capacity.check(rows=forest.batch)
     best: _Candidate | None = None
     refused: PlanCapacityError | None = None
