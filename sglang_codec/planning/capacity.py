@@ -11,9 +11,7 @@ FANS = (16, 8, 4, 2)
 _SHORT_RUN = 64  # tokens of runs, in the mean of the rows, that are cheaper listed again
 
 
-def capacity_for(
-    spec: PlanSpec, *, rows: int, pool_slots: int, num_kv_heads: int
-) -> PlanCapacity:
+def capacity_for(spec: PlanSpec, *, rows: int, pool_slots: int, num_kv_heads: int) -> PlanCapacity:
     """Buffers in which `frugal.frugal_plan` finds a plan of every batch.
 
     That is: of at most `rows` rows, whose forest has at most `pool_slots` tokens, each counted

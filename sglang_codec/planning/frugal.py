@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from sglang_codec.planning.plan import (
     PlanSpec,
     aligned,
 )
-from sglang_codec.planning.planner import schedule_reading
+from sglang_codec.planning.planner import Candidate, schedule_reading
 from sglang_codec.planning.reading import Pieces, Reading, Runs
 
 _LEVELS = 24  # of the price of a part, each twice the one before
@@ -56,30 +56,24 @@ def frugal_plan(
 
     @functools.cache
     def at_price(level: int) -> Reading:
+        if level == _LEVELS:
+            return uncut
         price = 2 * spec.partial_bytes / spec.kv_token_bytes * 2**level
         return _reading(forest, spec, paths, _cut(paths, price, fan, widest))
 
+    def lowest_price(room: int) -> int:
+        return bisect_left(
+            range(_LEVELS), True, key=lambda level: _fits(at_price(level), capacity, room)
+        )
+
+    def schedule(level: int) -> Candidate:
+        return schedule_reading(at_price(level), spec, cost_model, capacity, forest.batch)
+
     # dividing a task along the tokens takes parts too, about one tile for each slot
-    rooms = [spec.num_slots * widest, spec.num_slots * widest // 4, 0]
-    levels = {_lowest(lambda level: _fits(at_price(level), capacity, room)) for room in rooms}
-    readings = [uncut if level == _LEVELS else at_price(level) for level in levels]
-    best = min(
-        (
-            schedule_reading(reading, spec, cost_model, capacity, forest.batch)
-            for reading in readings
-        ),
-        key=lambda candidate: candidate.makespan,
-    )
+    rooms = (spec.num_slots * widest, spec.num_slots * widest // 4, 0)
+    candidates = [schedule(level) for level in sorted(set(map(lowest_price, rooms)))]
+    best = min(candidates, key=lambda candidate: candidate.makespan)
     return assemble(forest, spec, best.reading, best.items, best.bundles, best.tasks, best.parts)
-
-
-def _lowest(fits: Callable[[int], bool]) -> int:
-    """The lowest level of prices that fits, `_LEVELS` if none does; higher ones fit the rather."""
-    low, high = 0, _LEVELS
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return low
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +167,8 @@ def _best_cuts(
 
 def _fits(reading: Reading, capacity: PlanCapacity, room: int) -> bool:
     parts = int((reading.runs.last - reading.runs.first).sum())  # no fewer than tasks
-    return (
-        reading.kv_entries <= capacity.kv_index
-        and parts + room <= min(capacity.tasks, capacity.parts)
+    return reading.kv_entries <= capacity.kv_index and parts + room <= min(
+        capacity.tasks, capacity.parts
     )
 
 

@@ -42,6 +42,7 @@ def pack(
     Args:
         forest: what the plan was made of, None if it knows of no sharing.
     """
+    shared = forest is not None
     return PackedPlan(
         used=layout.pack(plan, out),
         num_spans=len(plan.spans),
@@ -49,6 +50,6 @@ def pack(
         kv_tokens_read=plan.kv_tokens_read,
         kv_tokens_stock=plan.kv_tokens_stock,
         max_lengths=plan.max_lengths,
-        num_shared=forest.num_shared if forest else 0,
-        depth=forest.depth if forest else int(plan.batch > 0),
+        num_shared=forest.num_shared if shared else 0,
+        depth=forest.depth if shared else int(plan.batch > 0),
     )

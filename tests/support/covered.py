@@ -56,9 +56,7 @@ def check_covered(plan: Plan, forest: PrefixForest, headroom: int) -> None:
 
     # open tasks: a row's last one, and no other row's
     is_open = open_row >= 0
-    assert sorted(open_row[is_open].tolist()) == (
-        sorted(tail_rows.tolist()) if headroom else []
-    )
+    assert sorted(open_row[is_open].tolist()) == (sorted(tail_rows.tolist()) if headroom else [])
     assert (queries[is_open] == 1).all()
     assert (forest.order[first[is_open]] == open_row[is_open]).all()
     assert ((base + kv_len)[is_open] == forest.lengths[open_row[is_open]]).all()
@@ -69,9 +67,10 @@ def check_covered(plan: Plan, forest: PrefixForest, headroom: int) -> None:
     # partial rows: one writer each, listed in token order
     written = np.where(part[task] < 0, -1, part[task] + nth)[along]
     assert plan.part_rows.tolist() == written.tolist()
-    assert plan.part_indptr.tolist() == np.searchsorted(
-        row[along], np.arange(forest.batch + 1)
-    ).tolist()
+    assert (
+        plan.part_indptr.tolist()
+        == np.searchsorted(row[along], np.arange(forest.batch + 1)).tolist()
+    )
     assert sorted(written[written >= 0].tolist()) == list(range(plan.num_parts))
     alone = is_first & np.append(is_first[1:], True)[: len(is_first)]
     assert (alone | (written >= 0)).all(), "a row of several parts is written directly"
