@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sglang_codec"
 STANDARD = frozenset(sys.stdlib_module_names)
 # flow order: a planning module may import those before it
 PLANNING = (
+    "border",
     "paths",
     "forest",
     "absorption",
@@ -27,6 +28,10 @@ PLANNING = (
     "assembly",
     "planner",
     "packed",
+    "plain",
+    "capacity",
+    "heavy_paths",
+    "frugal",
     "native",
     "choice",
     "index",

@@ -38,13 +38,26 @@ class CostModel:
     _curves: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if self.us.shape != (len(self.rows), len(self.tokens)) or len(self.tokens) < 2:
+        expected = (*self.rows.shape, *self.tokens.shape)
+        if self.us.shape != expected or len(expected) != 2 or not expected[0] or expected[1] < 2:
             raise ValueError(
-                f"cost table {self.name!r}: us has shape {self.us.shape}, expected "
-                f"({len(self.rows)}, {len(self.tokens)}) with at least two token columns"
+                f"cost table {self.name!r}: us has shape {self.us.shape}, expected {expected} with "
+                "at least one row and at least two token columns"
             )
-        if (np.diff(self.us, axis=1) <= 0).any() or (np.diff(self.tokens) <= 0).any():
-            raise ValueError(f"cost table {self.name!r} must increase with tokens in every row")
+        for what, values in (("rows", self.rows), ("tokens", self.tokens), ("us", self.us)):
+            bad = values[~(np.isfinite(values) & (values >= 0))]
+            if len(bad):
+                raise ValueError(
+                    f"cost table {self.name!r}: {what} holds {bad[0]}; every value must be finite "
+                    "and 0 or more"
+                )
+        grows = np.diff(self.us, axis=1) > 0
+        if not (grows.all() and (np.diff(self.tokens) > 0).all() and self.tokens[0] == 0):
+            raise ValueError(
+                f"cost table {self.name!r} must increase with tokens in every row, from 0 tokens on"
+            )
+        if not (np.diff(self.rows) > 0).all():
+            raise ValueError(f"cost table {self.name!r} must have increasing rows")
 
     def curve(self, rows: int) -> np.ndarray:
         """us over `tokens` for a tile of `rows`, on straight lines through the table's tiles.
@@ -102,14 +115,25 @@ class CostModel:
         Args:
             group: query heads per KV head; the table of the nearest group is taken, in octaves.
         """
-        tables = json.loads(path.read_text())["tables"]
-        table = min(tables, key=lambda table: abs(math.log2(table["group"] / group)))
-        us = np.asarray(table["us"], np.float64)
+        try:
+            tables = json.loads(path.read_text())["tables"]
+            octaves = [abs(math.log2(table["group"] / group)) for table in tables]
+            if not np.isfinite(octaves).all():
+                raise ValueError(f"groups {[table['group'] for table in tables]}")
+            table = tables[int(np.argmin(octaves))]
+            rows, tokens, us = (np.asarray(table[n], np.float64) for n in ("rows", "tokens", "us"))
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise ValueError(
+                f"cost table {path} cannot be read ({type(error).__name__}: {error}); write it "
+                "with scripts/profile_cost_model.py"
+            ) from error
+        try:
+            model = cls(rows, tokens, us, path.stem)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         # a step is loaded and computed whole: a task of few tokens costs almost what one step does
         us[:, 0] = np.maximum(us[:, 0], _FEW_TOKENS * us[:, 1])
-        return cls(
-            np.asarray(table["rows"]), np.asarray(table["tokens"], np.float64), us, path.stem
-        )
+        return model
 
 
 def roofline_cost_model(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from sglang_codec.planning.border import checked_forest, checked_paths
 from sglang_codec.planning.paths import RadixPaths, deepest_within
+
+_ARRAYS = ("order", "lengths", "parent", "start", "length", "first", "last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +99,12 @@ class PrefixForest:
             lengths: ``[B]`` KV tokens of each row.
             private_tokens: tokens at each row's end that are private whatever the paths say (the
                 token being decoded). A path node that reaches into them is not used for that row.
+
+        Raises:
+            ValueError: the paths are no tree, or `lengths` are not those of their rows.
         """
-        lengths = np.asarray(lengths, np.int32)
-        if lengths.shape != (paths.batch,):
-            raise ValueError(
-                f"lengths has shape {lengths.shape}, but the paths describe {paths.batch} rows"
-            )
-        return cls(**_structure(paths, lengths, private_tokens))
+        *arrays, lengths = checked_paths(paths.parent, paths.end, paths.leaf, lengths)
+        return cls(**_structure(RadixPaths(*arrays), lengths, private_tokens))
 
     @classmethod
     def from_paths(cls, paths: Sequence[Sequence[tuple[Hashable, Any]]]) -> PrefixForest:
@@ -185,10 +187,18 @@ class PrefixForest:
             _structure(radix, lengths), lambda row, start, stop: [rows[row][start:stop]]
         )
 
+    def checked(self) -> PrefixForest:
+        """The same forest in contiguous int32 arrays, each index proven to be one.
+
+        Raises:
+            ValueError: the arrays break what this class promises; names the first place.
+        """
+        arrays = checked_forest(*(getattr(self, name) for name in _ARRAYS))
+        return replace(self, **dict(zip(_ARRAYS, arrays, strict=True)))
+
     def to_dict(self) -> dict[str, Any]:
         """The structure (not the slots) as JSON-ready lists; `from_dict` is the inverse."""
-        names = ("order", "lengths", "parent", "start", "length", "first", "last")
-        return {name: getattr(self, name).tolist() for name in names}
+        return {name: getattr(self, name).tolist() for name in _ARRAYS}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PrefixForest:

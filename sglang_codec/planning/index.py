@@ -18,8 +18,6 @@ def kv_index_of(forest: PrefixForest, plan: Plan) -> np.ndarray:
         raise ValueError(
             "this forest has no KV slots: build it with PrefixForest.from_paths or from_kv_indices"
         )
-    if not (plan.absorbed.any() or plan.num_bundles) and plan.kv_entries == len(forest.kv_slots):
-        return forest.kv_slots
     out = np.zeros(plan.kv_entries, np.int32)
     position = np.empty(forest.batch, np.int64)
     position[forest.order] = np.arange(forest.batch)
@@ -28,8 +26,11 @@ def kv_index_of(forest: PrefixForest, plan: Plan) -> np.ndarray:
     end = start + length
     node = _nodes_ending_at(forest, position[row], end)
     while len(node):
-        begin = forest.start[node]
-        _copy_runs(out, entry + begin - start, forest.kv_slots, forest.kv_offset[node], end - begin)
+        # a span may begin inside a node
+        begin = np.maximum(forest.start[node], start)
+        skipped = begin - forest.start[node]
+        source = forest.kv_offset[node] + skipped
+        _copy_runs(out, entry + begin - start, forest.kv_slots, source, end - begin)
         more = begin > start
         node, start, entry, end = forest.parent[node][more], start[more], entry[more], begin[more]
     return out

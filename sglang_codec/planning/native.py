@@ -17,6 +17,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from sglang_codec.planning.border import check_output, checked_paths
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan
@@ -168,9 +169,10 @@ class NativePlanner:
         )
 
     def make_plan(self, forest: PrefixForest) -> Plan:
-        """Plan one batch; raises PlanCapacityError as `planner.make_plan` does."""
+        """Plan one batch; raises PlanCapacityError and ValueError as `planner.make_plan` does."""
+        forest = forest.checked()
         self.capacity.check(rows=forest.batch)
-        arrays = [np.ascontiguousarray(getattr(forest, n), np.int32) for n in _Forest._ARRAYS]
+        arrays = [getattr(forest, name) for name in _Forest._ARRAYS]
         addresses = [array.__array_interface__["data"][0] for array in arrays]
         result = self._library.codec_plan(
             _Forest(forest.batch, forest.num_nodes, *addresses), self._native
@@ -198,20 +200,16 @@ class NativePlanner:
 
         Raises:
             PlanCapacityError: as `make_plan` does.
+            ValueError: the paths are no tree, `lengths` are not those of their rows, the layout is
+                one of other plans, or `out` cannot take it.
         """
+        parent, end, leaf, lengths = checked_paths(paths.parent, paths.end, paths.leaf, lengths)
         batch = len(lengths)
         self.capacity.check(rows=batch)
-        parent, end, leaf, lengths = (
-            np.ascontiguousarray(array, np.int32)
-            for array in (paths.parent, paths.end, paths.leaf, lengths)
-        )
         max_lengths, packed = np.empty(batch, np.int32), _Packed()
         if layout is not self._layout[0]:
             self._layout = layout, self._native_layout(layout)
-        if len(out) < layout.size or out.dtype != np.int32:
-            raise ValueError(
-                f"a packed plan needs int32 [{layout.size}], got {out.dtype} [{len(out)}]"
-            )
+        check_output(out, layout.size)
         given = _Paths(
             batch, len(parent), *map(_address, (parent, end, leaf, lengths)), PRIVATE_TOKENS
         )
@@ -233,6 +231,11 @@ class NativePlanner:
         )
 
     def _native_layout(self, layout: PlanLayout) -> _Layout:
+        if layout.capacity != self.capacity:
+            raise ValueError(
+                f"the layout is for plans of {layout.capacity}, the planner for {self.capacity}; "
+                "make both with one capacity"
+            )
         layout.check(self.spec.num_classes, self.spec.num_slots)
         numbers = (getattr(layout, name) for name in _Layout._NUMBERS)
         return _Layout(layout.capacity.rows, *numbers)

@@ -34,8 +34,15 @@ class PackedPlan:
     depth: int
 
 
-def pack(forest: PrefixForest, plan: Plan, layout: PlanLayout, out: np.ndarray) -> PackedPlan:
-    """Write `plan` into `out` (int32 ``[layout.size]``)."""
+def pack(
+    forest: PrefixForest | None, plan: Plan, layout: PlanLayout, out: np.ndarray
+) -> PackedPlan:
+    """Write `plan` into `out` (int32 ``[layout.size]``).
+
+    Args:
+        forest: what the plan was made of, None if it knows of no sharing.
+    """
+    shared = forest is not None
     return PackedPlan(
         used=layout.pack(plan, out),
         num_spans=len(plan.spans),
@@ -43,6 +50,6 @@ def pack(forest: PrefixForest, plan: Plan, layout: PlanLayout, out: np.ndarray) 
         kv_tokens_read=plan.kv_tokens_read,
         kv_tokens_stock=plan.kv_tokens_stock,
         max_lengths=plan.max_lengths,
-        num_shared=forest.num_shared,
-        depth=forest.depth,
+        num_shared=forest.num_shared if shared else 0,
+        depth=forest.depth if shared else int(plan.batch > 0),
     )

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sglang_codec.planning.border import check_output
+
 # columns of a task; the kernels read them in this order
 TASK_FIELDS = (
     "kv_start",  # first entry in the KV index; of a bundle, in the bundles' own index
@@ -333,7 +335,12 @@ class PlanLayout:
         """Write `plan` into `out` (int32 ``[size]``) and return the number of elements in use.
 
         The spans come last.
+
+        Raises:
+            PlanCapacityError: the plan needs more than `capacity`. ValueError: it is one of another
+                layout, or `out` cannot take it.
         """
+        check_output(out, self.size)
         self.capacity.check(
             rows=plan.batch,
             tasks=plan.num_tasks,
@@ -345,6 +352,12 @@ class PlanLayout:
         batch = plan.batch
         pieces = self.tasks + plan.tasks.size
         parts = pieces + plan.pieces.size
+        need = parts + len(plan.part_rows) + plan.spans.size
+        if need > self.size:
+            raise PlanCapacityError(
+                f"the packed plan needs {need} elements but the layout holds {self.size}; plan a "
+                f"smaller batch or create the buffers with PlanCapacity(rows>{self.capacity.rows})"
+            )
         bounds = out[: self.order].reshape(self.num_slots, SLOT_INTS)
         bounds[:, : 2 * self.num_classes : 2] = plan.slot_indptr[:, :-1].T
         bounds[:, 1 : 2 * self.num_classes : 2] = plan.slot_indptr[:, 1:].T

@@ -54,14 +54,16 @@ def make_plan(
 
     Raises:
         PlanCapacityError: even the coarsest plan does not fit `capacity`.
+        ValueError: the arrays of `forest` are no forest.
     """
+    forest = forest.checked()
     capacity.check(rows=forest.batch)
-    best: _Candidate | None = None
+    best: Candidate | None = None
     refused: PlanCapacityError | None = None
     for reading in _readings(forest, spec, cost_model):
         try:
             _check_reading(reading, spec, capacity)
-            candidate = _schedule(reading, spec, cost_model, capacity, forest.batch, cut)
+            candidate = schedule_reading(reading, spec, cost_model, capacity, forest.batch, cut)
         except PlanCapacityError as error:
             refused = error
             continue
@@ -76,7 +78,7 @@ def make_plan(
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class Candidate:
     """One way to read the forest, scheduled."""
 
     reading: Reading
@@ -112,17 +114,22 @@ def _check_reading(reading: Reading, spec: PlanSpec, capacity: PlanCapacity) -> 
     capacity.check(kv_index=reading.kv_entries, bundle_index=bundle_entries)
 
 
-def _schedule(
+def schedule_reading(
     reading: Reading,
     spec: PlanSpec,
     cost_model: CostModel,
     capacity: PlanCapacity,
     batch: int,
-    given: Cut | None,
-) -> _Candidate:
+    given: Cut | None = None,
+) -> Candidate:
+    """The best of some schedules of one way to read the forest.
+
+    Raises:
+        PlanCapacityError: not even uncut runs fit `capacity`.
+    """
     items = _query_tiles(reading, spec)
     bundles = _place_bundles(reading, spec, cost_model)
-    best: _Candidate | None = None
+    best: Candidate | None = None
     refused: PlanCapacityError | None = None
     for finer in (_TAPE,) if given else (_TAPE, *_FINER, *_COARSER):
         if best is not None and finer in _COARSER:
@@ -144,7 +151,7 @@ def _schedule(
         makespan = float(load.max())
         balance = float(load.mean()) / makespan if makespan else 1.0
         if best is None or makespan < 0.98 * best.makespan:
-            best = _Candidate(reading, items, bundles, tasks, parts, makespan, balance)
+            best = Candidate(reading, items, bundles, tasks, parts, makespan, balance)
         if balance >= _BALANCED:
             break
     if best is None:

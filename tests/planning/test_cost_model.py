@@ -98,6 +98,14 @@ def test_every_cta_owns_its_share_of_the_machine() -> None:
         (ROWS, TOKENS, US[:, ::-1], "must increase with tokens"),
         (ROWS, TOKENS, np.ones_like(US), "must increase with tokens"),
         (ROWS, TOKENS[::-1], US, "must increase with tokens"),
+        (ROWS, TOKENS + 1, US, "from 0 tokens on"),
+        (ROWS[::-1], TOKENS, US, "increasing rows"),
+        (ROWS[:0], TOKENS, US[:0], "at least one row"),
+        (ROWS, TOKENS, np.where(US == 30, np.nan, US), "us holds nan; every value must be finite"),
+        (ROWS, TOKENS, np.where(US == 30, np.inf, US), "us holds inf"),
+        (ROWS, TOKENS, np.where(US == 2, -1.0, US), "us holds -1.0"),
+        (ROWS, np.where(TOKENS == 1000, np.nan, TOKENS), US, "tokens holds nan"),
+        (np.array([16, np.nan]), TOKENS, US, "rows holds nan"),
     ],
 )
 def test_a_bad_table_is_refused(
@@ -116,6 +124,36 @@ def test_a_table_is_read_from_json(tmp_path: Path) -> None:
         model = CostModel.from_json(path, group)
         assert model.name == "some_gpu_d128"
         np.testing.assert_array_equal(model.us[:, 1:], nearest * US[:, 1:])
+
+
+TABLE_TEXT = '{"tables": [{"group": %s, "rows": %s, "tokens": %s, "us": %s}]}'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ("{}", "KeyError: 'tables'"),
+        ('{"tables": []}', "ValueError"),
+        (TABLE_TEXT % ("NaN", "[16]", "[0, 1]", "[[1, 2]]"), r"groups \[nan\]"),
+        (TABLE_TEXT % (0, "[16]", "[0, 1]", "[[1, 2]]"), "ValueError"),
+        (TABLE_TEXT % (4, "16", "[0, 1]", "[[1, 2]]"), r"shape \(1, 2\)"),
+        (TABLE_TEXT % (4, "[16]", "[0, 1]", "[1, 2]"), r"shape \(2,\)"),
+        (TABLE_TEXT % (4, "[16]", "[]", "[[]]"), "two token columns"),
+        (TABLE_TEXT % (4, "[16]", "[0, 1]", '[["fast", 2]]'), "fast"),
+        (TABLE_TEXT % (4, "[16]", "[0, 1]", "[[1, 1]]"), "must increase"),
+        (TABLE_TEXT % (4, "[16]", "[0, 1]", "[[1, NaN]]"), "holds nan"),
+        (TABLE_TEXT % (4, "[16]", "[0, 1]", "[[1, Infinity]]"), "holds inf"),
+        (TABLE_TEXT % (4, "[16]", "[0, 1]", "[[-1, 2]]"), "holds -1.0"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as refused:
+        CostModel.from_json(path, 4)
+    assert str(path) in str(refused.value)
 
 
 def test_a_task_of_few_tokens_costs_almost_what_a_step_does(tmp_path: Path) -> None:
