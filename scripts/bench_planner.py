@@ -30,6 +30,7 @@ from bench import results, tables
 from sglang_codec.batch_planner import BatchPlanner
 from sglang_codec.device import Device, plan_spec
 from sglang_codec.kernels.launch import launch_config
+from sglang_codec.plan_maker import PlanMaker
 from sglang_codec.planning.choice import MakePlan, packer_for, planner_for
 from sglang_codec.planning.cost_model import COST_TABLES, CostModel
 from sglang_codec.planning.forest import PrefixForest
@@ -183,7 +184,8 @@ def unchanged_us(row: tables.Row, paths: RadixPaths, lengths: np.ndarray, cost: 
     spec = spec_of(row, headroom=128)
     layout = layout_for(spec, paths, lengths, planner_for(spec, cost, UNLIMITED))
     staging = torch.zeros(layout.size, dtype=torch.int32)
-    planner = BatchPlanner(spec, cost, layout, lambda: staging, lambda *_: [])
+    maker = PlanMaker(spec, cost, layout, lambda: staging, lambda *_: [])
+    planner = BatchPlanner(maker)
     requests = [(object(), object(), 1000 + i, i, 0) for i in range(row.batch)]
 
     def batch() -> Batch:

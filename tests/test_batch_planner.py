@@ -14,6 +14,7 @@ import torch
 from sglang_codec.batch_planner import BatchPlanner, Totals
 from sglang_codec.dump import PlanDump
 from sglang_codec.patches.fallbacks import FALLBACKS
+from sglang_codec.plan_maker import PlanMaker
 from sglang_codec.planning.cost_model import roofline_cost_model
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.paths import RadixPaths
@@ -43,9 +44,10 @@ class Batch:
         return self.paths
 
 
-def planner(kv_index: int = 4096, host_rows: Any = None) -> BatchPlanner:
+def planner(kv_index: int = 4096, host_rows: Any = None, most_live: int = 1) -> BatchPlanner:
     layout = PlanLayout.of(PlanCapacity(8, 512, 512, kv_index), SPEC)
-    return BatchPlanner(SPEC, COST, layout, lambda: staging(layout), host_rows)
+    maker = PlanMaker(SPEC, COST, layout, lambda: staging(layout), host_rows)
+    return BatchPlanner(maker, most_live=most_live)
 
 
 def staging(layout: PlanLayout) -> torch.Tensor:
@@ -131,13 +133,49 @@ def test_sharing_that_the_tree_does_not_prove_is_found_by_the_slots_when_it_must
     new = plans.plan_if_changed(None, lengths(300, 300), None)
     assert sum(FALLBACKS.counts.values()) == before + 1
     assert new.packed.kv_tokens_read == plans.plan.kv_tokens_read == 290 + 10 + 10
-    again = staging(plans.layout)
-    assert plans.layout.pack(plans.plan, again.numpy()) == new.packed.used
+    again = staging(plans.maker.layout)
+    assert plans.maker.layout.pack(plans.plan, again.numpy()) == new.packed.used
     assert torch.equal(new.staging, again)
-    with pytest.raises(PlanCapacityError, match="kv_index"):
+    with pytest.raises(RuntimeError, match="batch of 2 rows") as raised:
         planner(kv_index=200, host_rows=lambda *_: rows).plan_if_changed(
             None, lengths(300, 300), None
         )
+    assert isinstance(raised.value.__cause__, PlanCapacityError)
+
+
+def test_batches_that_take_turns_keep_their_plans() -> None:
+    """The plan that comes back lists the tails up to where they end by then."""
+    plans = planner(most_live=2)
+    first = plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
+    other = RadixPaths.private(2)
+    assert plans.plan_if_changed(Batch("b", other), lengths(30, 40), None) is not None
+    back = plans.plan_if_changed(Batch("a", PATHS), lengths(111, 121, 51), None)
+    assert plans.packed is back.packed is first.packed
+    assert plans.plan_if_changed(Batch("a", PATHS), lengths(112, 122, 52), None) is None
+    assert plans.plan_if_changed(Batch("b", other), lengths(31, 41), None) is not None
+    assert (plans.totals.plans, plans.totals.steps) == (2, 5)
+    # only the tails' spans differ, by the token that each row has got
+    spans = first.packed.used - 4 * first.packed.num_spans
+    assert torch.equal(back.staging[:spans], first.staging[:spans])
+    before, after = (
+        new.staging[spans : first.packed.used].view(-1, 4) for new in (first, back)
+    )
+    is_tail = before[:, 1] + before[:, 2] == torch.tensor([110, 120, 50])[before[:, 0].long()]
+    assert is_tail.sum() == 3
+    assert torch.equal(after[:, 2] - before[:, 2], is_tail.int())
+    assert back.longest_span == int(after[:, 2].max())
+    # a third batch takes the place of the one that waited longest
+    plans.plan_if_changed(Batch("c", other), lengths(30, 40), None)
+    assert plans.plan_if_changed(Batch("a", PATHS), lengths(113, 123, 53), None) is not None
+    assert plans.totals.plans == 4
+
+
+def test_a_plan_that_is_sent_again_is_not_kept_when_a_step_was_missed() -> None:
+    plans = planner(most_live=2)
+    plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
+    plans.plan_if_changed(Batch("b", RadixPaths.private(1)), lengths(30), None)
+    plans.plan_if_changed(Batch("a", PATHS), lengths(112, 122, 52), None)
+    assert plans.totals.plans == 3
 
 
 def test_the_plan_that_is_sent_is_the_one_that_is_shown() -> None:
@@ -147,8 +185,8 @@ def test_the_plan_that_is_sent_is_the_one_that_is_shown() -> None:
     new = plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
     assert plans.forest.num_shared == new.packed.num_shared == 1
     assert plans.forest.depth == new.packed.depth == 2
-    again = staging(plans.layout)
-    assert plans.layout.pack(plans.plan, again.numpy()) == new.packed.used
+    again = staging(plans.maker.layout)
+    assert plans.maker.layout.pack(plans.plan, again.numpy()) == new.packed.used
     assert torch.equal(new.staging, again)
 
 

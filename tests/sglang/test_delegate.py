@@ -12,7 +12,7 @@ import torch
 from backend_bench import Bench
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang_versions import SUPPORT, VERSIONS, run_python
+from sglang_versions import INSTALLED, OVERLAYS, SUPPORT, VERSIONS, run_python
 
 # calls of the contract -> arguments
 FORWARDED: dict[str, tuple[Any, ...]] = {
@@ -70,6 +70,8 @@ OWN = {
     "support_triton",  # yes
     "get_indexer_metadata",  # of sparse attention; refused
 }
+
+STOCK = {"0.5.17": "torch_native", "0.5.23": "triton"}
 
 
 def probe(program: str, version: str) -> Any:
@@ -154,8 +156,13 @@ def test_the_translator_of_kv_slots_is_the_delegates() -> None:
     assert alone.kv_index_translator is None
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("stock", ["triton", "torch_native"])
+@pytest.mark.parametrize(
+    ("version", "stock"),
+    [
+        (INSTALLED, "triton"),
+        *((version, stock) for version, stock in STOCK.items() if version in OVERLAYS),
+    ],
+)
 def test_delegated_layers_decode_without_graphs(
     version: str, stock: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -56,9 +56,8 @@ def _faults(backend: Any) -> dict[str, list[Fault]]:
     }
 
 
-def _raising(
-    owner: Any, name: str, error: BaseException = ZeroDivisionError("injected")
-) -> Fault:
+def _raising(owner: Any, name: str, error: Exception | None = None) -> Fault:
+    error = error or ZeroDivisionError("injected")
     return lambda: mock.patch.object(owner, name, mock.Mock(side_effect=error))
 
 
