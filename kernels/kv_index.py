@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sglang_codec.kernels.given import refuse
+
 _GATHER_BLOCK = 1024
 _APPEND_BLOCK = 128
 
@@ -68,9 +70,27 @@ def gather_slots(
         kv_index: int32 ``[entries]``. req_to_token: int32 ``[pool rows, max context]``.
         pool_rows: ``[B]`` integer pool rows of the batch. spans: int32 ``[S, 4]``.
         longest: tokens of the longest span.
+
+    Raises:
+        ValueError: another dtype or layout.
     """
     if not len(spans):
         return
+    if not (
+        kv_index.dtype == req_to_token.dtype == spans.dtype == torch.int32
+        and spans.shape[1:] == (4,)
+        and spans.is_contiguous()
+        and kv_index.stride() == pool_rows.stride() == (1,)
+        and req_to_token.stride()[1:] == (1,)
+    ):
+        refuse(
+            "gather_slots",
+            "an int32 KV index, pool [rows, context] and spans [S, 4], and contiguous pool rows",
+            kv_index=kv_index,
+            req_to_token=req_to_token,
+            pool_rows=pool_rows,
+            spans=spans,
+        )
     grid = (len(spans), triton.cdiv(longest, _GATHER_BLOCK))
     _gather_slots_kernel[grid](
         kv_index, req_to_token, pool_rows, spans, req_to_token.stride(0), BLOCK=_GATHER_BLOCK
@@ -86,8 +106,32 @@ def append_slots(
     *,
     append_base_offset: int,
 ) -> None:
-    """Record ``seq_lens`` ``[B]`` and put each row's newest slot at the end of its tail."""
-    batch = len(seq_lens)
+    """Record ``seq_lens`` ``[B]`` and put each row's newest slot at the end of its tail.
+
+    Args:
+        kv_index: int32 ``[entries]``. plan: packed plan (`PlanLayout`), int32.
+        row_lengths: int32 ``[capacity]``, as many rows as a plan may have. Those of a batch beyond
+            them are padding, and left alone.
+        seq_lens: ``[B]`` integers, the new token included. new_slots: ``[B]`` integer KV slots.
+
+    Raises:
+        ValueError: fewer slots than rows, or another dtype or layout.
+    """
+    batch = min(seq_lens.numel(), row_lengths.numel())
+    if not (
+        new_slots.numel() >= batch
+        and kv_index.dtype == row_lengths.dtype == plan.dtype == torch.int32
+        and seq_lens.stride() == new_slots.stride() == (1,)
+    ):
+        refuse(
+            "append_slots",
+            "a length and a slot of every row, contiguous, and an int32 index, lengths and plan",
+            kv_index=kv_index,
+            row_lengths=row_lengths,
+            plan=plan,
+            seq_lens=seq_lens,
+            new_slots=new_slots,
+        )
     _append_slots_kernel[(triton.cdiv(batch, _APPEND_BLOCK),)](
         kv_index,
         row_lengths,

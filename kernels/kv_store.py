@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sglang_codec.kernels.given import refuse
+
 
 @triton.jit
 def _store_kv_kernel(
@@ -52,21 +54,43 @@ def store_kv(
     Args:
         k, v: ``[B, Hkv, D]``, heads and dimensions contiguous, in the dtype of the buffers.
         k_buffer, v_buffer: ``[num_slots, Hkv, D]``, heads and dimensions contiguous.
-        slots: ``[B]`` integer KV slots.
+        slots: ``[B]`` integer KV slots, contiguous: how many rows are written.
         early_launch: let the kernel behind, `pac`, be launched at once; it waits for the end of
             this one before it reads anything.
+
+    Raises:
+        ValueError: rows, shapes, dtypes or strides that do not match.
     """
-    width = k.shape[1] * k.shape[2]
-    _store_kv_kernel[(k.shape[0], 2)](
+    rows = slots.numel()
+    shape, (_, *k_row), (_, *v_row) = k.shape, k_buffer.shape, v_buffer.shape
+    strides = (*k.stride(), *v.stride(), *k_buffer.stride(), *v_buffer.stride())
+    if not (
+        len(shape) == 3
+        and shape == v.shape == (rows, *k_row)
+        and k_row == v_row
+        and k.dtype == v.dtype == k_buffer.dtype == v_buffer.dtype
+        and strides[1::3] == (shape[2],) * 4
+        and strides[2::3] == (1, 1, 1, 1)
+        and slots.stride() == (1,)
+    ):
+        refuse(
+            "store_kv",
+            "k and v [rows, Hkv, D] for as many slots, and buffers [num_slots, Hkv, D], of one "
+            "dtype, heads and dimensions contiguous",
+            k=k,
+            v=v,
+            k_buffer=k_buffer,
+            v_buffer=v_buffer,
+            slots=slots,
+        )
+    width = shape[1] * shape[2]
+    _store_kv_kernel[(rows, 2)](
         k,
         v,
         k_buffer,
         v_buffer,
         slots,
-        k.stride(0),
-        v.stride(0),
-        k_buffer.stride(0),
-        v_buffer.stride(0),
+        *strides[0::3],
         WIDTH=width,
         BLOCK=triton.next_power_of_2(width),
         EARLY_LAUNCH=early_launch,

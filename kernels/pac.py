@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sglang_codec.kernels.given import is_lse, refuse
 from sglang_codec.kernels.launch import LaunchConfig
 
 TASK_INTS = tl.constexpr(8)
@@ -13,6 +14,7 @@ SLOT_INTS = tl.constexpr(8)
 # the stock kernels for so small groups use no tensor cores and so keep the softmax weights in fp32;
 # here a second product with what rounding took from the weights does the same
 _EXACT_BELOW_GROUP = 4
+_COPIED_BYTES = 16  # at once, with warp roles: where rows of Q, K and V then have to begin
 
 
 @triton.jit
@@ -280,8 +282,8 @@ def pac(
     """Run every task of a packed plan, with the lengths that `follow_lengths` wrote into it.
 
     Args:
-        q, out: ``[B, Hq, D]``. k_buffer, v_buffer: ``[num_slots, Hkv, D]``. The last dimension of
-            each is contiguous.
+        q, out: ``[B, Hq, D]``, at least as many rows as the plan has. k_buffer, v_buffer:
+            ``[num_slots, Hkv, D]``. The last dimension of each is contiguous.
         lse: ``[B, Hq]`` fp32 contiguous, base 2, or None.
         partial_out: ``[parts, Hq, D]`` fp32 contiguous; partial_lse: ``[parts, Hq]``.
         plan: packed plan (`PlanLayout`), int32; the offsets say where its sections begin.
@@ -292,9 +294,37 @@ def pac(
         sm_scale: factor of the scores before the softmax, greater than 0.
 
     Rows with one part are written to `out` (and `lse`); the others leave partials for `por`.
+
+    Raises:
+        ValueError: shapes, dtypes or strides that do not match.
     """
-    num_qo_heads, head_dim = q.shape[1], q.shape[2]
-    num_kv_heads = k_buffer.shape[1]
+    shape, (_, *k_row), (_, *v_row) = q.shape, k_buffer.shape, v_buffer.shape
+    _, *partial_row = partial_out.shape
+    strides = (*q.stride(), *k_buffer.stride(), *v_buffer.stride(), *out.stride())
+    if not (
+        len(shape) == len(k_row) + 1 == 3
+        and strides[2::3] == (1, 1, 1, 1)
+        and shape == out.shape == (shape[0], *partial_row)
+        and k_row == v_row == [k_row[0], shape[2]]
+        and shape[1] % k_row[0] == 0
+        and q.dtype == k_buffer.dtype == v_buffer.dtype == out.dtype
+        and is_lse(lse, shape[:2])
+        and not (config.warp_roles and _begin_anywhere(q, k_buffer, v_buffer, strides))
+    ):
+        refuse(
+            "pac",
+            "q and out [rows, Hq, D], k_buffer and v_buffer [num_slots, Hkv, D], of one dtype, the "
+            "last dimension contiguous (on Hopper rows that begin at multiples of "
+            f"{_COPIED_BYTES} bytes), and lse [rows, Hq] fp32 contiguous",
+            q=q,
+            k_buffer=k_buffer,
+            v_buffer=v_buffer,
+            out=out,
+            lse=lse,
+            partial_out=partial_out,
+        )
+    _, num_qo_heads, head_dim = shape
+    num_kv_heads = k_row[0]
     group = num_qo_heads // num_kv_heads
     arguments = (
         q,
@@ -311,14 +341,10 @@ def pac(
         order_offset,
         tasks_offset,
         sm_scale * 1.4426950408889634,  # log2(e): the softmax runs in base 2
-        q.stride(0),
-        q.stride(1),
-        k_buffer.stride(0),
-        k_buffer.stride(1),
-        v_buffer.stride(0),
-        v_buffer.stride(1),
-        out.stride(0),
-        out.stride(1),
+        *strides[0:2],
+        *strides[3:5],
+        *strides[6:8],
+        *strides[9:11],
     )
     named = {
         "num_qo_heads": num_qo_heads,
@@ -342,3 +368,12 @@ def pac(
         num_stages=config.stages,
         **named,
     )
+
+
+def _begin_anywhere(
+    q: torch.Tensor, k_buffer: torch.Tensor, v_buffer: torch.Tensor, strides: tuple[int, ...]
+) -> bool:
+    """Whether a row of Q, K or V may begin where it cannot be copied from."""
+    steps = strides[0] | strides[1] | strides[3] | strides[4] | strides[6] | strides[7]
+    begin = q.data_ptr() | k_buffer.data_ptr() | v_buffer.data_ptr()
+    return bool((begin | steps * q.itemsize) % _COPIED_BYTES)

@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sglang_codec.kernels.given import is_lse, refuse
+
 MERGE_INTS = tl.constexpr(4)
 # heads of a program and parts of a step: where every program has one (row, head) pair at most,
 # nothing but more loads at once hides the latency; beyond, heads share what is loaded per row.
@@ -148,7 +150,7 @@ def _merge_rows(
 
 
 # the rows of the output change from batch to batch, and need no kernel of their own each
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num_readable"])
 def _por_kernel(
     out_ptr,  # [B, Hq, D]
     lse_ptr,  # [B, Hq] fp32, base 2
@@ -159,6 +161,7 @@ def _por_kernel(
     out_row_stride,
     out_head_stride,
     num_rows,
+    num_readable,  # of them, those for which the plan has room for a record
     num_qo_heads,
     HEAD_DIM: tl.constexpr,
     FEW_HEADS: tl.constexpr,
@@ -177,10 +180,10 @@ def _por_kernel(
     merges = plan_ptr + merges_offset
     listed = tl.load(merges)
     batch = tl.load(merges + 1)
-    # there is room for a record of every row of the output, whatever the length of the list: with
-    # few rows nothing else hides the latency, so their loads do not wait for it
+    # records are read whatever the length of the list: with few rows nothing else hides the
+    # latency, so their loads do not wait for it
     blocks = tl.cdiv(num_qo_heads, FEW_HEADS)
-    row, first, last = _record(merges, program // blocks, num_rows, listed, batch)
+    row, first, last = _record(merges, program // blocks, num_readable, listed, batch)
     if _num_rows_to_merge(listed, batch, num_rows) * num_qo_heads <= tl.num_programs(0):
         _merge_rows(
             row,
@@ -255,16 +258,33 @@ def por(
     the planned batch.
 
     Args:
-        out: ``[B, Hq, D]``, the last dimension contiguous; B at most the rows that the plan has
-            room for. lse: ``[B, Hq]`` fp32 contiguous, base 2, or None.
+        out: ``[B, Hq, D]``, the last dimension contiguous; B may exceed what the plan has room for.
+        lse: ``[B, Hq]`` fp32 contiguous, base 2, or None.
         partial_out: ``[parts, Hq, D]`` fp32 contiguous; partial_lse: ``[parts, Hq]`` fp32.
         plan: packed plan (`PlanLayout`), int32; its list of merges begins at `merges_offset`.
         early_launch: start while PAC finishes (see `LaunchConfig`).
 
     The grid depends on the shape of `out` and on the GPU only, so a captured launch serves every
     later plan.
+
+    Raises:
+        ValueError: shapes, dtypes or strides that do not match.
     """
-    num_rows, num_qo_heads, head_dim = out.shape
+    shape, strides, (_, *partial_row) = out.shape, out.stride(), partial_out.shape
+    if not (
+        strides[2:] == (1,)
+        and shape == (shape[0], *partial_row)
+        and is_lse(lse, shape[:2])
+    ):
+        refuse(
+            "por",
+            "out [rows, Hq, D], the last dimension contiguous, partial_out [parts, Hq, D], and lse "
+            "[rows, Hq] fp32 contiguous",
+            out=out,
+            lse=lse,
+            partial_out=partial_out,
+        )
+    num_rows, num_qo_heads, head_dim = shape
     programs = min(num_rows * num_qo_heads, _most_programs(out.device))
     _por_kernel[(programs,)](
         out,
@@ -273,9 +293,9 @@ def por(
         partial_lse,
         plan,
         merges_offset,
-        out.stride(0),
-        out.stride(1),
+        *strides[:2],
         num_rows,
+        min(num_rows, (plan.numel() - merges_offset) // MERGE_INTS.value - 1),
         num_qo_heads,
         HEAD_DIM=head_dim,
         FEW_HEADS=_FEW_HEADS,

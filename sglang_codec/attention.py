@@ -29,8 +29,17 @@ def prefix_shared_attention(
         q, out: ``[B, Hq, D]``; rows that the plan does not know become zero.
         k_buffer, v_buffer: ``[num_slots, Hkv, D]``.
         lse: fp32 ``[B, Hq]``, base 2, or None.
+
+    Raises:
+        ValueError: fewer rows than the plan has, or shapes, dtypes or strides that do not match.
     """
     layout = buffers.layout
+    if q.shape[0] < buffers.batch:
+        raise ValueError(
+            f"q has {q.shape[0]} rows, but the plan is for {buffers.batch}; plan again"
+        )
+    if q.stride()[-1] != 1:
+        q = q.contiguous()
     pac(
         q,
         k_buffer,

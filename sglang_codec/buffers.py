@@ -22,6 +22,7 @@ class PlanBuffers:
         capacity = layout.capacity
         self.layout = layout
         self.device = device
+        self.batch = 0  # rows of the plan that was sent last
         self.plan = torch.zeros(layout.size, dtype=torch.int32, device=device)
         # PAC loads the slots of whole steps, a step ahead: behind the end of the last chunk too
         kv_entries = capacity.kv_index + READ_AHEAD
@@ -68,6 +69,7 @@ class PlanBuffers:
             The plan's spans on the device, int32 ``[S, 4]``.
         """
         self.plan[:used].copy_(staging[:used], non_blocking=True)
+        self.batch = int(staging[self.layout.merges + 1])
         return self.plan[used - num_spans * SPAN_INTS : used].view(-1, SPAN_INTS)
 
     def upload(self, plan: Plan) -> torch.Tensor:

@@ -23,14 +23,26 @@ class KVWriter:
         self._is_early = config.warp_roles and config.early_launch and _is_plain(pool)
 
     def write(self, layer: Any, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> bool:
-        """Put ``k, v [B, Hkv, D]`` at ``slots [B]``; whether this was done by `store_kv`."""
+        """Put `k` and `v`, a row for each of ``slots [B]``, there; whether `store_kv` did it.
+
+        The rows may come in any number of dimensions (``[B, Hkv * D]``, ``[1, B, Hkv, D]``).
+        """
         k_buffer = self._pool.get_key_buffer(layer.layer_id)
         v_buffer = self._pool.get_value_buffer(layer.layer_id)
-        if not (self._is_early and _has_rows_of(k, k_buffer) and _has_rows_of(v, v_buffer)):
+        k, v = _rows(k, slots, k_buffer), _rows(v, slots, v_buffer)
+        if not (self._is_early and _is_copied(k, k_buffer) and _is_copied(v, v_buffer)):
             self._pool.set_kv_buffer(layer, slots, k, v, layer.k_scale, layer.v_scale)
             return False
         store_kv(k, v, k_buffer, v_buffer, slots, early_launch=True)
         return True
+
+
+def _rows(new: torch.Tensor, slots: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    """`new` as ``[B, Hkv, D]``, a row for each slot."""
+    rows = slots.numel()
+    if new.dim() == 3 and new.shape[0] == rows:
+        return new
+    return new.reshape(rows, *buffer.shape[-2:])
 
 
 def _is_plain(pool: Any) -> bool:
@@ -43,8 +55,8 @@ def _is_plain(pool: Any) -> bool:
     )
 
 
-def _has_rows_of(new: torch.Tensor, buffer: torch.Tensor) -> bool:
-    """Same dtype and shape of a row, and contiguous rows on both sides."""
+def _is_copied(new: torch.Tensor, buffer: torch.Tensor) -> bool:
+    """Whether storing is copying: rows of the same dtype and shape, contiguous on both sides."""
     return (
         new.dtype == buffer.dtype
         and new.shape[1:] == buffer.shape[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -15,16 +16,49 @@ from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.index import kv_index_of
-from sglang_codec.planning.plan import Plan, PlanCapacity, PlanCapacityError, PlanLayout
+from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout
 
 _MAX_SLOT = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedLimits:
+    """What every captured `run` can serve, whose tensors a replay does not change.
+
+    Args:
+        rows: of q and the output. slots: of the smaller KV buffer.
+    """
+
+    rows: int
+    slots: int
+
+    def within(self, other: CapturedLimits | None) -> CapturedLimits:
+        """The limits of both."""
+        if other is None:
+            return self
+        return CapturedLimits(min(self.rows, other.rows), min(self.slots, other.slots))
+
+    def check(self, rows: int, highest_slot: int) -> None:
+        """Raise ValueError for a plan that a replay would read or write out of bounds for."""
+        remedy = "use a wrapper of its own for what is larger, and capture that"
+        if rows > self.rows:
+            raise ValueError(
+                f"the plan has {rows} rows, but a CUDA graph was captured with a q of "
+                f"{self.rows}; {remedy}"
+            )
+        if highest_slot >= self.slots:
+            raise ValueError(
+                f"the plan uses KV slot {highest_slot}, but a CUDA graph was captured with buffers "
+                f"of {self.slots} slots; {remedy}"
+            )
 
 
 class PrefixSharedDecodeWrapper:
     """Decode attention that reads each shared KV run once for all requests that need it.
 
     ``plan`` takes the forest of a batch, ``run`` attends for one layer. ``run`` can be captured in
-    a CUDA graph; a later ``plan`` takes effect at the next replay, as long as it fits the buffers.
+    a CUDA graph; a later ``plan`` takes effect at the next replay, and is refused if it does not
+    fit the buffers or what was captured (rows of `q`, slots of the KV buffers).
 
     Args:
         num_qo_heads: query heads, a multiple of `num_kv_heads`; at most 16 per KV head.
@@ -51,7 +85,8 @@ class PrefixSharedDecodeWrapper:
         capacity: PlanCapacity | None = None,
         config: LaunchConfig | None = None,
     ) -> None:
-        self.device = torch.device(device)
+        # with the index, as tensors name it
+        self.device = torch.empty(0, device=device).device
         check_shape(num_qo_heads, num_kv_heads, head_dim, dtype, self.device)
         self.num_qo_heads = num_qo_heads
         self.num_kv_heads = num_kv_heads
@@ -72,7 +107,7 @@ class PrefixSharedDecodeWrapper:
         self.launch_plan: Plan | None = None
         self._fixed = capacity is not None
         self._buffers = self._allocate(capacity) if capacity is not None else None
-        self._captured = False
+        self._captured: CapturedLimits | None = None
         self._sm_scale = 0.0
         self._highest_slot = -1
 
@@ -88,7 +123,9 @@ class PrefixSharedDecodeWrapper:
 
         Raises:
             PlanCapacityError: the plan does not fit the buffers and they must not move.
-            ValueError: a forest without slots, or another `sm_scale` than the captured one.
+            ValueError: a forest without slots or with negative ones, another `sm_scale` than the
+                captured one, or more rows or higher slots than a captured `run` has. The wrapper
+                keeps the plan that it had.
         """
         scale = 1.0 / math.sqrt(self.head_dim) if sm_scale is None else float(sm_scale)
         if not (math.isfinite(scale) and scale > 0):
@@ -102,6 +139,11 @@ class PrefixSharedDecodeWrapper:
         limits = _UNLIMITED if may_grow else self._buffers.capacity
         plan = planner_for(self.spec, self.cost_model, limits)(forest)
         kv_index = kv_index_of(forest, plan)
+        lowest, highest = int(kv_index.min(initial=0)), int(kv_index.max(initial=-1))
+        if lowest < 0:
+            raise ValueError(f"the forest has KV slot {lowest}; slots are 0 or more")
+        if self._captured:
+            self._captured.check(plan.batch, highest)
         need = PlanCapacity(
             plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries, plan.bundle_entries
         )
@@ -113,7 +155,7 @@ class PrefixSharedDecodeWrapper:
             buffers.kv_index[: len(kv_index)].copy_(torch.from_numpy(kv_index), non_blocking=False)
         update_lengths(buffers)
         self._sm_scale = scale
-        self._highest_slot = int(kv_index.max(initial=-1))
+        self._highest_slot = highest
         self.launch_plan = plan
         return plan
 
@@ -134,7 +176,7 @@ class PrefixSharedDecodeWrapper:
             k_buffer, v_buffer: ``[num_slots, num_kv_heads, head_dim]``, or with pages
                 ``[num_pages, page_size, num_kv_heads, head_dim]`` (a slot is
                 ``page * page_size + offset``). The last dimension is contiguous.
-            out: like q; allocated if None.
+            out: like q, and other memory; allocated if None.
             return_lse: also return the log-sum-exp of the scaled scores, fp32
                 ``[B, num_qo_heads]``, in base 2 (as FlashInfer's).
 
@@ -145,8 +187,6 @@ class PrefixSharedDecodeWrapper:
             raise RuntimeError("run() before plan(): call plan(forest) for this batch first")
         k_buffer, v_buffer = _without_pages(k_buffer), _without_pages(v_buffer)
         self._check(q, k_buffer, v_buffer, out)
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            self._captured = True
         if out is None:
             out = torch.empty_like(q)
         lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
@@ -160,6 +200,9 @@ class PrefixSharedDecodeWrapper:
             config=self.config,
             lse=lse,
         )
+        if _is_capturing(self.device):
+            slots = min(len(k_buffer), len(v_buffer))
+            self._captured = CapturedLimits(len(q), slots).within(self._captured)
         return (out, lse) if return_lse else out
 
     def _allocate(self, capacity: PlanCapacity) -> PlanBuffers:
@@ -173,19 +216,9 @@ class PrefixSharedDecodeWrapper:
     def _check(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor | None
     ) -> None:
-        capacity = self._buffers.capacity
         heads = (self.num_qo_heads, self.head_dim)
         if q.ndim != 3 or q.shape[1:] != heads:
             raise ValueError(f"q has shape {tuple(q.shape)}, expected [B, {heads[0]}, {heads[1]}]")
-        if q.shape[0] < self.launch_plan.batch:
-            raise ValueError(
-                f"q has {q.shape[0]} rows, but the plan is for {self.launch_plan.batch}; plan again"
-            )
-        if q.shape[0] > capacity.rows:
-            raise PlanCapacityError(
-                f"q has {q.shape[0]} rows but the buffers hold {capacity.rows}; create the wrapper "
-                f"with capacity=PlanCapacity(rows>={q.shape[0]}, ...)"
-            )
         for name, buffer in (("k_buffer", k), ("v_buffer", v)):
             if buffer.ndim != 3 or buffer.shape[1:] != (self.num_kv_heads, self.head_dim):
                 raise ValueError(
@@ -195,18 +228,31 @@ class PrefixSharedDecodeWrapper:
             if buffer.shape[0] <= self._highest_slot:
                 raise ValueError(
                     f"{name} has {buffer.shape[0]} slots, but the plan uses slot "
-                    f"{self._highest_slot}"
+                    f"{self._highest_slot}; pass the buffer that the slots were given out of"
                 )
         tensors = {"q": q, "k_buffer": k, "v_buffer": v, "out": q if out is None else out}
         if tensors["out"].shape != q.shape:
             raise ValueError(f"out has shape {tuple(out.shape)}, expected {tuple(q.shape)}")
+        if out is not None and out.numel() and out.data_ptr() == q.data_ptr():
+            raise ValueError(
+                "out is the memory of q, which is read after the first rows of out "
+                "are written; pass another tensor"
+            )
+        if out is not None and 0 in out.stride():
+            raise ValueError(
+                f"out has strides {out.stride()}: its rows or heads are one memory; "
+                "pass a tensor that was not expanded"
+            )
         for name, tensor in tensors.items():
             if tensor.dtype != self.dtype:
                 raise ValueError(f"{name} has dtype {tensor.dtype}, the wrapper {self.dtype}")
-            if tensor.device.type != self.device.type:
+            if tensor.device != self.device:
                 raise ValueError(f"{name} is on {tensor.device}, the wrapper on {self.device}")
             if tensor.stride(-1) != 1:
-                raise ValueError(f"{name} must be contiguous in its last dimension")
+                raise ValueError(
+                    f"{name} must be contiguous in its last dimension, its strides are "
+                    f"{tensor.stride()}; pass {name}.contiguous()"
+                )
 
 
 _UNLIMITED = PlanCapacity(_MAX_SLOT, _MAX_SLOT, _MAX_SLOT, _MAX_SLOT)
@@ -236,6 +282,10 @@ def _rounded_up(need: PlanCapacity) -> PlanCapacity:
         up(need.kv_index, 4096),
         up(need.bundle_index, 4096),
     )
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _without_pages(buffer: torch.Tensor) -> torch.Tensor:

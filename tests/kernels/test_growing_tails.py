@@ -63,6 +63,51 @@ def test_rows_grow_up_to_the_headroom(name: str, device: torch.device, dtype: to
         assert_lse_close(lse, exact_lse)
 
 
+@pytest.mark.parametrize("padding", [1, 70])
+def test_an_eager_batch_may_be_padded_beyond_the_buffers(
+    padding: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Its padding is zero with LSE -inf, and nothing is written behind the lengths."""
+    counts = BATCHES["few-shot"]
+    paths = with_slots([*counts, [("new", len(counts))]], seed=8)
+    problem = make_problem(
+        paths,
+        num_qo_heads=4,
+        num_kv_heads=1,
+        head_dim=64,
+        dtype=dtype,
+        device=device,
+        padding=padding,
+    )
+    slots = problem.rows.pop()
+    rows = [torch.cat([row, slots[r : r + 1]]) for r, row in enumerate(problem.rows)]
+    # the row that names the new slots is padding too
+    now = dataclasses.replace(problem, rows=rows)
+    planned = plan_batch(paths[: len(counts)], problem, tail_headroom=HEADROOM)
+    buffers = planned.buffers
+    memory = torch.full((300,), -7, dtype=torch.int32, device=device)
+    buffers.row_lengths = memory[: len(counts)]
+    lengths = torch.ones(len(now.q), dtype=torch.int64, device=device)
+    lengths[: len(counts)] = torch.tensor([len(row) for row in rows])
+    new_slots = torch.full_like(lengths, unused_slot(problem))
+    new_slots[: len(counts)] = slots.to(device)
+    append_slots(
+        buffers.kv_index,
+        buffers.row_lengths,
+        buffers.plan,
+        lengths,
+        new_slots,
+        append_base_offset=buffers.layout.append_base,
+    )
+    out, lse = planned.attend(now)
+    exact, exact_lse = now.exact()
+    assert_within_low_precision_error(out, exact, now.eager())
+    assert_lse_close(lse, exact_lse)
+    assert (out[len(counts) :] == 0).all()
+    assert (lse[len(counts) :] == -float("inf")).all()
+    assert (memory[len(counts) :] == -7).all()
+
+
 def test_the_index_is_gathered_from_the_request_pool(
     device: torch.device, dtype: torch.dtype
 ) -> None:

@@ -25,6 +25,53 @@ def test_runs_are_gathered_from_the_rows_of_the_pool(
     assert torch.equal(kv_index, expected)
 
 
+@pytest.mark.parametrize("padding", [1, 3, 200])
+def test_rows_beyond_what_a_plan_may_have_are_left_alone(
+    padding: int, device: torch.device
+) -> None:
+    """An eager batch is padded beyond the buffers, which lie in front of other memory here."""
+    rows = 5
+    memory = torch.full((1000,), -7, dtype=torch.int32, device=device)
+    row_lengths, plan, kv_index = memory[:rows], memory[300:600], memory[600:700]
+    # what follows the section would be taken for bases
+    plan[8 : 8 + rows] = torch.arange(rows, dtype=torch.int32) * 10
+    plan[8 + rows :] = 3
+    expected = memory.clone()
+    lengths = torch.arange(rows + padding, device=device) % 9 + 1
+    slots = torch.arange(rows + padding, device=device) + 100
+    expected[:rows] = lengths[:rows]
+    for row in range(rows):
+        expected[600 + 10 * row + lengths[row] - 1] = slots[row].int()
+    append_slots(kv_index, row_lengths, plan, lengths, slots, append_base_offset=8)
+    assert torch.equal(memory, expected)
+
+
+def test_a_row_without_a_slot_is_refused(device: torch.device) -> None:
+    ints = torch.zeros(40, dtype=torch.int32, device=device)
+    rows = torch.zeros(4, dtype=torch.int64, device=device)
+    with pytest.raises(ValueError, match="append_slots needs a length and a slot of every row"):
+        append_slots(ints, ints[:4], ints, rows, rows[:3], append_base_offset=8)
+    with pytest.raises(ValueError, match="append_slots needs"):
+        append_slots(ints, ints[:4].long(), ints, rows, rows, append_base_offset=8)
+    # only padding is without one
+    append_slots(ints, ints[:2], ints, rows, rows[:3], append_base_offset=8)
+
+
+@pytest.mark.parametrize("name", ["kv_index", "req_to_token", "spans", "pool_rows"])
+def test_gathering_from_another_dtype_or_layout_is_refused(name: str, device: torch.device) -> None:
+    tensors = {
+        "kv_index": torch.zeros(9, dtype=torch.int32, device=device),
+        "req_to_token": torch.zeros(9, 20, dtype=torch.int32, device=device),
+        "spans": torch.zeros(2, 4, dtype=torch.int32, device=device),
+        "pool_rows": torch.zeros(2, dtype=torch.int64, device=device),
+    }
+    good = tensors[name]
+    apart = torch.stack([good, good], -1)[..., 0]
+    for bad in (apart, *([] if name == "pool_rows" else [good.long()])):
+        with pytest.raises(ValueError, match="gather_slots needs"):
+            gather_slots(**{**tensors, name: bad}, longest=3)
+
+
 def test_a_pool_may_be_a_view(device: torch.device) -> None:
     pool = torch.arange(4 * 100, dtype=torch.int32, device=device).view(4, 100)[:, :60]
     kv_index = torch.zeros(10, dtype=torch.int32, device=device)

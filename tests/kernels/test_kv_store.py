@@ -27,19 +27,64 @@ def test_only_the_slots_of_the_rows_are_written(
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    # keys and values as a model has them: parts of wider rows
-    wide = torch.randn(batch, 4 * heads * head_dim, device=device).to(dtype)
-    k, v = (
-        wide[:, begin * heads * head_dim :][:, : heads * head_dim].view(batch, heads, head_dim)
-        for begin in (1, 3)
-    )
-    buffers = [torch.full((97, heads, head_dim), 7.0, device=device).to(dtype) for _ in range(2)]
+    def part_of(wider: torch.Tensor) -> torch.Tensor:
+        return wider.to(device, dtype)[:, heads * head_dim :][:, : heads * head_dim].view(
+            -1, heads, head_dim
+        )
+
+    # as models and pools have them: parts of wider rows, and no two of the same
+    k, v = (part_of(torch.randn(batch, n * heads * head_dim)) for n in (4, 3))
+    buffers = [part_of(torch.full((97, n * heads * head_dim), 7.0)) for n in (2, 5)]
     slots = torch.randperm(97, device=device)[:batch].to(index_dtype)
     expected = [buffer.clone() for buffer in buffers]
     expected[0][slots.long()], expected[1][slots.long()] = k, v
     store_kv(k, v, *buffers, slots, early_launch=False)
     assert torch.equal(buffers[0], expected[0])
     assert torch.equal(buffers[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"k": (4, 2, 16)},
+        {"v": (2, 2, 16)},
+        {"slots": (4,)},
+        {"slots": (3, 1)},
+        {"k": (3, 32)},
+        {"k": (1, 3, 2, 16), "v": (1, 3, 2, 16)},
+        {"v": (3, 2, 8)},
+        {"k": (3, 1, 16), "v": (3, 1, 16)},
+        {"v_buffer": (9, 2, 8)},
+        {"k_buffer": (9, 1, 16)},
+    ],
+    ids=str,
+)
+def test_rows_that_do_not_match_are_refused(
+    change: dict[str, tuple[int, ...]], device: torch.device, dtype: torch.dtype
+) -> None:
+    shapes = {"k": (3, 2, 16), "v": (3, 2, 16), "k_buffer": (9, 2, 16), "v_buffer": (9, 2, 16)}
+    shapes |= {"slots": (3,)} | change
+    tensors = {name: torch.zeros(shape, device=device).to(dtype) for name, shape in shapes.items()}
+    tensors["slots"] = tensors["slots"].long()
+    with pytest.raises(ValueError, match=r"store_kv needs .*; got k \("):
+        store_kv(**tensors, early_launch=False)
+
+
+@pytest.mark.parametrize("name", ["k", "v", "k_buffer", "v_buffer"])
+def test_rows_of_another_dtype_or_layout_are_refused(
+    name: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    tensors = {n: torch.zeros(3, 2, 16, device=device).to(dtype) for n in ("k", "v")}
+    tensors |= {n: torch.zeros(9, 2, 16, device=device).to(dtype) for n in ("k_buffer", "v_buffer")}
+    slots = torch.arange(3, device=device)
+    good = tensors[name]
+    for bad in (
+        good.double(),
+        good.transpose(1, 2).contiguous().transpose(1, 2),
+        torch.cat([good, good], 2)[..., :16],
+    ):
+        with pytest.raises(ValueError, match="heads and dimensions contiguous; got"):
+            store_kv(**{**tensors, name: bad}, slots=slots, early_launch=False)
 
 
 ROWS, HEADS, KV_HEADS, LAYERS = 24, 16, 4, 3

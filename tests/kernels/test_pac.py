@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from planned import Planned, plan_batch
 
-from sglang_codec.attention import update_lengths
+from sglang_codec.attention import prefix_shared_attention, update_lengths
+from sglang_codec.kernels.launch import INTERPRETED, LaunchConfig, launch_config
 from sglang_codec.kernels.pac import pac
 from sglang_codec.reference import decode_attention
 from sglang_codec.testing import (
@@ -118,6 +121,121 @@ def test_groups_that_do_not_fill_the_tile(
     group: int, device: torch.device, dtype: torch.dtype
 ) -> None:
     check_tasks([[("prompt", 130), (f"t{row}", 9)] for row in range(3)], device, dtype, group)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"q": (1, 4, 4, 64)},
+        {"q": (5, 4, 64)},
+        {"out": (3, 4, 64)},
+        {"out": (1, 4, 4, 64)},
+        {"q": (4, 3, 64), "out": (4, 3, 64)},
+        {"q": (4, 6, 64), "out": (4, 6, 64)},
+        {"q": (4, 256), "out": (4, 256)},
+        {"k_buffer": (40, 2, 32)},
+        {"v_buffer": (40, 1, 64)},
+        {"k_buffer": (5, 8, 2, 64), "v_buffer": (5, 8, 2, 64)},
+        {"lse": (3, 4)},
+        {"lse": (4, 8)},
+    ],
+    ids=str,
+)
+def test_tensors_that_do_not_match_are_refused(
+    change: dict[str, tuple[int, ...]], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Before any of them is written; a row count that a caller gets wrong is an error, no write."""
+    tensors = pac_tensors(device, dtype)
+    for name, shape in change.items():
+        like = torch.float32 if name == "lse" else dtype
+        tensors[name] = torch.full(shape, NAN, dtype=like, device=device)
+    with pytest.raises(ValueError, match=r"pac needs .*; got q \("):
+        launch(tensors)
+
+
+@pytest.mark.parametrize("name", ["q", "out", "k_buffer", "v_buffer", "lse"])
+def test_another_dtype_or_a_last_dimension_in_pieces_is_refused(
+    name: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    tensors = pac_tensors(device, dtype)
+    good = tensors[name]
+    for bad in (good.double(), torch.stack([good, good], -1)[..., 0]):
+        with pytest.raises(ValueError, match=r"pac needs .*; got q \("):
+            launch(tensors | {name: bad})
+
+
+@pytest.mark.parametrize("name", ["q", "k_buffer", "v_buffer"])
+def test_warp_roles_refuse_rows_that_begin_between_copies(name: str, device: torch.device) -> None:
+    tensors = pac_tensors(device, torch.bfloat16)
+    shape = tensors[name].shape
+    wide = torch.zeros(*shape[:-1], 100, dtype=torch.bfloat16, device=device)
+    shifted = torch.zeros(1 + shape.numel(), dtype=torch.bfloat16, device=device)
+    for bad in (wide[..., :64], shifted[1:].view(shape)):
+        with pytest.raises(ValueError, match="rows that begin at multiples of 16 bytes"):
+            launch(tensors | {name: bad}, config=launch_config((9, 0), 64))
+
+
+def pac_tensors(device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Of four rows, four heads and two KV heads."""
+    q = torch.full((4, 4, 64), NAN, dtype=dtype, device=device)
+    k = torch.full((40, 2, 64), NAN, dtype=dtype, device=device)
+    lse = torch.full((4, 4), NAN, device=device)
+    return {"q": q, "k_buffer": k, "v_buffer": k.clone(), "out": q.clone(), "lse": lse}
+
+
+def launch(tensors: dict[str, torch.Tensor], config: LaunchConfig = INTERPRETED) -> None:
+    """PAC with a plan of nothing."""
+    device = tensors["out"].device
+    ints = torch.zeros(1000, dtype=torch.int32, device=device)
+    partial_out = torch.zeros(4, 4, 64, device=device)
+    names = ("q", "k_buffer", "v_buffer", "out", "lse")
+    pac(
+        *(tensors[name] for name in names),
+        partial_out,
+        partial_out[..., 0].contiguous(),
+        *[ints] * 4,
+        order_offset=100,
+        tasks_offset=200,
+        num_slots=2,
+        sm_scale=1.0,
+        config=config,
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_fewer_query_rows_than_the_plan_has_are_refused(
+    rows: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    paths = with_slots([[("a", 30)], [("b", 17)], [("c", 2)]])
+    problem = make_problem(
+        paths, num_qo_heads=4, num_kv_heads=1, head_dim=64, dtype=dtype, device=device
+    )
+    planned = plan_batch(paths, problem)
+    short = dataclasses.replace(problem, q=problem.q[:rows])
+    with pytest.raises(ValueError, match=f"q has {rows} rows, but the plan is for 3; plan again"):
+        planned.attend(short)
+
+
+def test_queries_may_lie_in_pieces(device: torch.device, dtype: torch.dtype) -> None:
+    paths = with_slots([[("prompt", 90), (f"tail {row}", 2 + row)] for row in range(3)])
+    problem = make_problem(
+        paths, num_qo_heads=4, num_kv_heads=1, head_dim=64, dtype=dtype, device=device
+    )
+    apart = problem.q.transpose(1, 2).contiguous().transpose(1, 2)
+    assert apart.stride(-1) != 1
+    out = torch.full(apart.shape, NAN, dtype=dtype, device=device)
+    planned = plan_batch(paths, problem)
+    update_lengths(planned.buffers)
+    prefix_shared_attention(
+        apart,
+        problem.k_buffer,
+        problem.v_buffer,
+        out,
+        planned.buffers,
+        sm_scale=problem.sm_scale,
+        config=planned.config,
+    )
+    assert_within_low_precision_error(out, problem.exact()[0], problem.eager())
 
 
 def test_the_lse_may_be_left_out(device: torch.device, dtype: torch.dtype) -> None:

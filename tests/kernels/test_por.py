@@ -169,6 +169,46 @@ def test_nothing_is_touched_where_pac_has_written_every_row(device: torch.device
         assert merged.isnan().all()
 
 
+@pytest.mark.parametrize("programs", [2, 1 << 20])
+@pytest.mark.parametrize("rows", [3, 4, 13])
+def test_padding_may_exceed_what_the_plan_has_room_for(
+    rows: int, programs: int, device: torch.device
+) -> None:
+    """The plan ends with its part lists; what lies behind shows under a memory checker only."""
+    values, lse = partials(4, device)
+    plan = packed([[0, 1], [2, 3, 0]], 16, device)
+    out = torch.full((rows, HEADS, HEAD_DIM), float("nan"), device=device)
+    merged = torch.full((rows, HEADS), float("nan"), device=device)
+    with at_most(programs):
+        por(out, merged, values, lse, plan, merges_offset=16)
+    expected, expected_lse = exact([[0, 1], [2, 3, 0], *[[]] * (rows - 2)], values, lse)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    assert_lse_close(merged, expected_lse)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"out": (2, HEADS + 1, HEAD_DIM)},
+        {"out": (1, 2, HEADS, HEAD_DIM)},
+        {"out": (2, HEADS * HEAD_DIM)},
+        {"lse": (1, HEADS)},
+        {"lse": (HEADS, 2)},
+        {"partial_out": (4, HEADS, HEAD_DIM // 2)},
+    ],
+    ids=str,
+)
+def test_tensors_that_do_not_match_are_refused(
+    change: dict[str, tuple[int, ...]], device: torch.device
+) -> None:
+    shapes = {"out": (2, HEADS, HEAD_DIM), "lse": (2, HEADS), "partial_out": (4, HEADS, HEAD_DIM)}
+    tensors = {name: torch.zeros(at, device=device) for name, at in (shapes | change).items()}
+    plan = packed([[0, 1], [2, 3]], 16, device)
+    lse = torch.zeros(4, HEADS, device=device)
+    with pytest.raises(ValueError, match=r"por needs .*; got out \("):
+        por(**tensors, partial_lse=lse, plan=plan, merges_offset=16)
+
+
 def test_rows_beyond_the_output_are_not_written(device: torch.device) -> None:
     """A plan of more rows than the output has, as between two captured batches."""
     values, lse = partials(4, device)

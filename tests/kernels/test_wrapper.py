@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
+from sglang_codec import wrapper as wrapper_module
+from sglang_codec.attention import prefix_shared_attention
 from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError
 from sglang_codec.testing import (
     Counts,
@@ -157,23 +160,28 @@ def test_the_order_of_the_batch_does_not_matter(device: torch.device, dtype: tor
 
 
 def test_strided_tensors(device: torch.device, dtype: torch.dtype) -> None:
-    """Queries, outputs and caches may be views, as in a fused QKV tensor."""
-    paths, problem = few_shot(device, dtype)
+    """Queries, outputs and caches may be views, as in a fused QKV tensor, each with its strides."""
+    paths, problem = few_shot(device, dtype, num_kv_heads=2)
 
-    def inside(tensor: torch.Tensor) -> torch.Tensor:
-        wider = torch.full((len(tensor), 5, 3, tensor.shape[-1]), float("nan"))
+    def inside(tensor: torch.Tensor, heads: int, parts: int) -> torch.Tensor:
+        wider = torch.full((len(tensor), heads, parts, tensor.shape[-1]), float("nan"))
         view = wider.to(tensor)[:, : tensor.shape[1], 1]
         view.copy_(tensor)
         return view
 
     strided = dataclasses.replace(
         problem,
-        q=inside(problem.q),
-        k_buffer=inside(problem.k_buffer),
-        v_buffer=inside(problem.v_buffer),
+        q=inside(problem.q, 5, 3),
+        k_buffer=inside(problem.k_buffer, 3, 4),
+        v_buffer=inside(problem.v_buffer, 3, 2),
     )
-    assert not strided.q.is_contiguous()
-    check(wrapper_for(problem, 1), strided, PrefixForest.from_paths(paths))
+    tensors = (strided.q, strided.k_buffer, strided.v_buffer)
+    assert len({stride for tensor in tensors for stride in tensor.stride()[:2]}) == 6
+    wrapper = wrapper_for(problem, 2)
+    out = check(wrapper, strided, PrefixForest.from_paths(paths))
+    narrow = inside(out, 9, 2)
+    wrapper.run(*tensors, out=narrow.fill_(float("nan")))
+    assert torch.equal(narrow, out)
 
 
 def test_output_and_scale_have_defaults(device: torch.device, dtype: torch.dtype) -> None:
@@ -238,13 +246,10 @@ def test_a_fixed_capacity_is_kept(device: torch.device, dtype: torch.dtype) -> N
     assert_within_low_precision_error(out, problem.exact()[0], problem.eager())
 
 
-def test_more_query_rows_than_the_buffers_hold(device: torch.device, dtype: torch.dtype) -> None:
-    paths, problem = few_shot(device, dtype)
+def test_padding_may_exceed_what_the_buffers_hold(device: torch.device, dtype: torch.dtype) -> None:
+    paths, problem = few_shot(device, dtype, padding=70)
     capacity = PlanCapacity(rows=3, tasks=16, parts=16, kv_index=300)
-    wrapper = wrapper_for(problem, 1, capacity=capacity)
-    wrapper.plan(PrefixForest.from_paths(paths))
-    with pytest.raises(PlanCapacityError, match="q has 4 rows but the buffers hold 3"):
-        wrapper.run(problem.q.new_zeros(4, 4, 64), problem.k_buffer, problem.v_buffer)
+    check(wrapper_for(problem, 1, capacity=capacity), problem, PrefixForest.from_paths(paths))
 
 
 def test_running_before_planning(device: torch.device, dtype: torch.dtype) -> None:
@@ -324,6 +329,103 @@ def test_unsupported_dtypes_are_refused(device: torch.device) -> None:
         PrefixSharedDecodeWrapper(4, 1, 64, dtype=torch.float64, device=device)
 
 
+def test_an_output_that_is_written_before_it_is_read_is_refused(
+    device: torch.device, dtype: torch.dtype
+) -> None:
+    paths, problem = few_shot(device, dtype)
+    wrapper = wrapper_for(problem, 1)
+    wrapper.plan(PrefixForest.from_paths(paths))
+    run = (problem.q, problem.k_buffer, problem.v_buffer)
+    with pytest.raises(ValueError, match="out is the memory of q"):
+        wrapper.run(*run, out=problem.q)
+    with pytest.raises(ValueError, match="its rows or heads are one memory"):
+        wrapper.run(*run, out=problem.q[:1].clone().expand(3, -1, -1))
+
+
+def equal_rows(rows: int, slots: range = range(90)) -> PrefixForest:
+    return PrefixForest.from_paths([[("shared", list(slots)), (r, [r])] for r in range(rows)])
+
+
+@pytest.fixture
+def captured(
+    device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., PrefixSharedDecodeWrapper]:
+    """Makes a wrapper whose calls, one for each ``(rows, K slots, V slots)``, count as captured."""
+
+    def make(*calls: tuple[int, int, int]) -> PrefixSharedDecodeWrapper:
+        wrapper = PrefixSharedDecodeWrapper(2, 1, 64, dtype=dtype, device=device)
+        wrapper.plan(equal_rows(min(rows for rows, *_ in calls)))
+        with monkeypatch.context() as patch:
+            patch.setattr(wrapper_module, "_is_capturing", lambda _: True)
+            for rows, *slots in calls:
+                q = torch.zeros(rows, 2, 64, dtype=dtype, device=device)
+                wrapper.run(q, *(q.new_zeros(n, 1, 64) for n in slots))
+        return wrapper
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("calls", "rows", "slots"),
+    [
+        ([(4, 150, 150)], 4, 150),
+        ([(4, 150, 120)], 4, 120),
+        ([(6, 150, 99), (4, 300, 300), (5, 200, 200)], 4, 99),
+        # more rows than were planned then: a padded batch
+        ([(9, 100, 100)], 9, 100),
+    ],
+)
+def test_the_smallest_captured_call_limits_later_plans(
+    calls: list[tuple[int, int, int]], rows: int, slots: int, captured: Callable
+) -> None:
+    wrapper = captured(*calls)
+    for forest in (
+        equal_rows(rows),
+        equal_rows(0),
+        equal_rows(2, range(slots - 1, slots)),
+        PrefixForest.from_kv_indices([0], []),
+    ):
+        kept = wrapper.plan(forest)
+    for forest, message in (
+        (equal_rows(rows + 1), rf"{rows + 1} rows, but .* with a q of {rows}; use a wrapper"),
+        (equal_rows(2, range(slots, slots + 1)), f"slot {slots}, but .* of {slots} slots; use a"),
+        (equal_rows(40), "40 rows"),
+        (equal_rows(1, range(10**6, 10**6 + 5)), "slot 1000004"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrapper.plan(forest)
+        assert wrapper.launch_plan is kept
+
+
+def test_an_eager_call_limits_nothing(device: torch.device, dtype: torch.dtype) -> None:
+    wrapper = PrefixSharedDecodeWrapper(2, 1, 64, dtype=dtype, device=device)
+    wrapper.plan(equal_rows(2))
+    q = torch.zeros(2, 2, 64, dtype=dtype, device=device)
+    wrapper.run(q, q.new_zeros(100, 1, 64), q.new_zeros(100, 1, 64))
+    assert wrapper.plan(equal_rows(200, range(7000, 7090))).batch == 200
+
+
+def test_what_a_captured_call_replays_stays_within_its_tensors(
+    captured: Callable, device: torch.device, dtype: torch.dtype
+) -> None:
+    """A replay is the same launches: whatever plan was accepted, nothing else is written."""
+    wrapper = captured((4, 100, 100))
+    memory = torch.full((40, 2, 64), 7.0, dtype=dtype, device=device)
+    kv = torch.zeros(100, 1, 64, dtype=dtype, device=device)
+    for rows in (4, 0, 3, 17, 40):
+        memory.fill_(7)
+        try:
+            wrapper.plan(equal_rows(rows))
+        except ValueError:
+            assert rows > 4
+        q, out = torch.ones_like(memory)[:4], memory[:4]
+        prefix_shared_attention(
+            q, kv, kv, out, wrapper._buffers, sm_scale=wrapper._sm_scale, config=wrapper.config
+        )
+        assert (memory[:4] == 0).all()
+        assert (memory[4:] == 7).all()
+
+
 def test_bad_plans_are_refused(device: torch.device, dtype: torch.dtype) -> None:
     paths, problem = few_shot(device, dtype)
     wrapper = wrapper_for(problem, 1)
@@ -332,10 +434,22 @@ def test_bad_plans_are_refused(device: torch.device, dtype: torch.dtype) -> None
         wrapper.plan(forest, sm_scale=float("nan"))
     with pytest.raises(ValueError, match="this forest has no KV slots"):
         wrapper.plan(PrefixForest.from_dict(forest.to_dict()))
+    negative = dataclasses.replace(forest, kv_slots=forest.kv_slots - 1000)
+    with pytest.raises(ValueError, match="the forest has KV slot -1000; slots are 0 or more"):
+        wrapper.plan(negative)
+    assert wrapper.launch_plan is None
 
 
-def few_shot(device: torch.device, dtype: torch.dtype) -> tuple[Paths, Problem]:
+def few_shot(
+    device: torch.device, dtype: torch.dtype, *, num_kv_heads: int = 1, padding: int = 0
+) -> tuple[Paths, Problem]:
     paths = with_slots(BATCHES["few-shot"], seed=9)
     return paths, make_problem(
-        paths, num_qo_heads=4, num_kv_heads=1, head_dim=64, dtype=dtype, device=device
+        paths,
+        num_qo_heads=4,
+        num_kv_heads=num_kv_heads,
+        head_dim=64,
+        dtype=dtype,
+        device=device,
+        padding=padding,
     )

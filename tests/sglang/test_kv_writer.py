@@ -52,13 +52,20 @@ def early(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     return calls
 
 
-def write(pool: MHATokenToKVPool, config: Any, dtype: torch.dtype = torch.float32) -> bool:
-    """Write three rows and check the pool."""
+def write(
+    pool: MHATokenToKVPool,
+    config: Any,
+    dtype: torch.dtype = torch.float32,
+    shape: tuple[int, ...] = (3, HEADS, HEAD_DIM),
+) -> bool:
+    """Write three rows, handed over in a shape, and check the pool."""
     wide = torch.randn(3, 3 * HEADS * HEAD_DIM).to(dtype)
     _, k, v = (part.view(3, HEADS, HEAD_DIM) for part in wide.chunk(3, 1))
+    # as a rotary embedding leaves them: keys in memory of their own, values in the fused rows
+    k = k.clone()
     slots = torch.tensor([7, 1, 30])
     layer = SimpleNamespace(layer_id=0, k_scale=None, v_scale=None)
-    is_early = KVWriter(pool, config).write(layer, k, v, slots)
+    is_early = KVWriter(pool, config).write(layer, k.view(shape), v.reshape(shape), slots)
     for new, buffer in ((k, pool.get_key_buffer(0)), (v, pool.get_value_buffer(0))):
         expected = torch.zeros_like(buffer)
         expected[slots] = new.to(buffer.dtype)
@@ -69,6 +76,27 @@ def write(pool: MHATokenToKVPool, config: Any, dtype: torch.dtype = torch.float3
 def test_a_plain_pool_is_written_early_where_pac_can_start_early(early: list) -> None:
     assert write(make_pool(), HOPPER)
     assert len(early) == 1
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(3, HEADS * HEAD_DIM), (1, 3, HEADS, HEAD_DIM), (1, 3, HEADS * HEAD_DIM)],
+    ids=str,
+)
+@pytest.mark.parametrize("config", [HOPPER, INTERPRETED], ids=["early", "by SGLang"])
+def test_rows_come_in_any_number_of_dimensions(
+    shape: tuple[int, ...], config: Any, early: list
+) -> None:
+    assert write(make_pool(), config, shape=shape) == (config is HOPPER) == len(early)
+
+
+def test_rows_without_a_slot_are_refused(early: list) -> None:
+    pool, layer = make_pool(), SimpleNamespace(layer_id=0, k_scale=None, v_scale=None)
+    rows = torch.ones(4, HEADS, HEAD_DIM)
+    for slots in (3, 5):
+        with pytest.raises(RuntimeError, match="invalid for input of size"):
+            KVWriter(pool, HOPPER).write(layer, rows, rows, torch.arange(slots))
+    assert not pool.get_key_buffer(0).any()
 
 
 def test_without_warp_roles_sglang_writes(early: list) -> None:
