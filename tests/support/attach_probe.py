@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import weakref
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -88,14 +89,20 @@ def _record(
     return {
         "signature": codec_batch.signature,
         "unchanged": before is not None and before["signature"] == codec_batch.signature,
-        "rids": [request.rid for request in codec_batch.signature[1][0]],
-        "handles": list(codec_batch.signature[1][1]),
+        "rids": [request().rid for request in codec_batch.signature[1][0]],
+        "handles": _handles(codec_batch),
         "reader": codec_batch.reader_name,
         "parent": paths.parent.tolist(),
         "end": paths.end.tolist(),
         "leaf": paths.leaf.tolist(),
         "slots": [engine.req_to_token[row, :length].tolist() for row, length in rows],
     }
+
+
+def _handles(codec_batch: Any) -> list[Any]:
+    """The tree handles of the requests, living nodes where the signature has references."""
+    handles = codec_batch.signature[1][1]
+    return [handle() if isinstance(handle, weakref.ref) else handle for handle in handles]
 
 
 def _leaves_after_eviction(
