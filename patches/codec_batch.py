@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
-import numpy as np
-
+from sglang_codec.patches.beam_rows import BeamRows, with_members
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.patches.tree_readers import TreeReader
 from sglang_codec.planning.paths import RadixPaths
@@ -24,14 +24,18 @@ class CodecBatch:
 
     Args:
         signature: equal signatures mean the same rows with the same tree paths, hence equal forests
-            up to the growth of the private tails. A batch with beam rows never equals another.
+            up to the growth of the private tails; compare with `==`. Requests and tree nodes are
+            in it as weak references, so keeping one keeps nothing alive: a living object has one,
+            and that of a dead one equals no other. A batch with beam rows never equals another.
         reader: reads the tree; `reader_name` names it.
-        rows: batch rows, `len(batch.seq_lens)`; rows beyond the requests are private.
+        rows: batch rows, `len(batch.seq_lens)`.
+        beams: which rows beyond the requests alias a request's; the others are private.
     """
 
-    signature: Hashable
+    signature: tuple[Any, ...]
     reader: TreeReader
     rows: int
+    beams: tuple[BeamRows, ...] = ()
 
     @property
     def reader_name(self) -> str:
@@ -40,17 +44,22 @@ class CodecBatch:
     def read(self) -> RadixPaths:
         """Walk the tree; on the scheduler thread, inside `run_batch`.
 
-        A tree that cannot be read makes the whole batch private and is counted in `FALLBACKS`.
+        A tree that cannot be read proves nothing and is counted in `FALLBACKS`.
         """
+        paths = self._read_tree()
+        return with_members(paths, self.rows, self.beams) if self.rows > paths.batch else paths
+
+    def _read_tree(self) -> RadixPaths:
+        """Paths of the requests' rows."""
         _, handles, owned_by_tree, *_ = self.signature[1]
         try:
-            paths = self.reader.read(handles, owned_by_tree)
+            nodes = [handle() if isinstance(handle, ref) else handle for handle in handles]
+            paths = self.reader.read(nodes, owned_by_tree)
+            if paths.batch != len(handles):
+                raise ValueError(f"{self.reader_name}: {paths.batch} paths of {len(handles)} rows")
         except Exception as error:  # whatever a foreign tree raises, sharing must not be guessed
             FALLBACKS.record(f"reading the tree failed with {type(error).__name__}", error)
-            return RadixPaths.private(self.rows)
-        if (extra := self.rows - paths.batch) > 0:
-            tail = np.full(extra, -1, np.int32)
-            paths = RadixPaths(paths.parent, paths.end, np.concatenate([paths.leaf, tail]))
+            return RadixPaths.private(len(handles))
         return paths
 
 
@@ -75,18 +84,27 @@ def _states_on_kv(reqs: Sequence[Any]) -> RowStates:
 def _states(reqs: Sequence[Any], kv: Sequence[Any]) -> RowStates:
     """The states of the requests, whose KV fields are on the objects in `kv`."""
     return (
-        tuple(reqs),
-        tuple([r.last_node for r in reqs]),
+        tuple(map(ref, reqs)),
+        tuple([n if type(n := r.last_node) is int else _weak(n) for r in reqs]),
         tuple([k.cache_protected_len for k in kv]),
         tuple([k.req_pool_idx for k in kv]),
         tuple([r.retraction_count for r in reqs]),
     )
 
 
+def _weak(handle: Any) -> Any:
+    """A tree handle that does not keep the node, and its KV slots, alive."""
+    return None if handle is None else ref(handle)
+
+
 def make_codec_batch(
-    reqs: Sequence[Any], rows: int, reader: TreeReader, row_states: ReadStates
+    reqs: Sequence[Any],
+    rows: int,
+    reader: TreeReader,
+    row_states: ReadStates,
+    beams: tuple[BeamRows, ...] = (),
 ) -> CodecBatch:
     """A `CodecBatch` for these requests, in batch order, and `rows >= len(reqs)` batch rows."""
-    # beam rows beyond the requests may be permuted on the device between any two steps
+    # beam rows, their leader's included, may be permuted on the device between any two steps
     once = object() if rows > len(reqs) else None
-    return CodecBatch((rows, row_states(reqs), once), reader, rows)
+    return CodecBatch((rows, row_states(reqs), once), reader, rows, beams)

@@ -6,6 +6,7 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookType
 
+from sglang_codec.patches.beam_rows import beam_rows
 from sglang_codec.patches.codec_batch import CodecBatch, ReadStates, make_codec_batch, row_states_of
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.patches.patch import Patch
@@ -28,8 +29,9 @@ class Attacher:
     def codec_batch(self, batch: Any) -> CodecBatch:
         if self._row_states is None:
             self._row_states = row_states_of(batch.reqs[0])
-        reader = self.reader(batch.tree_cache)
-        return make_codec_batch(batch.reqs, len(batch.seq_lens), reader, self._row_states)
+        rows, reader = len(batch.seq_lens), self.reader(batch.tree_cache)
+        beams = beam_rows(batch, rows) if rows > len(batch.reqs) else ()
+        return make_codec_batch(batch.reqs, rows, reader, self._row_states, beams)
 
 
 ATTACHER = Attacher()
@@ -39,19 +41,22 @@ def attach_codec_batch(
     forward_batch: Any, _cls: type, batch: Any, model_runner: Any, *args: Any, **kwargs: Any
 ) -> None:
     """AFTER hook; other modes, draft workers and speculative batches get no attribute."""
-    spec = batch.spec_algorithm
-    if (
-        not forward_batch.forward_mode.is_decode()
-        or model_runner.is_draft_worker
-        or not (spec is None or spec.is_none())
-        or not batch.reqs
-    ):
-        return
     try:
-        forward_batch.codec_batch = ATTACHER.codec_batch(batch)
+        if _is_plain_decode(forward_batch, batch, model_runner):
+            forward_batch.codec_batch = ATTACHER.codec_batch(batch)
     except Exception as error:  # a batch that cannot be described is served without sharing
         forward_batch.codec_batch = None
         FALLBACKS.record(f"describing the batch failed with {type(error).__name__}", error)
+
+
+def _is_plain_decode(forward_batch: Any, batch: Any, model_runner: Any) -> bool:
+    spec = batch.spec_algorithm
+    return (
+        forward_batch.forward_mode.is_decode()
+        and not model_runner.is_draft_worker
+        and (spec is None or spec.is_none())
+        and bool(batch.reqs)
+    )
 
 
 ATTACH_CODEC_BATCH = Patch(

@@ -1,8 +1,8 @@
 """One reader per tree API: what SGLang's radix tree proves about a decode batch's KV slots.
 
 Everything is duck-typed, since three tree APIs follow one another in seven releases. A reader never
-guesses: a handle that is unknown, virtual or the root, or a node without a device value, ends the
-proof, and the row is private from there.
+guesses: a handle that is unknown or the root, or a node without a device value, ends the proof, and
+the row is private from there.
 """
 
 from __future__ import annotations
@@ -124,6 +124,30 @@ class ParentWalkReader:
             return None
 
 
+class SessionReader:
+    """Reads the locked tree node in place of a streaming session's stand-in for it.
+
+    From its second turn on (0.5.23: in the first already) a session's request has a `_VirtualNode`
+    as its handle. Its row is the session's from the first turn on: the first `cache_protected_len`
+    slots are the tree's, below a node that is locked as long as the session lives.
+    """
+
+    def __init__(self, reader: TreeReader, session: Any) -> None:
+        self.name = reader.name
+        self._reader, self._session = reader, session
+
+    def read(self, handles: Sequence[Any], owned_by_tree: Sequence[int]) -> RadixPaths:
+        if slots := self._session.slots:
+            locked = {slot.virtual_node: _locked_node(slot) for slot in slots.values()}
+            handles = [locked.get(handle, handle) for handle in handles]
+        return self._reader.read(handles, owned_by_tree)
+
+
+def _locked_node(slot: Any) -> Any:
+    """The handle of the node that a session's slot has locked, None if it has none."""
+    return slot.last_node if hasattr(slot, "last_node") else getattr(slot.lock, "node", None)
+
+
 def _prove(builder: PathBuilder, node: Any) -> None:
     """Register a node and all above it."""
     chain = []
@@ -137,8 +161,17 @@ def _prove(builder: PathBuilder, node: Any) -> None:
 
 
 def select_reader(tree_cache: Any) -> TreeReader:
-    """The reader for this tree cache, wrapped or not."""
+    """The reader for this tree cache, wrapped or not, with streaming sessions or without."""
     tree = unwrap(tree_cache)
+    reader = _select_tree_reader(tree)
+    # the wrapper around the tree, or a part of it
+    session = tree_cache if tree is not tree_cache else getattr(tree, "session", None)
+    if isinstance(reader, NoneReader) or not hasattr(session, "slots"):
+        return reader
+    return SessionReader(reader, session)
+
+
+def _select_tree_reader(tree: Any) -> TreeReader:
     if getattr(tree, "disable", False):
         return NoneReader("radix cache disabled")
     core = getattr(tree, "tree_core", None)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from sglang_versions import INSTALLED, OVERLAYS
+from step_record import pairs, path, physically_common, proven_common
 
 Report = dict[str, Any]
-Step = dict[str, Any]
 
 PLAIN = json.dumps({})
 PAGED_OVERLAP = json.dumps({"page_size": 16, "disable_overlap_schedule": False})
@@ -32,35 +32,6 @@ CASES = {
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
 def report(request: pytest.FixtureRequest, attach_report: Callable[..., Report]) -> Report:
     return attach_report(*request.param)
-
-
-def path(step: Step, row: int) -> list[int]:
-    """Path nodes of a row, root first."""
-    nodes, node = [], step["leaf"][row]
-    while node >= 0:
-        nodes.append(node)
-        node = step["parent"][node]
-    return nodes[::-1]
-
-
-def proven_common(step: Step, first: int, second: int) -> int:
-    """Tokens that two rows provably share."""
-    common = [
-        node
-        for node, other in zip(path(step, first), path(step, second), strict=False)
-        if node == other
-    ]
-    return step["end"][common[-1]] if common else 0
-
-
-def physically_common(step: Step, first: int, second: int) -> int:
-    """Leading KV slots that two rows of `req_to_token` have in common."""
-    slots = zip(step["slots"][first], step["slots"][second], strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], slots))
-
-
-def pairs(step: Step) -> Iterator[tuple[int, int]]:
-    return itertools.combinations(range(len(step["rids"])), 2)
 
 
 def test_name_is_registered_once(report: Report) -> None:

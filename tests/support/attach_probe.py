@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from inproc_scheduler import InprocScheduler, write_tiny_llama
+from step_record import record_step, without_objects
 
 LATE_JOIN_AT = 4
 
@@ -40,15 +41,12 @@ def main(model_folder: str, output: str, server_args: str) -> None:
         "choices": ATTENTION_BACKEND_CHOICES.count("codec"),
         "hooks": {patch.target: times_applied(patch) for patch in PATCHES},
         "settings": _settings_found(engine),
-        "steps": steps,
+        "steps": without_objects(steps),
         "fallbacks": counts,
         "late_join": late,
         "stale_leaves": _leaves_after_eviction(engine, reader, steps),
         "outputs": {rid: list(req.output_ids) for rid, req in engine.requests.items()},
     }
-    for step in steps:
-        # tree nodes, which JSON has no word for
-        del step["handles"], step["signature"]
     Path(output).write_text(json.dumps(report))
 
 
@@ -69,33 +67,12 @@ def _serve(engine: InprocScheduler) -> tuple[list[dict[str, Any]], str]:
 
     def on_forward(_: InprocScheduler, forward_batch: Any) -> None:
         if forward_batch.forward_mode.is_decode():
-            steps.append(_record(engine, forward_batch, steps[-1] if steps else None))
+            steps.append(record_step(engine, forward_batch, steps[-1] if steps else None))
             if len(steps) == LATE_JOIN_AT:
                 engine.submit(late, 3, rid="late")
 
     engine.run(on_forward)
     return steps, "late"
-
-
-def _record(
-    engine: InprocScheduler, forward_batch: Any, before: dict[str, Any] | None
-) -> dict[str, Any]:
-    codec_batch = forward_batch.codec_batch
-    paths = codec_batch.read()
-    rows = zip(
-        forward_batch.req_pool_indices.tolist(), forward_batch.seq_lens.tolist(), strict=True
-    )
-    return {
-        "signature": codec_batch.signature,
-        "unchanged": before is not None and before["signature"] == codec_batch.signature,
-        "rids": [request.rid for request in codec_batch.signature[1][0]],
-        "handles": list(codec_batch.signature[1][1]),
-        "reader": codec_batch.reader_name,
-        "parent": paths.parent.tolist(),
-        "end": paths.end.tolist(),
-        "leaf": paths.leaf.tolist(),
-        "slots": [engine.req_to_token[row, :length].tolist() for row, length in rows],
-    }
 
 
 def _leaves_after_eviction(

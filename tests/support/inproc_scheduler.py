@@ -102,10 +102,11 @@ class InprocScheduler:
         *,
         rid: str | None = None,
         extra_key: str | None = None,
+        session: str | None = None,
         **sampling: Any,
     ) -> str:
-        """Queue a greedy request; its id."""
-        from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+        """Queue a greedy request, or the next turn of an open session; its id."""
+        from sglang.srt.managers.io_struct import SessionParams, TokenizedGenerateReqInput
         from sglang.srt.sampling.sampling_params import SamplingParams
 
         rid = rid or f"r{len(self.requests)}"
@@ -127,10 +128,25 @@ class InprocScheduler:
                 token_ids_logprob=None,
                 stream=False,
                 extra_key=extra_key,
+                session_params=SessionParams(id=session) if session else None,
             )
         )
         self.requests[rid] = next(q for q in self.scheduler.waiting_queue if q.rid == rid)
         return rid
+
+    def open_session(self, session: str) -> None:
+        """Open a streaming session; the server needs `enable_streaming_session`."""
+        from sglang.srt.managers.io_struct import OpenSessionReqInput
+
+        opened = self.scheduler.open_session(
+            OpenSessionReqInput(capacity_of_str_len=4096, session_id=session, streaming=True)
+        )
+        assert opened.success
+
+    def close_session(self, session: str) -> None:
+        from sglang.srt.managers.io_struct import CloseSessionReqInput
+
+        self.scheduler.close_session(CloseSessionReqInput(session_id=session))
 
     def step(self) -> Any:
         """One iteration of the normal loop; the batch that ran, None when idle."""
