@@ -19,6 +19,10 @@ class EagerStart:
         self._model_runner: Any = None
         self._look: Look | None = None
 
+    @property
+    def done(self) -> bool:
+        return self._look is None
+
     def use(self, model_runner: Any, look: Look) -> None:
         self._model_runner, self._look = model_runner, look
 

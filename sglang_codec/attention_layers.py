@@ -82,7 +82,9 @@ def _carried(layer: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 def _why_windowed(layer: Any, model_runner: Any) -> str | None:
     """Layers that see only a part of the sequence without saying so themselves."""
     config, pool = model_runner.model_config, model_runner.token_to_kv_pool
-    if layer.use_irope and getattr(config, "is_local_attention_model", False):
+    local = getattr(config, "is_local_attention_model", False)
+    # use_irope alone says nothing: Muse Spark sets it without chunks
+    if layer.use_irope and (local or getattr(config, "attention_chunk_size", None)):
         return "chunked attention"
     if getattr(pool, "layers_mapping", {}).get(layer.layer_id, (0, False))[1]:
         return "KV in the sliding-window pool"
@@ -110,7 +112,7 @@ def _is_causal(value: Any) -> bool:
     return value == AttentionType.DECODER
 
 
-# every attribute of `RadixAttention` in SGLang 0.5.17 to 0.5.23
+# every attribute that `RadixAttention` has in SGLang 0.5.17 to 0.5.23
 _KNOWN: dict[str, Callable[[Any], bool]] = {
     "layer_id": _any,
     "tp_q_head_num": _any,
@@ -140,6 +142,8 @@ _KNOWN: dict[str, Callable[[Any], bool]] = {
     "idx_q_scale_float": is_off,
     "idx_k_scale_float": is_off,
     "idx_v_scale_float": is_off,
+    # Transformers' mark on modules whose weights it has set
+    "_is_hf_initialized": _any,
 }
 _WORDS = {
     "is_cross_attention": "cross attention",

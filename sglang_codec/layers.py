@@ -80,7 +80,7 @@ def given_arguments(arguments: dict[str, Any]) -> list[str]:
 
 def _nothing_left(delegated: dict[int, str], num_layers: int) -> UnsupportedConfiguration:
     return UnsupportedConfiguration(
-        f"none of the model's {num_layers} attention layers can use codec "
+        f"codec: none of the model's {num_layers} attention layers can use codec "
         f"({'; '.join(sorted(set(delegated.values()))) or 'it has none'}); choose another "
         "--attention-backend"
     )
