@@ -10,6 +10,7 @@ from typing import Any
 from sglang.srt.plugins.hook_registry import HookRegistry
 
 from sglang_codec.patches.decode_line import extend_decode_line
+from sglang_codec.patches.eager_start import LOOK_AT_A_STEP
 from sglang_codec.patches.eager_view import KEEP_CODEC_BATCH
 from sglang_codec.patches.forward_batch import ATTACH_CODEC_BATCH
 from sglang_codec.patches.metrics_export import EXPORT_METRICS
@@ -17,7 +18,12 @@ from sglang_codec.patches.patch import Patch
 from sglang_codec.patches.replay_view import COPY_CODEC_BATCH
 from sglang_codec.patches.server_info import ADD_STATE
 
-PATCHES: tuple[Patch, ...] = (ATTACH_CODEC_BATCH, KEEP_CODEC_BATCH, COPY_CODEC_BATCH)
+PATCHES: tuple[Patch, ...] = (
+    ATTACH_CODEC_BATCH,
+    KEEP_CODEC_BATCH,
+    COPY_CODEC_BATCH,
+    LOOK_AT_A_STEP,
+)
 # codec serves as well without these
 REPORT_PATCHES: tuple[Patch, ...] = (EXPORT_METRICS, ADD_STATE)
 

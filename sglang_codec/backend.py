@@ -224,10 +224,12 @@ class CodecDecodeBackend(AttentionBackend):
         """
         rows = _planned_rows(forward_batch)
         codec_batch = getattr(forward_batch, "codec_batch", None)
-        serves = not in_capture and not _is_idle(forward_batch)
+        # SGLang describes its own dummy batches (warm-up) to nobody: they are planned, not counted
+        described = hasattr(forward_batch, "codec_batch")
+        serves = not in_capture and described and not _is_idle(forward_batch)
         if codec_batch is None and serves:
             FALLBACKS.record("a decode batch without radix paths")
-        if in_capture:  # a captured batch may be padded to more rows than there can be requests
+        if codec_batch is None:  # SGLang's own dummy batches may have more rows than requests can
             rows = min(rows, self.buffers.capacity.rows)
         lengths = self._host_lengths(forward_batch, rows)
         pool_rows = forward_batch.req_pool_indices[:rows]

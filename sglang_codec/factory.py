@@ -5,19 +5,17 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sglang_codec import __version__
+from sglang_codec.attention_layers import attention_layers
 from sglang_codec.config import CodecConfig
+from sglang_codec.known_settings import unknown_settings
 from sglang_codec.plugin import BACKEND_NAME
-from sglang_codec.refusals import (
-    UnsupportedConfiguration,
-    attention_layers,
-    check_supported,
-    setting,
-)
+from sglang_codec.refusals import UnsupportedConfiguration, check_supported, setting
 from sglang_codec.versions import require_supported
 
 if TYPE_CHECKING:
@@ -32,11 +30,13 @@ logger = logging.getLogger(__name__)
 def create_backend(model_runner: ModelRunner) -> AttentionBackend:
     """The attention backend for `codec`: a decode child, and a stock prefill where needed.
 
-    SGLang builds the hybrid itself when the prefill backend has another name. When both names are
-    `codec` (`--attention-backend codec`), this builds it.
+    SGLang builds the hybrid itself when the prefill backend has another name, as it has once
+    `patches.backend_names` has read the arguments. For a runner whose names are both `codec`, this
+    builds it.
     """
     config = CodecConfig.from_env()
     sglang_version = require_supported(allow_untested=config.allow_untested_sglang)
+    _check_settings(model_runner, config)
     check_supported(model_runner)
     prefill, decode = attention_backend_names(model_runner)
     if decode != BACKEND_NAME:
@@ -47,7 +47,7 @@ def create_backend(model_runner: ModelRunner) -> AttentionBackend:
     stock = prefill
     if prefill == BACKEND_NAME:
         stock = config.prefill_backend or default_prefill_backend(model_runner)
-        _check_stock_backend(stock)
+    _check_stock_backend(stock)
 
     from sglang_codec.patches.registry import apply_patches
     from sglang_codec.patches.tree_core import prefer_readable_tree_core
@@ -61,6 +61,7 @@ def create_backend(model_runner: ModelRunner) -> AttentionBackend:
     decode_child = CodecDecodeBackend(model_runner, config, ordinary)
     logger.info(banner(model_runner, decode_child, sglang_version, stock))
     _report(decode_child)
+    _look_at_a_step(model_runner, decode_child, ordinary)
     if prefill != BACKEND_NAME:
         return decode_child
     from sglang.srt.layers.attention.hybrid_attn_backend import HybridAttnBackend
@@ -128,6 +129,33 @@ def expected_reader(model_runner: ModelRunner) -> str:
         return ParentWalkReader.name
     has_path_info = hasattr(UnifiedTreeCoreInterface, "collect_path_info")
     return PathInfoReader.name if has_path_info else ParentWalkReader.name
+
+
+def _look_at_a_step(
+    model_runner: ModelRunner, backend: CodecDecodeBackend, ordinary: Callable[[], Any]
+) -> None:
+    """Before graphs are captured, decode once to see what the layers pass."""
+    from sglang_codec.patches.eager_start import EAGER_START
+    from sglang_codec.step_probe import see_a_step, settle
+
+    def look(eager_runner: Any) -> None:
+        if (seen := see_a_step(eager_runner, backend)) is not None:
+            settle(seen, backend, ordinary, model_runner)
+
+    EAGER_START.use(model_runner, look)
+
+
+def _check_settings(model_runner: ModelRunner, config: CodecConfig) -> None:
+    unknown = unknown_settings(model_runner.server_args)
+    if not unknown:
+        return
+    flags = ", ".join("--" + name.replace("_", "-") for name in unknown)
+    if not config.allow_untested_sglang:
+        raise UnsupportedConfiguration(
+            f"codec: {flags} is in no SGLang that codec was tried with; drop it, or set "
+            "SGLANG_CODEC_ALLOW_UNTESTED_SGLANG=1 to try at your own risk"
+        )
+    logger.warning("codec: it does not know %s, and goes on as if it did not matter", flags)
 
 
 def _report(backend: CodecDecodeBackend) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sglang_codec.refusals import UnsupportedConfiguration, attention_layers, delegated_layers
+from sglang_codec.attention_layers import attention_layers, delegated_layers, is_off
+from sglang_codec.refusals import UnsupportedConfiguration
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +38,10 @@ class LayerSupport:
             UnsupportedConfiguration: no layer is left for the kernels.
         """
         layers = list(attention_layers(model_runner.model))
-        delegated = dict(delegated_layers(model_runner.model))
+        delegated = delegated_layers(model_runner)
         served = [layer for layer in layers if layer.layer_id not in delegated]
         if not served:
-            raise UnsupportedConfiguration(
-                f"none of the model's {len(layers)} attention layers can use codec "
-                f"({'; '.join(sorted(set(delegated.values()))) or 'it has none'}); choose another "
-                "--attention-backend"
-            )
+            raise _nothing_left(delegated, len(layers))
         shape = _shape(served[0])
         for layer in served[1:]:
             if (other := _shape(layer)).key != shape.key:
@@ -54,14 +51,39 @@ class LayerSupport:
                 )
         return cls(shape, delegated)
 
+    def delegate(self, reasons: dict[int, str], num_layers: int) -> None:
+        """Leave more layers to the stock backend: what only a call of them showed.
+
+        Raises:
+            UnsupportedConfiguration: none of the `num_layers` layers of the model is left.
+        """
+        self.delegated.update(reasons)
+        if len(self.delegated) >= num_layers:
+            raise _nothing_left(self.delegated, num_layers)
+
     def check_arguments(self, layer: Any, arguments: dict[str, Any]) -> None:
-        """Raise for attention arguments (sinks, score_mod, ...) that only the call shows."""
-        given = [name for name, value in arguments.items() if value is not None]
-        if given:
+        """Raise for attention arguments (sinks, score_mod, ...) that the kernels do not have.
+
+        Layers that pass some in every call were delegated when the server started.
+        """
+        if given := given_arguments(arguments):
             raise UnsupportedConfiguration(
                 f"layer {layer.layer_id} passes {', '.join(given)}, which codec does not support; "
                 "choose another --attention-backend for this model"
             )
+
+
+def given_arguments(arguments: dict[str, Any]) -> list[str]:
+    """Names of the arguments beyond q, k and v that say something."""
+    return [name for name, value in arguments.items() if not is_off(value)]
+
+
+def _nothing_left(delegated: dict[int, str], num_layers: int) -> UnsupportedConfiguration:
+    return UnsupportedConfiguration(
+        f"codec: none of the model's {num_layers} attention layers can use codec "
+        f"({'; '.join(sorted(set(delegated.values()))) or 'it has none'}); choose another "
+        "--attention-backend"
+    )
 
 
 def _shape(layer: Any) -> LayerShape:

@@ -17,7 +17,7 @@ BACKEND_NAME = "codec"
 
 
 def load_plugin() -> None:
-    """Register the backend's name and factory; idempotent."""
+    """Register the backend's name, its factory and what the name stands for; idempotent."""
     from sglang.srt.layers.attention.attention_registry import (
         ATTENTION_BACKENDS,
         register_attention_backend,
@@ -28,6 +28,9 @@ def load_plugin() -> None:
         register_attention_backend(BACKEND_NAME)(_create_backend)
     if BACKEND_NAME not in ATTENTION_BACKEND_CHOICES:
         add_attention_backend_choices([BACKEND_NAME])
+    from sglang_codec.patches.backend_names import name_backends_before_resolution
+
+    name_backends_before_resolution()
     _prepare_cpu_host()
 
 

@@ -1,4 +1,4 @@
-"""Every start-up refusal, and the layers that SGLang's own backend must decode.
+"""Every start-up refusal; which single layers are left to SGLang is `attention_layers`' matter.
 
 Unsupported input is refused here, before a graph is captured, with the value found, the limit and
 the flag to change. `--use-ray` needs no check: its schedulers load no plugins, so SGLang itself
@@ -8,10 +8,12 @@ says that `codec` is an invalid attention backend.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from sglang_codec.attention_layers import attention_layers, delegated_layers
 
 MAX_GROUP_SIZE = 16
 GPU_HEAD_DIMS = (64, 128)
@@ -26,9 +28,12 @@ NAMESPACES = {
     "enable_unified_memory": "memory",
     "disable_radix_cache": "memory",
     "enable_pdmux": "disagg",
+    "enable_torch_compile": "exec.graph",
+    "enable_nvidia_megakernel": "exec.kernel",
     "dcp_size": "server_args",
     "pp_size": "parallel",
     "pp_async_batch_depth": "parallel",
+    "attn_cp_size": "server_args",
 }
 
 _OTHER_BACKEND = "use another --decode-attention-backend"
@@ -47,34 +52,6 @@ def check_supported(model_runner: Any) -> None:
     for check in _CHECKS:
         if reason := check(model_runner):
             raise UnsupportedConfiguration(f"codec: {reason}")
-
-
-def delegated_layers(model: torch.nn.Module) -> dict[int, str]:
-    """Layer ids that codec's kernels do not support, with the reason; SGLang decodes these."""
-    reasons = {}
-    for layer in attention_layers(model):
-        if reason := _why_delegated(layer):
-            reasons[layer.layer_id] = reason
-    return reasons
-
-
-def attention_layers(model: torch.nn.Module) -> Iterator[Any]:
-    """The model's `RadixAttention` layers, also inside wrappers."""
-    from sglang.srt.layers.radix_attention import RadixAttention
-
-    return (module for module in model.modules() if isinstance(module, RadixAttention))
-
-
-def _why_delegated(layer: Any) -> str | None:
-    if layer.is_cross_attention:
-        return "cross attention"
-    if layer.sliding_window_size is not None and layer.sliding_window_size > -1:
-        return f"sliding window of {layer.sliding_window_size} tokens"
-    if layer.logit_cap > 0:
-        return f"logit cap {layer.logit_cap}"
-    if layer.xai_temperature_len > 0:
-        return f"xai temperature over {layer.xai_temperature_len} tokens"
-    return None
 
 
 def _device(runner: Any) -> str | None:
@@ -145,14 +122,19 @@ def _switch(name: str, why: str) -> Callable[[Any], str | None]:
     return check
 
 
-def _context_parallel(runner: Any) -> str | None:
-    size = setting(runner, "dcp_size") or 1
-    if size > 1:
-        return (
-            f"--dcp-size {size} spreads one request's KV cache over GPUs, codec needs all of it on "
-            f"one (--dcp-size 1); {_OTHER_BACKEND}"
-        )
-    return None
+def _context_parallel(name: str) -> Callable[[Any], str | None]:
+    flag = "--" + name.replace("_", "-")
+
+    def check(runner: Any) -> str | None:
+        size = setting(runner, name) or 1
+        if size > 1:
+            return (
+                f"{flag} {size} spreads one request's attention over GPUs, codec needs all of it "
+                f"on one ({flag} 1); {_OTHER_BACKEND}"
+            )
+        return None
+
+    return check
 
 
 def _glue_graph(runner: Any) -> str | None:
@@ -165,11 +147,18 @@ def _glue_graph(runner: Any) -> str | None:
     return None
 
 
-def _kv_layout(runner: Any) -> str | None:
+def _kv_pool(runner: Any) -> str | None:
+    """Only pools whose slots are known to be rows of one buffer per layer, by their exact class."""
+    from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPool
+    from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
+
     pool = runner.token_to_kv_pool
     # pools of hybrid models keep the full-attention layers in an inner pool
-    pool = getattr(pool, "full_kv_pool", None) or pool
-    layout = getattr(pool, "kv_cache_layout", "nhd")
+    inner = pool.full_kv_pool if type(pool) in (HybridLinearKVPool, SWAKVPool) else pool
+    if type(inner) is not MHATokenToKVPool:
+        name = " in ".join(dict.fromkeys(type(one).__name__ for one in (inner, pool)))
+        return f"the KV pool is {name}, codec reads only MHATokenToKVPool; {_OTHER_BACKEND}"
+    layout = getattr(inner, "kv_cache_layout", "nhd")
     if layout != "nhd":
         return (
             f"the KV cache layout is {layout}, codec reads nhd; unset SGLANG_USE_HND_KVCACHE "
@@ -189,18 +178,19 @@ def _kv_dtype(runner: Any) -> str | None:
     if kv_dtype != model_dtype:
         return (
             f"the KV cache dtype is {kv_dtype} and the model's {model_dtype}, codec needs them "
-            f"equal ({names}); set --kv-cache-dtype auto or {_OTHER_BACKEND}"
+            # not auto, which follows the checkpoint
+            f"equal ({names}); set --dtype bfloat16 --kv-cache-dtype bf16 or {_OTHER_BACKEND}"
         )
     return None
 
 
 def _layer_shapes(runner: Any) -> str | None:
-    layers = list(attention_layers(runner.model))
-    ours = [layer for layer in layers if _why_delegated(layer) is None]
-    if not ours:
-        reasons = sorted(set(delegated_layers(runner.model).values())) or ["no attention layer"]
+    delegated = delegated_layers(runner)
+    layers = [one for one in attention_layers(runner.model) if one.layer_id not in delegated]
+    if not layers:
+        reasons = sorted(set(delegated.values())) or ["no attention layer"]
         return f"no layer of the model can use codec ({', '.join(reasons)}); {_OTHER_BACKEND}"
-    for layer in ours:
+    for layer in layers:
         if reason := _layer_shape(layer, interpreted=runner.device == "cpu"):
             return f"layer {layer.layer_id}: {reason}; {_OTHER_BACKEND}"
     return None
@@ -234,13 +224,16 @@ _CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _speculative,
     _deterministic,
     _encoder_decoder,
-    _context_parallel,
+    _context_parallel("dcp_size"),
+    _context_parallel("attn_cp_size"),
     _switch("enable_two_batch_overlap", "child batches lose what the tree proves"),
     _switch("enable_unified_memory", "its KV slots are virtual, codec reads real ones"),
     _switch("enable_pdmux", "it runs several decode backends on parts of the GPU"),
+    _switch("enable_torch_compile", "torch.compile would trace into codec's kernel launches"),
+    _switch("enable_nvidia_megakernel", "its fused steps take the place of the attention backend"),
     _glue_graph,
-    _kv_layout,
     _kv_dtype,
+    _kv_pool,
     _layer_shapes,
 )
 

@@ -166,7 +166,8 @@ def test_shared_prefix_is_read_once(served: Callable[[str], Served], name: str) 
 @pytest.mark.parametrize("name", CODEC_NAMES)
 def test_overlap_schedule_is_on(served: Callable[[str], Served], name: str) -> None:
     flags = served(name).flags
-    assert flags["attention_backend"] == "codec"
+    assert flags["decode_attention_backend"] == "codec"
+    assert flags["attention_backend"] == REFERENCE
     assert flags["disable_overlap_schedule"] is False
 
 

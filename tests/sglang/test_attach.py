@@ -39,16 +39,35 @@ def test_name_is_registered_once(report: Report) -> None:
 
 
 def test_hooks_are_applied_once(report: Report) -> None:
-    assert list(report["hooks"].values()) == [1, 1, 1]
+    assert list(report["hooks"].values()) == [1, 1, 1, 1]
 
 
 def test_settings_are_read_from_the_resolved_configuration(report: Report) -> None:
-    assert set(report["settings"].values()) == {"namespace"}
+    found = report["settings"]
+    # an argument that this version does not have is nowhere
+    assert {name: found[name] for name in report["arguments"]} == dict.fromkeys(
+        report["arguments"], "namespace"
+    )
+    assert set(found.values()) <= {"namespace", "nowhere"}
+    assert len(report["arguments"]) >= 9
 
 
 def test_backend_is_a_hybrid_around_codec(report: Report) -> None:
     assert report["backend"] == "HybridAttnBackend"
     assert report["decode_backend"] == "CodecDecodeBackend"
+
+
+def test_sglang_chose_the_prefill_backend(report: Report) -> None:
+    assert report["names"] == ["torch_native", "codec"]
+
+
+def test_a_step_was_seen_before_serving_and_not_counted(report: Report) -> None:
+    assert report["looked"]
+    assert report["totals_at_start"] == 0
+
+
+def test_a_step_shows_what_layers_pass_and_who_decodes_them(report: Report) -> None:
+    assert report["seen"] == {"reached": [0, 1], "passed": {"1": ["sinks"]}}
 
 
 def test_tree_is_read_not_skipped(report: Report) -> None:

@@ -64,7 +64,7 @@ def test_a_padded_batch_of_which_nothing_is_known_is_planned_without_its_padding
     for serve in (lambda bench, batch: bench.replay(batch, 8), eager_padded):
         bench = Bench()
         batch = next(steps(bench))
-        del batch.codec_batch
+        batch.codec_batch = None
         serve(bench, batch)
         assert len(bench.backend.planner.packed.max_lengths) == len(ROWS)
         assert bench.backend.planner.totals.kv_tokens_stock == int(batch.seq_lens[:3].sum())

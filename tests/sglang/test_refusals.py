@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.mem_cache import memory_pool, swa_memory_pool
 
 from sglang_codec import factory
 from sglang_codec.config import CodecConfig
-from sglang_codec.refusals import UnsupportedConfiguration, check_supported, delegated_layers
+from sglang_codec.known_settings import KNOWN, RELATED, unknown_settings
+from sglang_codec.refusals import UnsupportedConfiguration, check_supported
 
 
 class Model(torch.nn.Module):
@@ -24,6 +28,14 @@ def layer(
     layer_id: int = 0, *, heads: int = 4, kv_heads: int = 2, head_dim: int = 64, **more: Any
 ) -> RadixAttention:
     return RadixAttention(heads, head_dim, 1.0, kv_heads, layer_id, **more)
+
+
+def pool(name: str = "MHATokenToKVPool", **fields: Any) -> Any:
+    """A pool of one of SGLang's classes, without its buffers."""
+    owner = memory_pool if hasattr(memory_pool, name) else swa_memory_pool
+    made = object.__new__(getattr(owner, name))
+    vars(made).update(fields)
+    return made
 
 
 def runner(**changes: Any) -> SimpleNamespace:
@@ -43,7 +55,7 @@ def runner(**changes: Any) -> SimpleNamespace:
         "model_config": SimpleNamespace(is_encoder_decoder=False),
         "dtype": model_dtype,
         "kv_cache_dtype": model_dtype,
-        "token_to_kv_pool": SimpleNamespace(kv_cache_layout="nhd"),
+        "token_to_kv_pool": pool(),
         "server_args": SimpleNamespace(**arguments),
     }
     return SimpleNamespace(**(fields | changes))
@@ -57,7 +69,12 @@ def _h100(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 ENCODER_DECODER = SimpleNamespace(is_encoder_decoder=True)
-HND = SimpleNamespace(full_kv_pool=SimpleNamespace(kv_cache_layout="hnd"))
+HND = pool("SWAKVPool", full_kv_pool=pool(kv_cache_layout="hnd"), layers_mapping={})
+
+
+class OtherPool(memory_pool.MHATokenToKVPool):
+    """A pool that may keep its slots in any way."""
+
 
 REFUSED = {
     "mla": ({"use_mla_backend": True}, ["MLA", "--attention-backend"]),
@@ -75,11 +92,27 @@ REFUSED = {
     "unified memory": ({"args_enable_unified_memory": True}, ["drop --enable-unified-memory"]),
     "pdmux": ({"args_enable_pdmux": True}, ["drop --enable-pdmux"]),
     "layout": ({"token_to_kv_pool": HND}, ["layout is hnd", "unset SGLANG_USE_HND_KVCACHE"]),
+    "attention cp": ({"args_attn_cp_size": 4}, ["--attn-cp-size 4", "--attn-cp-size 1"]),
+    "torch.compile": ({"args_enable_torch_compile": True}, ["drop --enable-torch-compile"]),
+    "megakernel": ({"args_enable_nvidia_megakernel": True}, ["drop --enable-nvidia-megakernel"]),
+    "pool subclass": (
+        {"token_to_kv_pool": object.__new__(OtherPool)},
+        ["KV pool is OtherPool,", "MHATokenToKVPool"],
+    ),
+    "inner pool": (
+        {"token_to_kv_pool": pool("HybridLinearKVPool", full_kv_pool=object.__new__(OtherPool))},
+        ["OtherPool in HybridLinearKVPool"],
+    ),
+    "sparse pool": ({"token_to_kv_pool": pool("MiniMaxSparseKVPool")}, ["MiniMaxSparseKVPool"]),
+    "page-major pool": (
+        {"token_to_kv_pool": pool("PageMajorMHATokenToKVPool")},
+        ["PageMajorMHATokenToKVPool"],
+    ),
     "fp8 kv": (
         {"kv_cache_dtype": torch.float8_e4m3fn},
-        ["torch.float8_e4m3fn", "bfloat16 or float16", "--kv-cache-dtype auto"],
+        ["torch.float8_e4m3fn", "bfloat16 or float16", "--kv-cache-dtype bf16"],
     ),
-    "fp4 kv": ({"kv_cache_dtype": torch.uint8}, ["torch.uint8", "--kv-cache-dtype auto"]),
+    "fp4 kv": ({"kv_cache_dtype": torch.uint8}, ["torch.uint8", "--kv-cache-dtype bf16"]),
     "fp32 model on a GPU": ({"model_dtype": torch.float32}, ["torch.float32", "--dtype"]),
     "head dim": ({"model": Model(layer(head_dim=96))}, ["head dim 96", "64 and 128"]),
     "value head dim": (
@@ -138,24 +171,6 @@ def test_metadata_glue_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         check_supported(runner())
 
 
-def test_layers_are_delegated_with_the_reason() -> None:
-    temperature = layer(4)
-    temperature.xai_temperature_len = 1024
-    model = Model(
-        layer(0),
-        layer(1, sliding_window_size=512),
-        layer(2, logit_cap=30.0),
-        layer(3, is_cross_attention=True),
-        temperature,
-    )
-    assert delegated_layers(model) == {
-        1: "sliding window of 512 tokens",
-        2: "logit cap 30.0",
-        3: "cross attention",
-        4: "xai temperature over 1024 tokens",
-    }
-
-
 # the factory's own refusals ---------------------------------------------------------------------
 
 
@@ -163,6 +178,39 @@ def test_layers_are_delegated_with_the_reason() -> None:
 def _accepting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factory, "require_supported", lambda **_: "0.5.21")
     monkeypatch.setattr(factory, "check_supported", lambda _: None)
+
+
+def newer_sglang(**settings: Any) -> Any:
+    """Server arguments of a class with an argument that no tried SGLang has."""
+    made = dataclasses.make_dataclass("ServerArgs", [("sliding_kv_mode", str, "auto")])
+    return made(**settings)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_setting_of_a_newer_sglang_is_named(
+    allowed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = CodecConfig(allow_untested_sglang=allowed)
+    monkeypatch.setattr(factory.CodecConfig, "from_env", lambda: config)
+    monkeypatch.setattr(factory, "require_supported", lambda **_: "0.9.0")
+    # the next check refuses, so nothing is built
+    wrong = runner(use_mla_backend=True, server_args=newer_sglang(sliding_kv_mode="ring"))
+    with pytest.raises(UnsupportedConfiguration) as error:
+        factory.create_backend(wrong)
+    assert ("--sliding-kv-mode" in str(error.value)) is not allowed
+    assert ("--sliding-kv-mode" in caplog.text) is allowed
+
+
+def test_a_setting_of_a_newer_sglang_does_not_matter_unless_set() -> None:
+    assert unknown_settings(newer_sglang()) == []
+    assert unknown_settings(newer_sglang(sliding_kv_mode="")) == []
+
+
+def test_every_related_setting_of_this_sglang_is_known() -> None:
+    from sglang.srt.server_args import ServerArgs
+
+    names = set(inspect.signature(ServerArgs).parameters)
+    assert {name for name in names if RELATED.search(name)} <= KNOWN
 
 
 @pytest.mark.usefixtures("_accepting")

@@ -22,12 +22,16 @@ LATE_JOIN_AT = 4
 def main(model_folder: str, output: str, server_args: str) -> None:
     from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES
 
+    from sglang_codec.factory import attention_backend_names
+    from sglang_codec.patches.eager_start import EAGER_START
     from sglang_codec.patches.fallbacks import FALLBACKS
     from sglang_codec.patches.registry import PATCHES, times_applied
     from sglang_codec.patches.tree_readers import select_reader
+    from sglang_codec.refusals import NAMESPACES
 
     model = write_tiny_llama(Path(model_folder))
     engine = InprocScheduler(model, **json.loads(server_args))
+    looked, totals_at_start = EAGER_START.done, engine.decode_backend.planner.totals.steps
     steps, late = _serve(engine)
     counts = dict(FALLBACKS.counts)
     reader = select_reader(engine.tree_cache)
@@ -41,10 +45,15 @@ def main(model_folder: str, output: str, server_args: str) -> None:
         "choices": ATTENTION_BACKEND_CHOICES.count("codec"),
         "hooks": {patch.target: times_applied(patch) for patch in PATCHES},
         "settings": _settings_found(engine),
+        "arguments": [name for name in NAMESPACES if hasattr(engine.server_args, name)],
+        "names": list(attention_backend_names(engine.model_runner)),
+        "looked": looked,
+        "totals_at_start": totals_at_start,
         "steps": without_objects(steps),
         "fallbacks": counts,
         "late_join": late,
         "stale_leaves": _leaves_after_eviction(engine, reader, steps),
+        "seen": _see_a_step_with_sinks(engine),
         "outputs": {rid: list(req.output_ids) for rid, req in engine.requests.items()},
     }
     Path(output).write_text(json.dumps(report))
@@ -85,6 +94,19 @@ def _leaves_after_eviction(
     handles = [handle for step in steps for handle in step["handles"]]
     # each handle twice: what only one row passes is not looked at
     return reader.read(handles * 2, [1 << 20] * (2 * len(handles))).leaf.tolist()
+
+
+def _see_a_step_with_sinks(engine: InprocScheduler) -> dict[str, Any]:
+    """A dummy step of a model whose second layer passes sinks."""
+    from sglang_codec.attention_layers import attention_layers
+    from sglang_codec.step_probe import see_a_step
+
+    layer = next(one for one in attention_layers(engine.model_runner.model) if one.layer_id == 1)
+    forward = layer.forward
+    layer.forward = lambda *args, **more: forward(*args, **more, sinks=object(), mask=None)
+    seen = see_a_step(engine.model_runner.eager_runner, engine.decode_backend)
+    del layer.forward
+    return {"reached": sorted(seen.reached), "passed": seen.passed}
 
 
 def _settings_found(engine: InprocScheduler) -> dict[str, str]:

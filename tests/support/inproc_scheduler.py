@@ -212,12 +212,14 @@ class _Receiver:
 
 def _load_plugins() -> None:
     from sglang.srt.plugins import load_plugins
+    from sglang.srt.plugins.hook_registry import HookRegistry
 
     from sglang_codec.plugin import load_plugin
 
     load_plugins()
     # in a checkout that is not installed the entry point cannot be found
     load_plugin()
+    HookRegistry.apply_hooks()
 
 
 def _configure_logging(level: str) -> None:

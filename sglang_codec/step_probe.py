@@ -1,0 +1,126 @@
+"""One dummy decode step at start-up: which layers reach codec, and what they pass it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sglang_codec.attention_layers import attention_layers
+from sglang_codec.layers import given_arguments
+from sglang_codec.refusals import UnsupportedConfiguration
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SeenStep:
+    """Layer ids that reached the backend; `passed`: those with arguments that it does not have."""
+
+    reached: set[int] = field(default_factory=set)
+    passed: dict[int, list[str]] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        return {layer_id: f"passes {', '.join(names)}" for layer_id, names in self.passed.items()}
+
+
+def see_a_step(eager_runner: Any, backend: Any) -> SeenStep | None:
+    """Decode dummy rows, as SGLang's own warm-up does; None where this model has no such step.
+
+    Raises:
+        UnsupportedConfiguration: the step failed, and a layer passed arguments in it.
+    """
+    runner = eager_runner.model_runner
+    if not runner.is_generation:
+        return None
+    canary = getattr(runner, "canary_manager", None)
+    # ranks that share the tokens of a step need one each
+    rows = eager_runner.attn_tp_size
+    with _watched(backend) as seen, torch.no_grad():
+        try:
+            eager_runner._dummy_run(
+                rows,
+                canary and canary.with_active_single_forward_manager(0),
+                buffers=eager_runner._alloc_dummy_decode_buffers(rows),
+            )
+        except Exception as error:
+            if seen.passed:
+                raise UnsupportedConfiguration(
+                    f"codec: layers pass what it does not support ({_named(seen.reasons)}), and "
+                    "the model does not run without; choose another --attention-backend"
+                ) from error
+            logger.warning(
+                "codec: no decode step could be tried at start-up, so what layers pass to "
+                "attention is checked when they first do",
+                exc_info=True,
+            )
+            return None
+    return seen
+
+
+def settle(seen: SeenStep, backend: Any, ordinary: Callable[[], Any], model_runner: Any) -> None:
+    """Delegate layers that pass unknown arguments to `ordinary`, and say which never reach codec.
+
+    Raises:
+        UnsupportedConfiguration: no layer is left.
+    """
+    num_layers = len({layer.layer_id for layer in attention_layers(model_runner.model)})
+    attention = type(model_runner.attn_backend).__name__
+    if seen.passed:
+        backend.layers.delegate(seen.reasons, num_layers)
+        backend.ordinary = ordinary()
+        logger.info("codec: delegated after a first step: %s", _named(seen.reasons))
+    if not seen.reached:
+        raise UnsupportedConfiguration(
+            f"codec: SGLang's {attention} decodes this model's attention layers "
+            "itself, none reaches codec; choose another --decode-attention-backend"
+        )
+    if len(seen.reached) < num_layers:
+        logger.warning(
+            "codec: only %d of %d attention layers reach it, %s decodes the others",
+            len(seen.reached),
+            num_layers,
+            attention,
+        )
+
+
+@contextmanager
+def _watched(backend: Any) -> Iterator[SeenStep]:
+    """The backend notes the layers that call it, and leaves out what it does not have."""
+    seen, forward_decode = SeenStep(), backend.forward_decode
+
+    def noting(q: Any, k: Any, v: Any, layer: Any, *args: Any, **arguments: Any) -> Any:
+        seen.reached.add(layer.layer_id)
+        if layer.layer_id not in backend.layers.delegated:
+            forward_batch, save, extra = _split(*args, **arguments)
+            if given := given_arguments(extra):
+                seen.passed[layer.layer_id] = given
+            return forward_decode(q, k, v, layer, forward_batch, save)
+        return forward_decode(q, k, v, layer, *args, **arguments)
+
+    backend.forward_decode = noting
+    try:
+        yield seen
+    finally:
+        del backend.forward_decode
+
+
+def _split(
+    forward_batch: Any, save_kv_cache: bool = True, **extra: Any
+) -> tuple[Any, bool, dict[str, Any]]:
+    return forward_batch, save_kv_cache, extra
+
+
+def _named(reasons: dict[int, str]) -> str:
+    by_reason: dict[str, list[int]] = {}
+    for layer_id, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(layer_id)
+    return "; ".join(
+        f"layer{'s' * (len(ids) > 1)} {', '.join(map(str, ids))} {reason}"
+        for reason, ids in by_reason.items()
+    )
