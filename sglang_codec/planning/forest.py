@@ -194,7 +194,19 @@ class PrefixForest:
             ValueError: the arrays break what this class promises; names the first place.
         """
         arrays = checked_forest(*(getattr(self, name) for name in _ARRAYS))
-        return replace(self, **dict(zip(_ARRAYS, arrays, strict=True)))
+        forest = replace(self, **dict(zip(_ARRAYS, arrays, strict=True)))
+        if self.kv_slots is None:
+            return forest
+        slots = _slot_array(self.kv_slots, "kv_slots")
+        offset = np.asarray(self.kv_offset)
+        if offset.shape != (self.num_nodes,) or offset.dtype.kind not in "iu":
+            raise ValueError(
+                f"kv_offset has shape {offset.shape} and dtype {offset.dtype}; it must be an "
+                f"integer for each of {self.num_nodes} nodes"
+            )
+        if not ((offset >= 0) & (offset + forest.length <= len(slots))).all():
+            raise ValueError(f"kv_offset: a node does not lie within the {len(slots)} KV slots")
+        return replace(forest, kv_slots=slots)
 
     def to_dict(self) -> dict[str, Any]:
         """The structure (not the slots) as JSON-ready lists; `from_dict` is the inverse."""

@@ -12,12 +12,13 @@ def kv_index_of(forest: PrefixForest, plan: Plan) -> np.ndarray:
     """int32 ``[plan.kv_entries]``: the KV index of a forest that carries its slots.
 
     Raises:
-        ValueError: the forest was built without slots.
+        ValueError: the forest was built without slots, or its slots are none of its nodes.
     """
     if forest.kv_slots is None:
         raise ValueError(
             "this forest has no KV slots: build it with PrefixForest.from_paths or from_kv_indices"
         )
+    forest = forest.checked()
     out = np.zeros(plan.kv_entries, np.int32)
     position = np.empty(forest.batch, np.int64)
     position[forest.order] = np.arange(forest.batch)
