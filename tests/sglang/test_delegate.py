@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -166,22 +168,72 @@ def test_the_translator_of_kv_slots_is_the_delegates() -> None:
 def test_delegated_layers_decode_without_graphs(
     version: str, stock: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Real stock backends; every second layer has a logit cap, as Gemma 2's have."""
-    outputs = []
-    for backend in ("codec", stock):
-        folder = tmp_path_factory.mktemp("delegate")
-        done = run_python(
-            str(SUPPORT / "delegate_probe.py"),
-            str(folder / "model"),
-            str(folder / "report.json"),
+    """Real stock backends; the second layer has a logit cap, as Gemma 2's have."""
+    ours, theirs = (
+        serve(
+            tmp_path_factory.mktemp("delegate"),
             backend,
+            {"layer": {"logit_cap": 1.0}},
             sglang=version,
             SGLANG_CODEC_PREFILL_BACKEND=stock,
         )
-        assert done.returncode == 0, done.stderr[-4000:]
-        outputs.append(json.loads((folder / "report.json").read_text()))
-    ours, theirs = outputs
+        for backend in ("codec", stock)
+    )
     assert ours["outputs"] == theirs["outputs"]
     assert ours["delegated"] == [1]
     assert ours["fallbacks"] == {}
     assert ours["saved"] > 0
+
+
+GRAPHS = {
+    "graphs": {"cuda_graph_max_bs_decode": 8, "disable_cuda_graph": False},
+    "above the captured sizes": {"cuda_graph_max_bs_decode": 2, "disable_cuda_graph": False},
+    "eager": {"disable_cuda_graph": True},
+}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("graphs", GRAPHS)
+@pytest.mark.parametrize("stock", ["fa3", "flashinfer", "triton"])
+def test_delegated_layers_decode_on_a_gpu(stock: str, graphs: str, tmp_path: Path) -> None:
+    """An attribute that codec does not know delegates a layer, whatever its mathematics."""
+    server = {"device": "cuda", "dtype": "bfloat16", "mem_fraction_static": 0.2} | GRAPHS[graphs]
+    settings = {"heads": {"head_dim": 128, "heads": 8, "kv_heads": 2}, "server": server}
+    environment = {name: value for name, value in os.environ.items() if "SGLANG" in name}
+    environment |= {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": "0"}
+    environment["SGLANG_CODEC_PREFILL_BACKEND"] = stock
+    paths = tuple(map(Path, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))))
+    ours, theirs = (
+        serve(
+            tmp_path / backend,
+            backend,
+            settings | {"layer": {"unheard_of": 1}},
+            paths=paths,
+            **environment,
+        )
+        for backend in ("codec", stock)
+    )
+    assert ours["delegated"] == [1]
+    assert ours["fallbacks"] == {}
+    assert ours["saved"] > 0
+    pairs = [
+        pair
+        for rid, tokens in theirs["outputs"].items()
+        for pair in zip(tokens, ours["outputs"][rid], strict=True)
+    ]
+    # random bf16 weights: two backends may part at a near-tie, and stay apart
+    assert sum(one == other for one, other in pairs) >= 0.8 * len(pairs)
+
+
+def serve(folder: Path, backend: str, settings: dict[str, Any], **more: Any) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    done = run_python(
+        str(SUPPORT / "delegate_probe.py"),
+        str(folder / "model"),
+        str(folder / "report.json"),
+        backend,
+        json.dumps(settings),
+        **more,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((folder / "report.json").read_text())

@@ -1,6 +1,8 @@
-"""Serve a model with one delegated layer, without CUDA graphs:
+"""Serve a model whose second layer codec leaves to the stock backend:
 
-    python delegate_probe.py MODEL_FOLDER OUTPUT.json BACKEND
+    python delegate_probe.py MODEL_FOLDER OUTPUT.json BACKEND '{"layer": {}, "server": {}}'
+
+`layer` are attributes of the second layer, `server` goes to SGLang; `heads` to `write_tiny_llama`.
 """
 
 from __future__ import annotations
@@ -13,16 +15,21 @@ from typing import Any
 from inproc_scheduler import InprocScheduler, write_tiny_llama
 
 
-def main(model_folder: str, output: str, backend: str) -> None:
+def main(model_folder: str, output: str, backend: str, settings: str) -> None:
     from sglang.srt.layers.radix_attention import RadixAttention
 
     from sglang_codec.patches.fallbacks import FALLBACKS
 
-    _cap_second_layer(RadixAttention)
-    engine = InprocScheduler(write_tiny_llama(Path(model_folder)), backend)
+    given = {"layer": {}, "heads": {}, "server": {}} | json.loads(settings)
+    _change_second_layer(RadixAttention, given["layer"])
+    model = write_tiny_llama(Path(model_folder), **given["heads"])
+    engine = InprocScheduler(model, backend, **given["server"])
     prefix = list(range(20, 90))
-    for row in range(3):
-        engine.submit([*prefix, 200 + row, 300], 4 + row)
+    # the first request puts the prefix into the tree
+    engine.submit([*prefix, 200], 2)
+    engine.run()
+    for row in range(5):
+        engine.submit([*prefix, 201 + row, 300], 4 + row)
     report: dict[str, Any] = {"outputs": engine.run()}
     if backend == "codec":
         codec = engine.decode_backend
@@ -30,19 +37,21 @@ def main(model_folder: str, output: str, backend: str) -> None:
             "delegated": sorted(codec.layers.delegated),
             "fallbacks": dict(FALLBACKS.counts),
             "saved": codec.planner.totals.kv_tokens_saved,
+            "ordinary": type(codec.ordinary).__name__,
         }
     Path(output).write_text(json.dumps(report))
 
 
-def _cap_second_layer(attention: type) -> None:
+def _change_second_layer(attention: type, attributes: dict[str, Any]) -> None:
     build = attention.__init__
 
-    def capped(self: Any, *args: Any, **kwargs: Any) -> None:
+    def changed(self: Any, *args: Any, **kwargs: Any) -> None:
         build(self, *args, **kwargs)
         if self.layer_id == 1:
-            self.logit_cap = 1.0
+            for name, value in attributes.items():
+                setattr(self, name, value)
 
-    attention.__init__ = capped
+    attention.__init__ = changed
 
 
 if __name__ == "__main__":
