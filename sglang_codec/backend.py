@@ -16,7 +16,7 @@ from sglang_codec.batch_planner import BatchPlanner, NewPlan
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.config import CodecConfig
 from sglang_codec.device import check_shape, cost_model, describe_device, plan_spec
-from sglang_codec.dump import PlanDump
+from sglang_codec.dump import PlanDump, path_of_rank
 from sglang_codec.kernels.kv_index import append_slots, gather_slots
 from sglang_codec.kv_writer import KVWriter
 from sglang_codec.layers import LayerSupport
@@ -88,7 +88,7 @@ class CodecDecodeBackend(AttentionBackend):
             self.buffers.staging,
             self._host_rows,
         )
-        self.dump = PlanDump(config.dump) if config.dump else None
+        self.dump = PlanDump(path_of_rank(config.dump, model_runner)) if config.dump else None
 
     @property
     def limits(self) -> str:
