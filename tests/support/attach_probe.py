@@ -21,6 +21,7 @@ LATE_JOIN_AT = 4
 def main(model_folder: str, output: str, server_args: str) -> None:
     from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES
 
+    from sglang_codec.dump import path_of_rank
     from sglang_codec.patches.fallbacks import FALLBACKS
     from sglang_codec.patches.registry import PATCHES, times_applied
     from sglang_codec.patches.tree_readers import select_reader
@@ -40,6 +41,7 @@ def main(model_folder: str, output: str, server_args: str) -> None:
         "choices": ATTENTION_BACKEND_CHOICES.count("codec"),
         "hooks": {patch.target: times_applied(patch) for patch in PATCHES},
         "settings": _settings_found(engine),
+        "dump": path_of_rank("plan.json", engine.model_runner).name,
         "steps": steps,
         "fallbacks": counts,
         "late_join": late,
