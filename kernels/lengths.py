@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sglang_codec.kernels.given import refuse
 from sglang_codec.kernels.pac import TASK_INTS
 
 PIECE_INTS = tl.constexpr(4)
@@ -111,7 +112,24 @@ def follow_lengths(
         task_counts: where in the plan the number of tasks that are no bundles stands, and that of
             all tasks.
         most_pieces: pieces of a bundle, a power of two.
+
+    Raises:
+        ValueError: another dtype, or another number of readers than of index entries.
     """
+    given = (plan, row_lengths, kv_index, bundle_index, bundle_readers)
+    if not (
+        all([tensor.dtype == torch.int32 for tensor in given])
+        and bundle_index.shape == bundle_readers.shape
+    ):
+        refuse(
+            "follow_lengths",
+            "int32 tensors, and readers for each entry of the bundles' index",
+            plan=plan,
+            row_lengths=row_lengths,
+            kv_index=kv_index,
+            bundle_index=bundle_index,
+            bundle_readers=bundle_readers,
+        )
     programs = _PROGRAMS if plan.is_cuda or plan.is_meta else _INTERPRETED_PROGRAMS
     _follow_lengths_kernel[(programs,)](
         plan,

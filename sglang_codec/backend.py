@@ -16,7 +16,7 @@ from sglang_codec.batch_planner import BatchPlanner, NewPlan
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.config import CodecConfig
 from sglang_codec.device import check_shape, cost_model, describe_device, plan_spec
-from sglang_codec.dump import PlanDump
+from sglang_codec.dump import PlanDump, path_of_rank
 from sglang_codec.kernels.kv_index import append_slots, gather_slots
 from sglang_codec.kv_writer import KVWriter
 from sglang_codec.layers import LayerSupport
@@ -91,7 +91,7 @@ class CodecDecodeBackend(AttentionBackend):
         )
         self.planner = BatchPlanner(maker, most_live=_micro_batches(model_runner))
         self._rows = 0  # of the batch that is planned
-        self.dump = PlanDump(config.dump) if config.dump else None
+        self.dump = PlanDump(path_of_rank(config.dump, model_runner)) if config.dump else None
 
     @property
     def limits(self) -> str:

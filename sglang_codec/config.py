@@ -27,7 +27,8 @@ class CodecConfig:
         prefill_backend: SGLang backend that prefills under `--attention-backend codec`; by
             default chosen from the GPU.
         check_sharing: compare on the device, for every shared run, the KV slots of all its readers.
-        dump: file to which the backend writes its latest forest and plan as JSON.
+        dump: file to which the backend writes its latest forest and plan as JSON; ranks after the
+            first add theirs to its name (``plan.tp1.json``).
         allow_untested_sglang: go on with an SGLang version that was not tried.
     """
 
@@ -69,6 +70,22 @@ def _text(name: str, text: str) -> str:
     return text.strip()
 
 
+def _file(name: str, text: str) -> str:
+    """A file that can be made or replaced where the process is now."""
+    file = _text(name, text)
+    folder = os.path.dirname(os.path.abspath(file))
+    if not os.path.isdir(folder):
+        why = f"{folder} is not a folder; create it or name another file"
+    elif os.path.lexists(file) and not (os.path.isfile(file) or os.path.islink(file)):
+        why = "it exists and is no file; name a file"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        why = f"there is no permission to write in {folder}; allow it or name another file"
+    else:
+        return file
+    raise InvalidConfiguration(f"{name}={file!r} cannot be written: {why}")
+
+
 # annotations are strings here (PEP 563), so the parser is chosen by name
 _PARSER_OF_TYPE: dict[str, Callable[[str, str], Any]] = {"bool": _boolean, "str | None": _text}
 _PARSERS = {PREFIX + f.name.upper(): _PARSER_OF_TYPE[str(f.type)] for f in fields(CodecConfig)}
+_PARSERS[PREFIX + "DUMP"] = _file

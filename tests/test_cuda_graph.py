@@ -124,6 +124,38 @@ def test_a_captured_wrapper_refuses_what_the_graph_cannot_serve() -> None:
         growing.plan(PrefixForest.from_paths([[("long", range(100_000))]]))
 
 
+def test_a_later_plan_stays_within_the_smallest_captured_call() -> None:
+    """More rows than its q, or slots behind its buffers: a replay would not look."""
+    wrapper = PrefixSharedDecodeWrapper(HEADS, KV_HEADS, 64, dtype=torch.bfloat16, device="cuda")
+
+    def forest(rows: int, slot: int = 0) -> PrefixForest:
+        shared = [*range(300), slot]
+        return PrefixForest.from_paths([[("s", shared), (row, [300 + row])] for row in range(rows)])
+
+    def tensors(rows: int, slots: int) -> tuple[torch.Tensor, ...]:
+        q = torch.randn(rows, HEADS, 64, dtype=torch.bfloat16, device="cuda")
+        return q, *(torch.randn_like(q[:1, :KV_HEADS].expand(slots, -1, -1)) for _ in range(2))
+
+    wrapper.plan(forest(4))
+    memory = torch.full((64, HEADS, 64), 7.0, dtype=torch.bfloat16, device="cuda")
+    calls = [(tensors(6, 900), None), (tensors(4, 2000), memory[:4])]
+    wrapper.run(*calls[0][0])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for arguments, out in calls:
+            wrapper.run(*arguments, out=out)
+    with pytest.raises(ValueError, match="5 rows, but a CUDA graph was captured with a q of 4"):
+        wrapper.plan(forest(5))
+    with pytest.raises(ValueError, match="slot 900, but .* buffers of 900 slots"):
+        wrapper.plan(forest(2, 900))
+    for batch in (forest(4, 899), forest(0)):
+        wrapper.plan(batch)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert (memory[4:] == 7).all()
+    assert (memory[:4] == 0).all()
+
+
 def test_running_never_waits_for_the_device(dtype: torch.dtype) -> None:
     captured = Replayed(dtype, 128)
     torch.cuda.set_sync_debug_mode("error")

@@ -65,6 +65,18 @@ def test_every_task_is_as_long_as_its_rows_are_now(
         )
 
 
+@pytest.mark.parametrize(
+    "name", ["plan", "row_lengths", "kv_index", "bundle_index", "bundle_readers"]
+)
+def test_tensors_of_another_dtype_or_length_are_refused(name: str, device: torch.device) -> None:
+    buffers = planned("chunks", device, 0).buffers
+    good = getattr(buffers, name)
+    for bad in (good.long(), *([good[:-1]] if name.startswith("bundle") else [])):
+        setattr(buffers, name, bad)
+        with pytest.raises(ValueError, match=r"follow_lengths needs .*; got plan \("):
+            update_lengths(buffers)
+
+
 def test_closed_tasks_keep_their_lengths(device: torch.device) -> None:
     batch = planned("bundles", device, 0)
     batch.buffers.row_lengths.fill_(1)

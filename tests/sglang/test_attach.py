@@ -52,6 +52,10 @@ def test_settings_are_read_from_the_resolved_configuration(report: Report) -> No
     assert len(report["arguments"]) >= 9
 
 
+def test_the_first_rank_writes_the_dump_that_was_asked_for(report: Report) -> None:
+    assert report["dump"] == "plan.json"
+
+
 def test_backend_is_a_hybrid_around_codec(report: Report) -> None:
     assert report["backend"] == "HybridAttnBackend"
     assert report["decode_backend"] == "CodecDecodeBackend"

@@ -22,6 +22,7 @@ LATE_JOIN_AT = 4
 def main(model_folder: str, output: str, server_args: str) -> None:
     from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES
 
+    from sglang_codec.dump import path_of_rank
     from sglang_codec.factory import attention_backend_names
     from sglang_codec.patches.eager_start import EAGER_START
     from sglang_codec.patches.fallbacks import FALLBACKS
@@ -50,6 +51,7 @@ def main(model_folder: str, output: str, server_args: str) -> None:
         "looked": looked,
         "totals_at_start": totals_at_start,
         "steps": without_objects(steps),
+        "dump": path_of_rank("plan.json", engine.model_runner).name,
         "fallbacks": counts,
         "late_join": late,
         "stale_leaves": _leaves_after_eviction(engine, reader, steps),

@@ -52,14 +52,25 @@ def unused_slot(problem: Problem) -> int:
 
 
 def plan_batch(
-    paths: Paths, problem: Problem, *, tail_headroom: int = 0, spare_rows: int = 0
+    paths: Paths,
+    problem: Problem,
+    *,
+    tail_headroom: int = 0,
+    spare_rows: int = 0,
+    config: LaunchConfig | None = None,
 ) -> Planned:
-    """Plan `paths` for the tensors of `problem`, in buffers that just hold the plan."""
+    """Plan `paths` for the tensors of `problem`, in buffers that just hold the plan.
+
+    Args:
+        config: launch configuration in place of the device's.
+    """
     device, num_kv_heads = problem.q.device, problem.k_buffer.shape[-2]
     _, num_qo_heads, head_dim = problem.q.shape
     machine = describe_device(device, head_dim)
     # on a whole GPU every task of a small batch has a program for itself, and no bundle pays
-    machine = dataclasses.replace(machine, num_sms=min(machine.num_sms, MOST_SMS))
+    machine = dataclasses.replace(
+        machine, num_sms=min(machine.num_sms, MOST_SMS), config=config or machine.config
+    )
     spec = plan_spec(
         machine,
         num_qo_heads=num_qo_heads,

@@ -1,0 +1,99 @@
+"""Both bodies of PAC, with and without warp roles, where there is a GPU that has both.
+
+Small enough for a memory checker (`scripts/sanitize_kernels.py`): chunks, bundles, rows of many
+parts, padded rows, growing tails, exact weights, and the repair of a bundle with a NaN.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from planned import plan_batch, unused_slot
+
+from sglang_codec.kernels.kv_index import append_slots
+from sglang_codec.kernels.launch import LaunchConfig, launch_config
+from sglang_codec.testing import (
+    Counts,
+    assert_lse_close,
+    assert_within_low_precision_error,
+    make_problem,
+    with_slots,
+)
+
+pytestmark = pytest.mark.cuda
+
+KV_HEADS, PADDING, HEADROOM = 2, 3, 2
+BATCHES: dict[str, Counts] = {
+    "few-shot": [[("prompt", 700), (f"question {row}", 60 + row)] for row in range(20)],
+    "bundles": [
+        [("prompt", 300), (f"group {row // 5}", 17), (f"tail {row}", 1 + row % 7)]
+        for row in range(40)
+    ],
+    "many parts": [[("long", 9000), (f"tail {row}", 1)] for row in range(2)],
+}
+SHAPES = {"exact weights": (2, 64), "group of 4": (4, 128)}
+
+
+@pytest.fixture(params=[True, False], ids=["warp roles", "plain"])
+def config(request: pytest.FixtureRequest, device: torch.device) -> LaunchConfig:
+    capability = torch.cuda.get_device_capability(device)
+    config = launch_config(capability, 128, warp_roles=request.param)
+    if config.warp_roles != request.param:
+        pytest.skip("this GPU has no warp roles")
+    return config
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_padded_step_of_growing_rows(
+    name: str, shape: str, config: LaunchConfig, device: torch.device, dtype: torch.dtype
+) -> None:
+    counts, (group, head_dim) = BATCHES[name], SHAPES[shape]
+    rows = len(counts)
+    paths = with_slots([*counts, [("new", rows)]], seed=6)
+    problem = make_problem(
+        paths,
+        num_qo_heads=KV_HEADS * group,
+        num_kv_heads=KV_HEADS,
+        head_dim=head_dim,
+        dtype=dtype,
+        device=device,
+        padding=PADDING - 1,  # the row of the new slots is padding too
+    )
+    new = problem.rows.pop()
+    planned = plan_batch(paths[:rows], problem, tail_headroom=HEADROOM, config=config)
+    assert planned.plan.num_bundles > 0 or name != "bundles"
+    assert planned.plan.num_parts > rows or name != "many parts"
+    problem.rows[:] = [torch.cat([row, new[r : r + 1]]) for r, row in enumerate(problem.rows)]
+    lengths = torch.ones(rows + PADDING, dtype=torch.int64)
+    lengths[:rows] = torch.tensor([len(row) for row in problem.rows])
+    slots = torch.full_like(lengths, unused_slot(problem))
+    slots[:rows] = new
+    append_slots(
+        planned.buffers.kv_index,
+        planned.buffers.row_lengths,
+        planned.buffers.plan,
+        lengths.to(device),
+        slots.to(device),
+        append_base_offset=planned.buffers.layout.append_base,
+    )
+    out, lse = planned.attend(problem)
+    exact, exact_lse = problem.exact()
+    assert_within_low_precision_error(out, exact, problem.eager())
+    assert_lse_close(lse, exact_lse)
+    assert (out[rows:] == 0).all()
+
+
+def test_a_nan_stays_with_its_row(
+    config: LaunchConfig, device: torch.device, dtype: torch.dtype
+) -> None:
+    paths = with_slots(BATCHES["bundles"], seed=2)
+    problem = make_problem(
+        paths, num_qo_heads=8, num_kv_heads=2, head_dim=64, dtype=dtype, device=device
+    )
+    problem.v_buffer[problem.rows[17][-1]] = float("nan")
+    out, _ = plan_batch(paths, problem, config=config).attend(problem)
+    assert out[17].isnan().all()
+    others = [row for row in range(len(paths)) if row != 17]
+    exact, eager = problem.exact()[0], problem.eager()
+    assert_within_low_precision_error(out[others], exact[others], eager[others])
