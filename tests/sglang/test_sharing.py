@@ -24,16 +24,16 @@ NO_TREE = {"disable_radix_cache": True, "max_total_tokens": SMALL_POOL}
 OVERLAP = {"disable_overlap_schedule": False}
 NEWEST, OLDEST = "0.5.23", "0.5.17"
 
-REFERENCE = (INSTALLED, "torch_native", FULL)
-INJECTED = (INSTALLED, "codec", FULL | OVERLAP | {"inject": True})
-CASES = {
+Run = tuple[str, str, dict[str, Any]]
+REFERENCE: Run = (INSTALLED, "torch_native", FULL)
+INJECTED: Run = (INSTALLED, "codec", FULL | OVERLAP | {"inject": True})
+CASES: dict[str, Run] = {
     f"{INSTALLED}-overlap": INJECTED,
     f"{INSTALLED}-no-radix": (INSTALLED, "codec", NO_TREE),
     f"{NEWEST}-normal": (NEWEST, "codec", FULL),
     f"{NEWEST}-no-radix-overlap": (NEWEST, "codec", NO_TREE | OVERLAP),
     f"{OLDEST}-paged-overlap": (OLDEST, "codec", FULL | OVERLAP | {"page_size": 16}),
 }
-Run = tuple[str, str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Run], Report]:
     """What `support/sharing_probe.py` saw; each run is served once."""
 
     @functools.cache
-    def report(sglang: str, backend: str, server_args: str) -> Report:
-        if sglang not in (INSTALLED, *OVERLAYS):
-            pytest.skip(f"SGLang {sglang} is not here")
+    def serve(sglang: str, backend: str, server_args: str) -> Report | str:
         folder = tmp_path_factory.mktemp("sharing")
         output = folder / "report.json"
         done = run_python(
@@ -55,10 +53,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Run], Report]:
             sglang=sglang,
             SGLANG_CODEC_CHECK_SHARING="1",
         )
-        assert done.returncode == 0, done.stderr[-4000:]
-        return json.loads(output.read_text())
+        return json.loads(output.read_text()) if done.returncode == 0 else done.stderr[-4000:]
 
-    return lambda run: report(run[0], run[1], json.dumps(run[2]))
+    def report(run: Run) -> Report:
+        sglang, backend, server_args = run
+        if sglang not in (INSTALLED, *OVERLAYS):
+            pytest.skip(f"SGLang {sglang} is not here")
+        result = serve(sglang, backend, json.dumps(server_args))
+        assert isinstance(result, dict), result
+        return result
+
+    return report
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)

@@ -69,8 +69,9 @@ class Probe:
         self.engine.run(on_forward)
         for rid, request in self.engine.requests.items():
             self._held[rid] = weakref.ref(request)
-        for handle in {h for step in steps for h in step["handles"] if not isinstance(h, int)}:
-            self._held[f"node {handle!r}"] = weakref.ref(handle)
+        for handle in {handle for step in steps for handle in step["handles"]}:
+            if not isinstance(handle, int | None):
+                self._held[f"node {handle!r}"] = weakref.ref(handle)
         return without_objects(steps)
 
     def beams(self) -> list[Step]:
