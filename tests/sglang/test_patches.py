@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import types
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -176,7 +178,6 @@ def test_signature_follows_what_matters() -> None:
     batch = decode_batch("a", "b")
     base = signature(batch)
     assert base == signature(batch)
-    assert hash(base) == hash(signature(batch))
     first, second = batch.reqs
     batch.reqs = [second, first]
     assert signature(batch) != base
@@ -197,12 +198,60 @@ def test_signature_follows_what_matters() -> None:
     assert signature(batch) == base
 
 
-def test_rows_beyond_the_requests_are_private_and_never_the_same() -> None:
-    first, second = forward_batch(), forward_batch()
-    for view in (first, second):
-        attach_codec_batch(view, type, decode_batch("leader", rows=3), RUNNER)
-    assert first.codec_batch.signature != second.codec_batch.signature
-    assert first.codec_batch.read().leaf.tolist() == [-1, -1, -1]
+def codec_batch_of(batch: SimpleNamespace) -> Any:
+    view = forward_batch()
+    attach_codec_batch(view, type, batch, RUNNER)
+    return view.codec_batch
+
+
+def test_a_batch_with_rows_beyond_the_requests_is_never_the_same() -> None:
+    """The device may permute them between any two steps, which the host does not see."""
+    batch = decode_batch("leader", rows=3)
+    first, second = codec_batch_of(batch), codec_batch_of(batch)
+    assert first.signature != second.signature
+    assert first.read().leaf.tolist() == [-1, -1, -1]
+
+
+def test_members_of_a_beam_group_read_their_leaders_prompt() -> None:
+    batch = decode_batch("a", "leader", rows=5)
+    group = SimpleNamespace(leader=batch.reqs[1], prompt_len=12)
+    entry = SimpleNamespace(group=group, leader_idx=1, start=0, end=2)
+    batch.beam_tail = SimpleNamespace(num_base_rows=2, entries=[entry])
+    paths = codec_batch_of(batch).read()
+    assert (paths.end.tolist(), paths.leaf.tolist()) == ([12], [-1, 0, 0, 0, -1])
+
+
+class Node:
+    """A tree node as a handle."""
+
+
+def test_a_signature_keeps_nothing_alive() -> None:
+    batch = decode_batch("a")
+    batch.reqs[0].last_node = Node()
+    batch.reqs[0].kv.cache_protected_len = 4
+    held = codec_batch_of(batch)
+    refs = weakref.ref(batch.reqs[0]), weakref.ref(batch.reqs[0].last_node)
+    assert held.signature == codec_batch_of(batch).signature
+    batch.reqs.clear()
+    gc.collect()
+    assert [ref() for ref in refs] == [None, None]
+    assert held.read().leaf.tolist() == [-1]
+    assert held.signature == held.signature
+
+
+def test_a_new_request_at_a_dead_ones_address_is_another() -> None:
+    class Bare:
+        """Small, so that the next one takes its place in memory."""
+
+        last_node, retraction_count, kv = None, 0, request("a").kv
+
+    batch = decode_batch()
+    batch.reqs, batch.seq_lens = [Bare()], [1]
+    dead, address = codec_batch_of(batch).signature, id(batch.reqs[0])
+    batch.reqs.clear()
+    batch.reqs.append(Bare())
+    assert id(batch.reqs[0]) == address
+    assert codec_batch_of(batch).signature != dead
 
 
 def test_views_carry_the_batch() -> None:

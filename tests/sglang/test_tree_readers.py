@@ -70,6 +70,10 @@ class InfoCore:
         return tuple(path)
 
 
+class Virtual:
+    """A stand-in for a node, as of streaming sessions."""
+
+
 class NodeTree:
     """A tree cache of SGLang's own `TreeNode`s."""
 
@@ -222,6 +226,26 @@ def test_nodes_are_walked_without_it() -> None:
 def test_a_streaming_session_is_unwrapped() -> None:
     wrapper = SimpleNamespace(inner=SimpleNamespace(inner=NodeTree(Tree(**FORK))))
     assert isinstance(select_reader(wrapper), ParentWalkReader)
+
+
+@pytest.mark.parametrize("kind", ["wrapper", "part of the tree"])
+def test_a_turn_of_a_session_has_the_path_that_its_slot_locked(kind: str) -> None:
+    cache = NodeTree(tree := Tree(**FORK))
+    stand_in, empty, gone = Virtual(), Virtual(), Virtual()
+    if kind == "wrapper":
+        slot = SimpleNamespace(virtual_node=stand_in, last_node=cache.nodes["b"])
+        none = SimpleNamespace(virtual_node=empty, last_node=None)
+        cache = SimpleNamespace(inner=cache, slots={"s": slot, "t": none})
+    else:
+        slot = SimpleNamespace(virtual_node=stand_in, lock=SimpleNamespace(node=tree.ids["b"]))
+        none = SimpleNamespace(virtual_node=empty, lock=None)
+        cache.session = SimpleNamespace(slots={"s": slot, "t": none})
+    reader = select_reader(cache)
+    assert reader.name == "parent walk"
+    handles, owned = [stand_in, tree.ids["b"], stand_in, empty, gone], [MANY, MANY, 6, MANY, MANY]
+    paths = reader.read(handles, owned)
+    assert [ends(paths, row) for row in range(5)] == [[4, 7], [4, 7], [4], [], []]
+    assert not FALLBACKS.counts
 
 
 def test_a_disabled_tree_has_none() -> None:

@@ -2,7 +2,8 @@
 
     python sharing_probe.py MODEL_FOLDER OUTPUT.json BACKEND '{"enable_streaming_session": true}'
 
-Where the SGLang or the flags have no beams or no sessions, that part is not served.
+Where the SGLang or the flags have no beams or no sessions, that part is not served. With
+`"inject": true` batches are served whose description fails.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ WIDTH = 8
 
 def main(model_folder: str, output: str, backend: str, server_args: str) -> None:
     arguments = json.loads(server_args)
+    inject = arguments.pop("inject", False)
     engine = InprocScheduler(write_tiny_llama(Path(model_folder)), backend, **arguments)
     probe = Probe(engine, recording=backend == "codec")
     report: dict[str, Any] = {}
@@ -40,23 +42,21 @@ def main(model_folder: str, output: str, backend: str, server_args: str) -> None
     if arguments.get("enable_streaming_session"):
         report["turns"] = probe.sessions()
     report["tokens"] = tokens_of(engine)
+    report["prompts"] = {rid: len(req.origin_input_ids) for rid, req in engine.requests.items()}
     if backend == "codec":
         from sglang_codec.patches.fallbacks import FALLBACKS
 
         report["fallbacks"] = dict(FALLBACKS.counts)
         report["alive"] = probe.alive_after_a_flush()
-        report["injected"] = injected(engine, beams=beams)
+        if inject:
+            report["injected"] = injected(engine, beams=beams)
     Path(output).write_text(json.dumps(report))
 
 
 class Probe:
     def __init__(self, engine: InprocScheduler, *, recording: bool) -> None:
         self.engine, self.recording = engine, recording
-        self._random = random.Random(0)
-        self.trunk = self._some(TRUNK)
-
-    def _some(self, count: int) -> list[int]:
-        return [self._random.randrange(3, 500) for _ in range(count)]
+        self._held: dict[str, weakref.ref[Any]] = {}
 
     def _serve(self) -> list[Step]:
         steps: list[Step] = []
@@ -67,13 +67,19 @@ class Probe:
                 steps.append(record_step(self.engine, forward_batch, before))
 
         self.engine.run(on_forward)
+        for rid, request in self.engine.requests.items():
+            self._held[rid] = weakref.ref(request)
+        for handle in {handle for step in steps for handle in step["handles"]}:
+            if not isinstance(handle, int | None):
+                self._held[f"node {handle!r}"] = weakref.ref(handle)
         return without_objects(steps)
 
     def beams(self) -> list[Step]:
         """Two groups below a warm trunk, the first done before the second, among others; a third
         that is wider than the pool if its members did not share its prompt.
         """
-        submit, trunk, some = self.engine.submit, self.trunk, self._some
+        submit, some = self.engine.submit, source_of_tokens(0)
+        trunk = some(TRUNK)
         submit(trunk + some(4), 1, rid="warm")
         self._serve()
         submit(some(12), 9, rid="stranger")
@@ -86,29 +92,36 @@ class Probe:
 
     def sessions(self) -> list[list[Step]]:
         """Three turns of two sessions on one trunk, each beside a plain request on it."""
-        trunk, turns = self._some(TRUNK), []
+        some, turns = source_of_tokens(1), []
+        trunk = some(TRUNK)
         for session in ("a", "b"):
             self.engine.open_session(session)
         for turn in range(3):
             for session in ("a", "b"):
                 tokens = [] if turn else trunk
                 rid = f"{session}{turn}"
-                self.engine.submit(tokens + self._some(6 + turn), 4, rid=rid, session=session)
-            self.engine.submit(trunk + self._some(5), 4, rid=f"plain{turn}")
+                self.engine.submit(tokens + some(6 + turn), 4, rid=rid, session=session)
+            self.engine.submit(trunk + some(5), 4, rid=f"plain{turn}")
             turns.append(self._serve())
         return turns
 
     def alive_after_a_flush(self) -> list[str]:
-        """Ids of requests that something still holds, once their sessions are closed."""
+        """Requests and tree nodes that something still holds, once their sessions are closed."""
         engine = self.engine
         if engine.server_args.enable_streaming_session:
             for session in ("a", "b"):
                 engine.close_session(session)
-        held = [(rid, weakref.ref(request)) for rid, request in engine.requests.items()]
         engine.requests.clear()
+        # the overlapped loop pins its last two batches
+        engine.scheduler.batch_record_buf = [None] * 2
         assert engine.scheduler.flush_cache()
         gc.collect()
-        return [rid for rid, request in held if request() is not None]
+        return [name for name, held in self._held.items() if held() is not None]
+
+
+def source_of_tokens(seed: int) -> Callable[[int], list[int]]:
+    source = random.Random(seed)
+    return lambda count: [source.randrange(3, 500) for _ in range(count)]
 
 
 def tokens_of(engine: InprocScheduler) -> dict[str, list[list[int]]]:
