@@ -1,12 +1,12 @@
-"""Write docs/support.md: what codec's start-up checks say of the models that are served most.
+"""Write docs/support.md and README's table from it: what codec's start-up checks say of the models that are served most.
 
     python scripts/support_table.py               # the whole page
-    python scripts/support_table.py llama31_8b    # some rows, as JSON
+    python scripts/support_table.py llama31_8b    # only show some rows
 
 Needs no GPU and no weights: SGLang's scheduler builds each model class on the CPU, from a
-configuration with the true head counts and tiny hidden sizes (`tests/data/models`), and the checks
-run on it as if it were on an H100 with bfloat16. Of classes that do not build on a CPU the
-attention layers are made by hand.
+configuration with the true head counts and tiny hidden sizes (`tests/data/models`, which
+`index.json` lists), and the checks run on it as if it were on an H100 with bfloat16. Of classes
+that do not build on a CPU the attention layers are made by hand.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / "tests" / "data" / "models"
 PAGE = ROOT / "docs" / "support.md"
+README = ROOT / "README.md"
+MARKS = ("<!-- models, by scripts/support_table.py -->\n", "<!-- end of models -->\n")
 
 # before Triton is imported
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# the base name that SGLang would choose on a GPU may not be had on a CPU; this one may
-os.environ["SGLANG_CODEC_PREFILL_BACKEND"] = "triton"
+# what SGLang chooses on a GPU may not be had on a CPU; this it takes for nearly all models
+PREFILL_BACKEND = "triton"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,12 @@ def main(names: list[str]) -> None:
     index = json.loads((MODELS / "index.json").read_text())
     rows = [row_of(entry) for entry in index if not names or entry["name"] in names]
     if names:
-        print(json.dumps([(row.family, row.shape, row.verdict, row.why) for row in rows], indent=1))
+        print("\n".join(row.line for row in rows))
     else:
         PAGE.write_text(page(rows))
+        before, rest = README.read_text().split(MARKS[0])
+        after = rest.split(MARKS[1])[1]
+        README.write_text(MARKS[0].join((before, summary(rows) + MARKS[1] + after)))
 
 
 def row_of(entry: dict[str, Any]) -> Row:
@@ -77,20 +82,22 @@ def row_of(entry: dict[str, Any]) -> Row:
             if "layers" in entry:
                 answer = judge(hand_made_runner(entry))
             else:
+                os.environ["SGLANG_CODEC_PREFILL_BACKEND"] = entry.get("prefill", PREFILL_BACKEND)
                 build(json.loads((MODELS / f"{entry['name']}.json").read_text()), writing)
         except BaseException as error:
-            answer = {
-                "shape": "?",
-                "served": 0,
-                "layers": 0,
-                "why": f"{type(error).__name__}: {error}",
-            }
-            traceback.print_exc()
+            if not entry.get("sglang_refuses"):
+                traceback.print_exc()
+                os._exit(1)
+            # up to the list of what it takes instead
+            why = f"SGLang itself refuses: {str(error).split(' [')[0]} others"
+            answer = {"shape": "-", "served": 0, "layers": 0, "why": why}
         reply(writing, answer)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        answer = json.loads(pipe.read())
+        answer = json.loads(pipe.read() or "null")
     os.waitpid(child, 0)
+    if answer is None:
+        raise RuntimeError(f"{entry['name']} could not be built, see above; describe it by hand")
     return Row(entry["family"], **answer, hand_made="layers" in entry)
 
 
@@ -225,6 +232,16 @@ start-up, which this page does not run.
 |---|---|---|---|
 {lines}
 """
+
+
+def summary(rows: list[Row]) -> str:
+    """README's table: the models by what becomes of them."""
+    groups: dict[str, list[str]] = {"served": [], "in part, the rest by SGLang": [], "refused": []}
+    for row in rows:
+        in_part = "in part, the rest by SGLang"
+        groups[row.verdict if row.verdict in groups else in_part].append(row.family)
+    lines = [f"| {verdict} | {', '.join(families)} |" for verdict, families in groups.items()]
+    return "\n".join(["| | models |", "|---|---|", *lines, ""])
 
 
 if __name__ == "__main__":

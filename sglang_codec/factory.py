@@ -36,8 +36,8 @@ def create_backend(model_runner: ModelRunner) -> AttentionBackend:
     """
     config = CodecConfig.from_env()
     sglang_version = require_supported(allow_untested=config.allow_untested_sglang)
-    _check_settings(model_runner, config)
     check_supported(model_runner)
+    _check_settings(model_runner, config)
     prefill, decode = attention_backend_names(model_runner)
     if decode != BACKEND_NAME:
         raise UnsupportedConfiguration(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,3 +33,22 @@ def attach_report(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rep
         return json.loads(output.read_text())
 
     return report
+
+
+@pytest.fixture
+def distribution(tmp_path: Path) -> Path:
+    """Metadata as an installation of this checkout leaves it."""
+    info = tmp_path / "sglang_codec-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sglang-codec\nVersion: 0.1.0\n")
+    entry = "[sglang.srt.plugins]\ncodec = sglang_codec.plugin:load_plugin\n"
+    (info / "entry_points.txt").write_text(entry)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model folder with a configuration only."""
+    from inproc_scheduler import write_tiny_llama
+
+    return write_tiny_llama(tmp_path_factory.mktemp("models") / "llama")

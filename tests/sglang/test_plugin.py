@@ -38,17 +38,6 @@ print(json.dumps({
 """
 
 
-@pytest.fixture
-def distribution(tmp_path: Path) -> Path:
-    """Metadata as an installation of this checkout leaves it."""
-    info = tmp_path / "sglang_codec-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sglang-codec\nVersion: 0.1.0\n")
-    entry = "[sglang.srt.plugins]\ncodec = sglang_codec.plugin:load_plugin\n"
-    (info / "entry_points.txt").write_text(entry)
-    return tmp_path
-
-
 def test_sglang_finds_it_and_it_stays_light(distribution: Path) -> None:
     done = run_python("-c", AS_SGLANG_LOADS_IT, paths=(distribution,), TRITON_INTERPRET="0")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -61,7 +50,9 @@ def test_sglang_finds_it_and_it_stays_light(distribution: Path) -> None:
         "sglang_codec",
         "sglang_codec.plugin",
         "sglang_codec.patches",
+        "sglang_codec.patches.backend_names",
         "sglang_codec.patches.cpu_host",
+        "sglang_codec.config",
     }
 
 

@@ -186,15 +186,16 @@ def newer_sglang(**settings: Any) -> Any:
     return made(**settings)
 
 
+@pytest.mark.usefixtures("_accepting")
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_setting_of_a_newer_sglang_is_named(
     allowed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = CodecConfig(allow_untested_sglang=allowed)
     monkeypatch.setattr(factory.CodecConfig, "from_env", lambda: config)
-    monkeypatch.setattr(factory, "require_supported", lambda **_: "0.9.0")
     # the next check refuses, so nothing is built
-    wrong = runner(use_mla_backend=True, server_args=newer_sglang(sliding_kv_mode="ring"))
+    names = {"prefill_attention_backend_str": "codec", "decode_attention_backend_str": "fa3"}
+    wrong = runner(**names, server_args=newer_sglang(sliding_kv_mode="ring"))
     with pytest.raises(UnsupportedConfiguration) as error:
         factory.create_backend(wrong)
     assert ("--sliding-kv-mode" in str(error.value)) is not allowed

@@ -1,0 +1,138 @@
+"""Arguments that only a call shows are found before the first request, without CUDA graphs too."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang_versions import SUPPORT, run_python
+
+from sglang_codec.layers import LayerShape, LayerSupport
+from sglang_codec.patches.eager_start import EagerStart
+from sglang_codec.refusals import UnsupportedConfiguration
+from sglang_codec.step_probe import see_a_step
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("sinks")
+    program, output = str(SUPPORT / "sinks_probe.py"), folder / "report.json"
+    done = run_python(program, str(folder / "model"), str(output))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(output.read_text())
+
+
+def test_a_layer_that_passes_sinks_is_delegated_before_serving(report: dict[str, Any]) -> None:
+    assert report["delegated"] == {"1": "passes sinks"}
+    assert report["calls_at_start"] == 0
+
+
+def test_the_stock_backend_gets_the_sinks_and_no_other_layer(report: dict[str, Any]) -> None:
+    assert report["calls"] == [[1, True]]
+
+
+def test_tokens_are_those_of_the_stock_backend(report: dict[str, Any]) -> None:
+    assert report["outputs"] == report["stock"]
+    assert len({tuple(ids) for ids in report["outputs"]}) > 1
+
+
+def test_nothing_left_to_serve_is_refused_with_the_reason(report: dict[str, Any]) -> None:
+    unreached, everywhere = report["refusals"]
+    assert "HybridAttnBackend decodes this model's attention layers itself" in unreached
+    assert "none of the model's 2 attention layers can use codec (passes score_mod)" in everywhere
+
+
+class Backend:
+    """A decode backend that has no arguments beyond the usual ones."""
+
+    def __init__(self) -> None:
+        self.layers = LayerSupport(LayerShape(0, 4, 2, 64), {})
+        self.got: list[Any] = []
+
+    def forward_decode(self, q: Any, k: Any, v: Any, layer: Any, *args: Any, **more: Any) -> None:
+        self.got.append((layer.layer_id, args, more))
+
+
+class EagerRunner:
+    """Runs `step` where SGLang runs a dummy batch."""
+
+    attn_tp_size = 2
+
+    def __init__(self, step: Any, *, is_generation: bool = True) -> None:
+        self.model_runner = SimpleNamespace(is_generation=is_generation, canary_manager=None)
+        self.step, self.rows = step, []
+
+    def _alloc_dummy_decode_buffers(self, rows: int) -> str:
+        return f"buffers for {rows}"
+
+    def _dummy_run(self, rows: int, run_ctx: Any, *, buffers: str) -> None:
+        self.rows.append((rows, run_ctx, buffers))
+        self.step()
+
+
+def test_unknown_arguments_are_left_out_and_named() -> None:
+    backend = Backend()
+    backend.layers.delegated[7] = "sliding window of 8 tokens"
+    layers = {number: SimpleNamespace(layer_id=number) for number in (3, 7)}
+
+    def step() -> None:
+        for one in layers.values():
+            backend.forward_decode(1, 2, 3, one, "batch", False, sinks=4, return_lse=False)
+
+    runner = EagerRunner(step)
+    seen = see_a_step(runner, backend)
+    assert seen is not None
+    assert (seen.reached, seen.passed) == ({3, 7}, {3: ["sinks"]})
+    stock = (7, ("batch", False), {"sinks": 4, "return_lse": False})
+    assert backend.got == [(3, ("batch", False), {}), stock]
+    # one row for each rank of an attention group, and afterwards the backend is as before
+    assert runner.rows == [(2, None, "buffers for 2")]
+    assert "forward_decode" not in vars(backend)
+
+
+def test_a_step_that_fails_without_the_arguments_names_them() -> None:
+    backend = Backend()
+
+    def step() -> None:
+        _out, _lse = backend.forward_decode(
+            1, 2, 3, SimpleNamespace(layer_id=5), "batch", return_lse=True
+        )
+
+    with pytest.raises(UnsupportedConfiguration, match="layer 5 passes return_lse"):
+        see_a_step(EagerRunner(step), backend)
+    assert "forward_decode" not in vars(backend)
+
+
+def test_a_model_that_cannot_run_a_dummy_step_starts(caplog: pytest.LogCaptureFixture) -> None:
+    def step() -> None:
+        raise AttributeError("no dummy images")
+
+    assert see_a_step(EagerRunner(step), Backend()) is None
+    assert "no decode step could be tried" in caplog.text
+
+
+def test_a_model_that_does_not_decode_is_not_asked() -> None:
+    runner = EagerRunner(None, is_generation=False)
+    assert see_a_step(runner, Backend()) is None
+    assert runner.rows == []
+
+
+def test_only_the_runner_of_the_backend_looks_and_once() -> None:
+    start, ours, seen = EagerStart(), object(), []
+    start.use(ours, seen.append)
+    start(None, "a draft worker's", object())
+    start(None, "a joiner's", ours, run_warmup=False)
+    assert not start.done
+    start(None, "ours", ours)
+    start(None, "built again", ours)
+    assert seen == ["ours"]
+    assert start.done
+
+
+def test_a_later_argument_is_named() -> None:
+    support = LayerSupport(LayerShape(0, 4, 2, 64), {})
+    support.check_arguments(SimpleNamespace(layer_id=2), {"sinks": None, "return_lse": False})
+    with pytest.raises(UnsupportedConfiguration, match="layer 2 passes score_mod"):
+        support.check_arguments(SimpleNamespace(layer_id=2), {"score_mod": len})
