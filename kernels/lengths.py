@@ -118,7 +118,7 @@ def follow_lengths(
     """
     given = (plan, row_lengths, kv_index, bundle_index, bundle_readers)
     if not (
-        all([tensor.dtype == torch.int32 for tensor in given])
+        all(tensor.dtype == torch.int32 for tensor in given)
         and bundle_index.shape == bundle_readers.shape
     ):
         refuse(

@@ -90,7 +90,6 @@ class CodecDecodeBackend(AttentionBackend):
             self._host_rows,
         )
         self.planner = BatchPlanner(maker, most_live=_micro_batches(model_runner))
-        self._rows = 0  # of the batch that is planned
         self.dump = PlanDump(path_of_rank(config.dump, model_runner)) if config.dump else None
 
     @property
@@ -185,11 +184,6 @@ class CodecDecodeBackend(AttentionBackend):
             )
         self.layers.check_arguments(layer, kwargs)
         q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        if len(q) < self._rows:
-            raise ValueError(
-                f"layer {layer.layer_id} has {len(q)} query rows, but the batch that was planned "
-                f"has {self._rows}: its output would be written behind the end"
-            )
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         k_buffer = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
         v_buffer = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
@@ -233,7 +227,6 @@ class CodecDecodeBackend(AttentionBackend):
             rows = min(rows, self.buffers.capacity.rows)
         lengths = self._host_lengths(forward_batch, rows)
         pool_rows = forward_batch.req_pool_indices[:rows]
-        self._rows = rows
         started = time.perf_counter()
         new = self.planner.plan_if_changed(codec_batch, lengths, pool_rows, counted=serves)
         if new is not None:

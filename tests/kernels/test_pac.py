@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -236,6 +238,58 @@ def test_queries_may_lie_in_pieces(device: torch.device, dtype: torch.dtype) -> 
         config=planned.config,
     )
     assert_within_low_precision_error(out, problem.exact()[0], problem.eager())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("group", [1, 2])
+def test_weights_of_small_groups_are_not_rounded(
+    group: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """As in the stock kernels for them: a rounded weight is off by some 1e-3, its rest is not."""
+    paths = with_slots([[("prompt", 300), (f"tail {row}", 40)] for row in range(3)])
+    problem = make_problem(
+        paths, num_qo_heads=2 * group, num_kv_heads=2, head_dim=64, dtype=dtype, device=device
+    )
+    planned = plan_batch(paths, problem)
+    run_pac(planned, problem)
+    plan, kv_index = planned.plan, planned.buffers.kv_index.cpu()
+    is_partial = plan.tasks[: plan.num_tasks - plan.num_bundles, 4] >= 0
+    tasks = plan.tasks[: len(is_partial)][is_partial].tolist()
+    assert tasks
+    for kv_start, kv_len, first, queries, part, *_ in tasks:
+        rows = plan.order[first : first + queries].tolist()
+        chunk = kv_index[kv_start : kv_start + kv_len]
+        arguments = (problem.k_buffer, problem.v_buffer, [chunk] * queries, problem.sm_scale)
+        exact, _ = decode_attention(problem.q[rows], *arguments)
+        error = (planned.buffers.partial_out[part : part + queries].double() - exact).abs().max()
+        assert error <= 5e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+def test_the_kernel_with_warp_roles_is_asked_for_the_same(
+    group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    hopper = types.ModuleType("sglang_codec.kernels.pac_hopper")
+    hopper.launch = lambda grid, arguments, named, config: asked.append(named["EXACT_WEIGHTS"])
+    monkeypatch.setitem(sys.modules, hopper.__name__, hopper)
+    q, kv = torch.zeros(3, 2 * group, 64), torch.zeros(9, 2, 64)
+    index = torch.zeros(1, dtype=torch.int32)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        pac(
+            q.to(dtype),
+            *[kv.to(dtype)] * 2,
+            q.to(dtype),
+            None,
+            *[torch.zeros(1)] * 2,
+            *[index] * 4,
+            order_offset=0,
+            tasks_offset=0,
+            num_slots=1,
+            sm_scale=1.0,
+            config=launch_config((9, 0), 64),
+        )
+    assert asked == [group < 4, group < 4, False]
 
 
 def test_the_lse_may_be_left_out(device: torch.device, dtype: torch.dtype) -> None:

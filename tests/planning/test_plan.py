@@ -281,6 +281,18 @@ def test_absorbed_runs_are_given_back_when_the_index_is_too_small() -> None:
     check_plan(tight, kv_index, rows_of(with_slots(counts)), [408] * 16)
 
 
+def test_bundles_that_their_index_does_not_hold_are_not_made() -> None:
+    counts = [[("prompt", 900), (f"own {row}", 20 + row % 7)] for row in range(200)]
+    paths, spec = with_slots(counts), dataclasses.replace(SPEC, bundle_rows=64, tail_headroom=9)
+    plan, _ = plan_of(paths, spec)
+    assert plan.bundle_entries > 1000
+    for limit in (plan.bundle_entries - 1, 100, 0):
+        capacity = dataclasses.replace(UNLIMITED, bundle_index=limit)
+        smaller, kv_index = plan_of(paths, spec, capacity)
+        assert smaller.bundle_entries <= limit
+        check_plan(smaller, kv_index, rows_of(paths), lengths_of(counts).tolist())
+
+
 @pytest.mark.parametrize(
     ("limit", "message"),
     [

@@ -199,6 +199,7 @@ def test_delegated_layers_decode_on_a_gpu(stock: str, graphs: str, tmp_path: Pat
     """An attribute that codec does not know delegates a layer, whatever its mathematics."""
     server = {"device": "cuda", "dtype": "bfloat16", "mem_fraction_static": 0.2} | GRAPHS[graphs]
     settings = {"heads": {"head_dim": 128, "heads": 8, "kv_heads": 2}, "server": server}
+    settings |= {"layer": {"unheard_of": 1}, "repeat": 25}
     environment = {name: value for name, value in os.environ.items() if "SGLANG" in name}
     environment |= {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": "0"}
     environment["SGLANG_CODEC_PREFILL_BACKEND"] = stock
@@ -207,7 +208,7 @@ def test_delegated_layers_decode_on_a_gpu(stock: str, graphs: str, tmp_path: Pat
         serve(
             tmp_path / backend,
             backend,
-            settings | {"layer": {"unheard_of": 1}},
+            settings,
             paths=paths,
             **environment,
         )

@@ -3,6 +3,7 @@
     python delegate_probe.py MODEL_FOLDER OUTPUT.json BACKEND '{"layer": {}, "server": {}}'
 
 `layer` are attributes of the second layer, `server` goes to SGLang; `heads` to `write_tiny_llama`.
+The prefix is repeated `repeat` times: on a GPU a short one is not worth a task of its own.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ def main(model_folder: str, output: str, backend: str, settings: str) -> None:
 
     from sglang_codec.patches.fallbacks import FALLBACKS
 
-    given = {"layer": {}, "heads": {}, "server": {}} | json.loads(settings)
+    given = {"layer": {}, "heads": {}, "server": {}, "repeat": 1} | json.loads(settings)
     _change_second_layer(RadixAttention, given["layer"])
     model = write_tiny_llama(Path(model_folder), **given["heads"])
     engine = InprocScheduler(model, backend, **given["server"])
-    prefix = list(range(20, 90))
+    prefix = list(range(20, 90)) * given["repeat"]
     # the first request puts the prefix into the tree
     engine.submit([*prefix, 200], 2)
     engine.run()

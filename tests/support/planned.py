@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,9 @@ from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import cost_model, describe_device, plan_spec
 from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.planning.choice import planner_for
+from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.index import kv_index_of
-from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout
+from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout, PlanSpec
 from sglang_codec.testing import Paths, Problem, without_pages
 
 MOST_SMS = 8
@@ -58,11 +60,13 @@ def plan_batch(
     tail_headroom: int = 0,
     spare_rows: int = 0,
     config: LaunchConfig | None = None,
+    make_plan: Callable[[PrefixForest, PlanSpec, CostModel], Plan] | None = None,
 ) -> Planned:
     """Plan `paths` for the tensors of `problem`, in buffers that just hold the plan.
 
     Args:
         config: launch configuration in place of the device's.
+        make_plan: another planner than the one that serves.
     """
     device, num_kv_heads = problem.q.device, problem.k_buffer.shape[-2]
     _, num_qo_heads, head_dim = problem.q.shape
@@ -80,8 +84,12 @@ def plan_batch(
         tail_headroom=tail_headroom,
     )
     forest = PrefixForest.from_paths(paths)
-    unlimited = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
-    plan = planner_for(spec, cost_model(machine, spec, num_kv_heads), unlimited)(forest)
+    costs = cost_model(machine, spec, num_kv_heads)
+    if make_plan is None:
+        unlimited = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
+        plan = planner_for(spec, costs, unlimited)(forest)
+    else:
+        plan = make_plan(forest, spec, costs)
     capacity = PlanCapacity(
         plan.batch + spare_rows,
         plan.num_tasks,
