@@ -315,7 +315,7 @@ class PlanLayout:
     @property
     def size(self) -> int:
         rows = self.capacity.rows
-        # a forest has fewer shared runs than rows, and a tail per row; bundles have two rows or more.
+        # a forest has fewer shared runs than rows and a tail per row, a bundle two rows or more.
         # Pieces: each tail, each run in the bundles at its two ends, the absorbed runs above each
         # bundle; spans: each run on its own and as a piece, each tail, what is above each bundle.
         # Both are 3.5 a row at most. A last resort has no pieces and a span per row.
