@@ -125,7 +125,8 @@ def _cut(paths: HeavyPaths, price: float, fan: int, widest: int) -> _Cuts:
             reached = np.maximum.accumulate(np.where(is_cut[at], cut_at, start))
             begin[low + 1 : high] = reached[:-1]
             after[at] = reached.tolist()
-    return _Cuts(np.array(base), is_cut, begin, np.array(after), np.array(is_copied, bool))
+    base, after = np.array(base, np.int64), np.array(after, np.int64)
+    return _Cuts(base, is_cut, begin, after, np.array(is_copied, bool))
 
 
 def _best_cuts(

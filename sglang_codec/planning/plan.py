@@ -315,8 +315,10 @@ class PlanLayout:
     @property
     def size(self) -> int:
         rows = self.capacity.rows
-        # a forest has fewer shared runs than rows, and a tail per row. A piece is a tail, a run
-        # above a bundle or a run that ends in one or in two; a span is a run, a piece or a tail
+        # a forest has fewer shared runs than rows and a tail per row, a bundle two rows or more.
+        # Pieces: each tail, each run in the bundles at its two ends, the absorbed runs above each
+        # bundle; spans: each run on its own and as a piece, each tail, what is above each bundle.
+        # Both are 3.5 a row at most. A last resort has no pieces and a span per row.
         pieces = 4 * rows * len(PIECE_FIELDS)
         # a row that its task writes directly has an entry, but no partial row
         parts = self.capacity.parts + rows
