@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -187,10 +188,14 @@ class Program:
                     print(f"{kind.name}, {backend}: up after {server.startup_s:.0f} s", flush=True)
                     text = tuple(args.text or TEXT)
                     target = Target(server.url, server.process.pid, launch.model, text, folder)
-                    # a kit that ends the server is not run again, the others are
-                    while left and server.is_alive and self._left() > 0:
+                    # a kit that hangs or ends the server is not run again, the others are
+                    fit = True
+                    while left and fit and self._left() > 0:
                         kit = left.pop(0)
-                        take(kit, kind, without_paths(launch.flags), self._run(kit, target))
+                        found = self._run(kit, target)
+                        take(kit, kind, without_paths(launch.flags), found)
+                        hangs = any(outcome.outcome == "unfinished" for outcome in found[0])
+                        fit = server.is_alive and not hangs
             except ServerFailed as error:
                 print(error, flush=True)
                 outcome = Outcome("(the server)", "failed", reason=reason(str(error)))
@@ -275,5 +280,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if results.failures() or missing else 0
 
 
+def _end(number: int, _frame: object) -> None:
+    # through the `with` block that ends the server
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(main())

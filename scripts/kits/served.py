@@ -10,6 +10,10 @@ from typing import Any
 
 import psutil
 import requests
+from serving.sglang_benchmark import stand_in_for_datasets
+
+# what some kits import
+stand_in_for_datasets()
 
 # of the text: long prompts for the multi-turn tests, short enough for the model's context
 PROMPTS, PROMPT_TOKENS = 4, 1024
