@@ -28,6 +28,7 @@ from logprobs.differences import compare_all, verdict
 from logprobs.picture import draw
 from logprobs.prompts import make_prompts
 from serving.backends import uses_codec
+from serving.server import leave_on_sigterm
 from workloads.clients import Completion, GenerationError, Request, Sampling
 from workloads.encoders import make_encoder
 from workloads.engines import has_gpu, started_engine
@@ -148,4 +149,5 @@ def write(path: Path, document: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    leave_on_sigterm()
     sys.exit(main())

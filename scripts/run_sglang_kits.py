@@ -20,7 +20,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -38,7 +37,7 @@ from kits.served import Target
 from kits.worker import Worker
 from serving.launch import make_launch
 from serving.options import positive_number
-from serving.server import ServerFailed, running_server
+from serving.server import ServerFailed, leave_on_sigterm, running_server
 from serving.session import reason
 from serving.words import split_words, without_paths
 from workloads.engines import has_gpu
@@ -280,11 +279,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if results.failures() or missing else 0
 
 
-def _end(number: int, _frame: object) -> None:
-    # through the `with` block that ends the server
-    sys.exit(128 + number)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _end)
+    leave_on_sigterm()
     sys.exit(main())
