@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
+import psutil
 import torch
 from bench.results import command, commit, gpu_name, plain, versions
 from serving.options import positive_number
@@ -40,6 +41,7 @@ FILES = (
     *(f"tests/kernels/test_{name}.py" for name in ("lengths", "growing_tails", "wrapper")),
     "tests/test_cuda_graph.py",
 )
+SUMMING_UP_S = 20
 SUMMARY = re.compile(
     r"^=+ (?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)", re.MULTILINE
 )
@@ -58,7 +60,8 @@ class Checked:
     Args:
         reports: errors and hazards by the tool's own count; None if it was stopped before it
             summed up.
-        tests: pytest's closing line. first: the first reports.
+        tests: pytest's closing line. complete: not stopped for lack of time.
+        first: the first reports.
     """
 
     tool: str
@@ -66,25 +69,28 @@ class Checked:
     reports: int | None
     tests: str
     seconds: float
+    complete: bool
     first: tuple[str, ...] = ()
 
     @property
     def is_clean(self) -> bool:
-        return self.reports == 0 and "passed" in self.tests and "failed" not in self.tests
+        passed = "passed" in self.tests and "failed" not in self.tests
+        return self.complete and passed and self.reports == 0
 
 
-def read_output(tool: str, file: str, text: str, seconds: float) -> Checked:
+def read_output(tool: str, file: str, text: str, seconds: float, stopped: bool) -> Checked:
     """What a run printed, the tool's summary and pytest's."""
     counts = [int(errors or hazards) for errors, hazards in SUMMARY.findall(text)]
     tests = TESTS.findall(text)
     first = tuple(dict.fromkeys(REPORT.findall(text)))[:5]
     closing = tests[-1].strip("= ") if tests else "pytest did not finish"
-    return Checked(tool, file, sum(counts) if counts else None, closing, seconds, first)
+    reports = sum(counts) if counts else None
+    return Checked(tool, file, reports, closing, seconds, not stopped, first)
 
 
 def check(args: argparse.Namespace, tool: str, file: str, deadline: float) -> Checked:
     """Run one file under one tool, for as long as there is time."""
-    started, log = time.monotonic(), args.logs / f"{tool}-{Path(file).stem}.log"
+    stopped, started, log = False, time.monotonic(), args.logs / f"{tool}-{Path(file).stem}.log"
     words = [args.sanitizer, "--tool", tool, "--print-limit", "20"]
     words += [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
     environment = dict(os.environ)
@@ -102,12 +108,23 @@ def check(args: argparse.Namespace, tool: str, file: str, deadline: float) -> Ch
         try:
             process.wait(max(deadline - time.monotonic(), 1))
         except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    found = read_output(tool, file, log.read_text(errors="replace"), time.monotonic() - started)
+            stopped = True
+            stop(process)
+    seconds = time.monotonic() - started
+    found = read_output(tool, file, log.read_text(errors="replace"), seconds, stopped)
     print(f"{tool} {file}: {found.reports} reports; {found.tests}", *found.first, flush=True)
     return found
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Interrupt pytest, so that it and the tool sum up what they have; kill what is left."""
+    with suppress(psutil.Error, subprocess.TimeoutExpired):
+        for child in psutil.Process(process.pid).children():
+            child.send_signal(signal.SIGINT)
+        process.wait(SUMMING_UP_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def make_parser() -> argparse.ArgumentParser:

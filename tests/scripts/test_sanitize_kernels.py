@@ -12,7 +12,7 @@ import sanitize_kernels
 
 # stands in for the program: finds in the test file what it shall print
 FAKE = """\
-import os, sys, time
+import os, subprocess, sys, time
 words = sys.argv[1:]
 tool = words[words.index("--tool") + 1]
 text = open(words[-1]).read()
@@ -20,8 +20,10 @@ print("=== COMPUTE-SANITIZER".replace("===", "=" * 9))
 print("alone" if "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ else "cached")
 if "bad" in text and tool == "memcheck":
     print("=" * 9, "Invalid __global__ read of size 2 bytes")
-if "slow" in text:
-    sys.stdout.flush(); time.sleep(60)
+if "slow" in text or "interrupted" in text:
+    sys.stdout.flush()
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    (time.sleep(60) if "slow" in text else subprocess.run(sleep, stderr=subprocess.DEVNULL))
 print("1 failed, 2 passed in 0.50s" if "wrong" in text else "3 passed in 0.50s")
 if tool == "racecheck":
     print("=" * 9, "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)")
@@ -55,11 +57,17 @@ def test_nothing_reported_is_clean(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reports", "bad_runs"), [("bad", 2, 2), ("wrong", 0, 3), ("slow", None, 3)]
+    ("text", "reports", "bad_runs"),
+    [("bad", 2, 2), ("wrong", 0, 3), ("slow", None, 3), ("interrupted", 0, 3)],
 )
 def test_reports_failures_and_cut_runs_are_not(
-    tmp_path: Path, text: str, reports: int | None, bad_runs: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    reports: int | None,
+    bad_runs: int,
 ) -> None:
+    monkeypatch.setattr(sanitize_kernels, "SUMMING_UP_S", 2)
     status, document = run(tmp_path, text, limit=3)
     assert (status, document["ok"]) == (1, False)
     memcheck = document["runs"][0]
