@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ from kits.catalogue import NAMES
 from kits.outcomes import Outcome
 from kits.worker import Worker
 from run_sglang_kits import Results
+from serving.server import ServerFailed
 from sglang_versions import REPOSITORY, SUPPORT, VERSIONS, run_python
 
 
@@ -97,6 +102,70 @@ def test_a_file_is_continued_and_complete_only_with_all_kits(tmp_path: Path) -> 
     file.write_text(json.dumps(document | {"commit": "other"}))
     assert Results.of(file, "third").kits == {}
 
+
+class FakeWorker:
+    """A kit's outcome by its name: what it does with codec, and with the stock backend."""
+
+    def __init__(self, kinds_of_kits: dict[str, tuple[str, str]], backends: list[str]) -> None:
+        self.kinds, self.backends = kinds_of_kits, backends
+
+    def run(self, name: str, *_: Any) -> tuple[list[Outcome], str]:
+        ours, stock = self.kinds.get(name, ("passed", "passed"))
+        return rows(ours if self.backends[-1] == "codec" else stock), ""
+
+    def close(self) -> None:
+        pass
+
+
+def test_servers_are_shared_restarted_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[tuple[str, str, str | None]] = []
+    backends: list[str] = []
+
+    @contextmanager
+    def server(backend: str, flags: list[str], folder: Path, **_: Any) -> Iterator[Any]:
+        backends.append(backend)
+        started.append((folder.name, backend, os.environ.get("SGLANG_REQ_RUNNING_TIMEOUT")))
+        assert flags[-1] == "--dtype=bfloat16"
+        if folder.name == "sessions":
+            raise ServerFailed("the server ended with 1: ValueError: no")
+        process = SimpleNamespace(pid=1)
+        yield SimpleNamespace(url="", process=process, startup_s=1.0, is_alive=True)
+
+    def launch(model: Any, _folder: Path, flags: list[str]) -> Any:
+        return SimpleNamespace(model=model.model, flags=tuple(flags), all_flags=flags)
+
+    monkeypatch.setattr(run_sglang_kits, "running_server", server)
+    monkeypatch.setattr(run_sglang_kits, "make_launch", launch)
+    found = {
+        "cache_hit": ("failed", "failed"),
+        "radix_cache_server": ("failed", "passed"),
+        "basic_scheduler_stress": ("unfinished", "passed"),
+    }
+    monkeypatch.setattr(run_sglang_kits, "Worker", lambda _folder: FakeWorker(found, backends))
+    file = tmp_path / "kits.json"
+    words = ["--model=m", "--json", str(file), "--logs", str(tmp_path), "--", "--dtype=bfloat16"]
+    kits = [name for name in NAMES if not name.startswith("attention_unittest")]
+    assert run_sglang_kits.main(["--only", ";".join(kits), *words]) == 1
+    assert started == [
+        # again after the kit that did not finish, then the stock one
+        *[("main", "codec", None)] * 2,
+        ("main", "fa3", None),
+        ("sessions", "codec", None),
+        ("short-sessions", "codec", None),
+        ("waiting-limit", "codec", None),
+        ("running-limit", "codec", "2"),
+    ]
+    document = json.loads(file.read_text())
+    assert document["failures"] == [
+        "basic_scheduler_stress: test_0",
+        "radix_cache_server: test_0",
+        "streaming_session: (the server)",
+    ]
+    assert "FAILED radix_cache_server" in capsys.readouterr().out
+    compared = {row["kit"] for row in document["kits"] if "stock" in row}
+    assert compared == {*found, "unified_radix_cache"}
 
 def test_an_unknown_kit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
