@@ -21,7 +21,6 @@ all prompts of a workload in one request, so it holds the server's parsing of al
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from serving.document import CannotContinue, Document
 from serving.launch import make_launch
 from serving.measure import Options
 from serving.options import check_options, make_parser, select
+from serving.server import leave_on_sigterm
 from serving.session import Session
 from serving.words import split_words, without_paths
 from table_serving import table
@@ -83,12 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if complete else 1
 
 
-def _end(number: int, _frame: object) -> None:
-    # through the `with` block that ends the server
-    sys.exit(128 + number)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _end)
+    leave_on_sigterm()
     sys.stdout.reconfigure(line_buffering=True)
     sys.exit(main())

@@ -9,6 +9,7 @@ iteration. Exit status 0 if no check failed.
 
     python scripts/churn.py --shape llama3-8b --minutes 10 --stock-test --json out/churn.json
     python scripts/churn.py --model MODEL --requests 200 --round 50 -- --page-size=16
+    python scripts/churn.py --shape small --minutes 2 --stock-test --json FILE -- --pp-size=2
     python scripts/churn.py --url http://127.0.0.1:30000 --minutes 5
 """
 
@@ -29,7 +30,7 @@ from churning.options import make_parser
 from churning.run import Run
 from churning.stock_test import POOL, VOCABULARY
 from serving.launch import make_launch
-from serving.server import ServerFailed, running_server
+from serving.server import ServerFailed, leave_on_sigterm, running_server
 from serving.words import split_words, without_paths
 from workloads.clients import GenerationError, ServerClient
 
@@ -96,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     head = {"gpu": gpu_name(device), "versions": versions(), "commit": commit()}
-    document = head | {"command": command(), "server_flags": flags} | results
+    variables = {} if args.url else {name: os.environ[name] for name in VARIABLES}
+    how = {"command": command(), "server_flags": flags, "server_variables": variables}
+    document = head | how | results
     for check in results["checks"]:
         mark = {True: "ok", False: "FAILED", None: "unknown"}[check["holds"]]
         print(f"{mark:8}{check['name']}: {check['seen']}")
@@ -107,4 +110,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    leave_on_sigterm()
     sys.exit(main())

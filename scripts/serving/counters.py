@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 # name in a row -> of the counter
@@ -15,11 +16,20 @@ _COUNTED = {
 
 
 def codec_counters(info: dict[str, Any]) -> dict[str, Any] | None:
-    """The totals of a server's first rank that decodes with codec; None if there is none."""
-    for state in info.get("internal_states") or []:
-        if isinstance(state, dict) and "codec" in state:
-            return state["codec"]
-    return None
+    """The totals of all ranks that decode with codec and tell; None if there is none.
+
+    Every data-parallel rank tells; of tensor- and pipeline-parallel ones, which run the same
+    batches, only the first.
+    """
+    states = info.get("internal_states") or []
+    ranks = [state["codec"] for state in states if isinstance(state, dict) and "codec" in state]
+    if not ranks:
+        return None
+    fallbacks: Counter[str] = Counter()
+    for rank in ranks:
+        fallbacks.update(rank["fallbacks"])
+    summed = {counter: sum(rank[counter] for rank in ranks) for counter in _COUNTED.values()}
+    return summed | {"fallbacks": dict(fallbacks)}
 
 
 def increase(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any]:

@@ -31,8 +31,20 @@ _LLAMA3_8B: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "transformers_version": "4.43.0",
 }
+_SMALL = _LLAMA3_8B | {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 32768,
+}
 SHAPES = {
     "llama3-8b": _LLAMA3_8B,
+    # every feature and every token id that SGLang's tests use, and up at once
+    "small": _SMALL,
+    # its layers run under attention data parallelism, Llama's do not
+    "small-qwen3": _SMALL | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"},
     # seconds instead of minutes, to try things out
     "tiny": _LLAMA3_8B
     | {

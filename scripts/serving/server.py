@@ -83,6 +83,11 @@ def running_server(
         end(process)
 
 
+def leave_on_sigterm() -> None:
+    """Let SIGTERM end this program through its `with` blocks, which end its servers."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+
 def tail(log: Path) -> str:
     """The end of a log, under its name."""
     text = log.read_text(errors="replace")[-TAIL_CHARACTERS:] if log.exists() else ""

@@ -247,6 +247,16 @@ def test_counters_since_the_row_began() -> None:
     assert increase(None, codec_counters({"internal_states": [{"x": 1}]})) == {}
 
 
+def test_data_parallel_ranks_count_together() -> None:
+    """A fallback of any rank is seen."""
+    one = {"steps": 5, "plans": 2, "plan_seconds": 0.5, "fallbacks": {"why": 1}}
+    one |= {"kv_tokens_read": 10, "kv_tokens_stock": 30}
+    other = dict.fromkeys(one, 1) | {"fallbacks": {"why": 2, "other": 3}}
+    summed = codec_counters({"internal_states": [{"codec": one}, {"codec": other}]})
+    assert (summed["steps"], summed["kv_tokens_stock"]) == (6, 31)
+    assert summed["fallbacks"] == {"why": 3, "other": 3}
+
+
 # bound -------------------------------------------------------------------------------------------
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import churn
@@ -154,6 +158,38 @@ def test_the_time_limit_ends_it(tmp_path: Path) -> None:
     assert status == 0
     assert document["requests"] > 0
     assert document["seconds"] < 30
+
+
+def test_a_server_started_here_checks_itself_and_gets_the_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: dict[str, Any] = {}
+    for name in churn.VARIABLES:
+        # also forgets afterwards what the program sets
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+    with fake_server() as fake:
+
+        @contextmanager
+        def server(backend: str, flags: list[str], _logs: Path, **_: Any) -> Iterator[Any]:
+            started.update(os.environ, backend=backend, flags=flags)
+            log = tmp_path / "server.log"
+            log.write_text("")
+            yield SimpleNamespace(url=fake.url, log=log)
+
+        monkeypatch.setattr(churn, "running_server", server)
+        file = tmp_path / "out.json"
+        words = ["--shape=tiny", "--requests=20", "--prompt=60", "--output=8", "--concurrency=4"]
+        words += ["--logs", str(tmp_path), "--json", str(file), "--", "--pp-size=2"]
+        assert churn.main(words) == 0
+    assert started["SGLANG_CODEC_CHECK_SHARING"] == "1"
+    assert started["SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY"] == "1"
+    assert started["backend"] == "codec"
+    assert started["flags"][-1] == "--pp-size=2"
+    document = json.loads(file.read_text())
+    assert document["server_flags"][-1] == "--pp-size=2"
+    assert document["server_variables"] == churn.VARIABLES
 
 
 # single checks ---------------------------------------------------------------------------------
