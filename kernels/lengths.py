@@ -116,9 +116,9 @@ def follow_lengths(
     Raises:
         ValueError: another dtype, or another number of readers than of index entries.
     """
-    given = (plan, row_lengths, kv_index, bundle_index, bundle_readers)
     if not (
-        all(tensor.dtype == torch.int32 for tensor in given)
+        plan.dtype == row_lengths.dtype == kv_index.dtype == torch.int32
+        and bundle_index.dtype == bundle_readers.dtype == torch.int32
         and bundle_index.shape == bundle_readers.shape
     ):
         refuse(

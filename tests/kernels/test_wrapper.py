@@ -159,9 +159,13 @@ def test_the_order_of_the_batch_does_not_matter(device: torch.device, dtype: tor
     torch.testing.assert_close(again, out[order], rtol=1e-2, atol=1e-2)
 
 
-def test_strided_tensors(device: torch.device, dtype: torch.dtype) -> None:
-    """Queries, outputs and caches may be views, as in a fused QKV tensor, each with its strides."""
-    paths, problem = few_shot(device, dtype, num_kv_heads=2)
+@pytest.mark.parametrize("name", ["few-shot", "odd private rows"])
+def test_strided_tensors(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Queries, outputs and caches may be views, as in a fused QKV tensor, each with its strides.
+
+    Rows of several parts are written by POR, the others by PAC.
+    """
+    paths, problem = few_shot(device, dtype, name, num_kv_heads=2)
 
     def inside(tensor: torch.Tensor, heads: int, parts: int) -> torch.Tensor:
         wider = torch.full((len(tensor), heads, parts, tensor.shape[-1]), float("nan"))
@@ -441,9 +445,14 @@ def test_bad_plans_are_refused(device: torch.device, dtype: torch.dtype) -> None
 
 
 def few_shot(
-    device: torch.device, dtype: torch.dtype, *, num_kv_heads: int = 1, padding: int = 0
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str = "few-shot",
+    *,
+    num_kv_heads: int = 1,
+    padding: int = 0,
 ) -> tuple[Paths, Problem]:
-    paths = with_slots(BATCHES["few-shot"], seed=9)
+    paths = with_slots(BATCHES[name], seed=9)
     return paths, make_problem(
         paths,
         num_qo_heads=4,
