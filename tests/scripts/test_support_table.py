@@ -44,7 +44,7 @@ def test_readme_lists_the_models_of_the_page() -> None:
     for verdict in ("served", "refused"):
         rows = [line.split(" | ") for line in PAGE.splitlines() if f" | {verdict} | " in line]
         families = [row[0].strip("|* ") for row in rows]
-        assert listed[verdict] == ", ".join(families)
+        assert listed[verdict] == "; ".join(families)
 
 
 def test_every_configuration_is_listed_or_made_by_hand() -> None:
