@@ -1,4 +1,4 @@
-"""Write docs/support.md and README's table from it: what codec's start-up checks say of the models that are served most.
+"""Write docs/support.md and README's table: what codec's start-up checks say of many models.
 
     python scripts/support_table.py               # the whole page
     python scripts/support_table.py llama31_8b    # only show some rows
@@ -240,7 +240,7 @@ def summary(rows: list[Row]) -> str:
     for row in rows:
         in_part = "in part, the rest by SGLang"
         groups[row.verdict if row.verdict in groups else in_part].append(row.family)
-    lines = [f"| {verdict} | {', '.join(families)} |" for verdict, families in groups.items()]
+    lines = [f"| {verdict} | {'; '.join(families)} |" for verdict, families in groups.items()]
     return "\n".join(["| | models |", "|---|---|", *lines, ""])
 
 

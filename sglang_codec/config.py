@@ -25,7 +25,7 @@ class CodecConfig:
 
     Args:
         prefill_backend: SGLang backend that prefills under `--attention-backend codec`; by
-            default chosen from the GPU.
+            default SGLang's choice for the model and the GPU.
         check_sharing: compare on the device, for every shared run, the KV slots of all its readers.
         dump: file to which the backend writes its latest forest and plan as JSON; ranks after the
             first add theirs to its name (``plan.tp1.json``).

@@ -34,6 +34,19 @@ def test_the_page_has_one_row_for_every_model() -> None:
     assert families == [entry["family"] for entry in INDEX]
 
 
+def test_readme_lists_the_models_of_the_page() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    listed = {
+        line.split(" | ")[0].strip("| "): line.split(" | ")[1].rstrip(" |")
+        for line in readme.split("<!-- models")[1].split("<!-- end")[0].splitlines()
+        if line.startswith("| ")
+    }
+    for verdict in ("served", "refused"):
+        rows = [line.split(" | ") for line in PAGE.splitlines() if f" | {verdict} | " in line]
+        families = [row[0].strip("|* ") for row in rows]
+        assert listed[verdict] == "; ".join(families)
+
+
 def test_every_configuration_is_listed_or_made_by_hand() -> None:
     folder = REPOSITORY / "tests" / "data" / "models"
     built = {entry["name"] for entry in INDEX if "layers" not in entry}
