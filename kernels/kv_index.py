@@ -80,7 +80,8 @@ def gather_slots(
         kv_index.dtype == req_to_token.dtype == spans.dtype == torch.int32
         and spans.shape[1:] == (4,)
         and spans.is_contiguous()
-        and kv_index.stride() == pool_rows.stride() == (1,)
+        and kv_index.is_contiguous()
+        and pool_rows.is_contiguous()
         and req_to_token.stride()[1:] == (1,)
     ):
         refuse(
@@ -121,7 +122,8 @@ def append_slots(
     if not (
         new_slots.numel() >= batch
         and kv_index.dtype == row_lengths.dtype == plan.dtype == torch.int32
-        and seq_lens.stride() == new_slots.stride() == (1,)
+        and seq_lens.is_contiguous()
+        and new_slots.is_contiguous()
     ):
         refuse(
             "append_slots",

@@ -71,7 +71,8 @@ def store_kv(
         and k.dtype == v.dtype == k_buffer.dtype == v_buffer.dtype
         and strides[1::3] == (shape[2],) * 4
         and strides[2::3] == (1, 1, 1, 1)
-        and slots.stride() == (1,)
+        and slots.dim() == 1
+        and slots.is_contiguous()
     ):
         refuse(
             "store_kv",

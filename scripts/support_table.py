@@ -1,4 +1,4 @@
-"""Write docs/support.md and README's table: what codec's start-up checks say of many models.
+"""Write docs/support.md and README's table: what the start-up checks say of much-served models.
 
     python scripts/support_table.py               # the whole page
     python scripts/support_table.py llama31_8b    # only show some rows

@@ -139,11 +139,8 @@ class PrefixSharedDecodeWrapper:
         limits = _UNLIMITED if may_grow else self._buffers.capacity
         plan = planner_for(self.spec, self.cost_model, limits)(forest)
         kv_index = kv_index_of(forest, plan)
-        lowest, highest = int(kv_index.min(initial=0)), int(kv_index.max(initial=-1))
-        if lowest < 0:
-            raise ValueError(f"the forest has KV slot {lowest}; slots are 0 or more")
         if self._captured:
-            self._captured.check(plan.batch, highest)
+            self._captured.check(plan.batch, int(kv_index.max(initial=-1)))
         need = PlanCapacity(
             plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries, plan.bundle_entries
         )

@@ -281,7 +281,7 @@ def test_the_kernel_with_warp_roles_is_asked_for_the_same(
             *[kv.to(dtype)] * 2,
             q.to(dtype),
             None,
-            *[torch.zeros(1)] * 2,
+            *[torch.zeros(1, 2 * group, 64)] * 2,
             *[index] * 4,
             order_offset=0,
             tasks_offset=0,
