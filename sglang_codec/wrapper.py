@@ -139,8 +139,9 @@ class PrefixSharedDecodeWrapper:
         limits = _UNLIMITED if may_grow else self._buffers.capacity
         plan = planner_for(self.spec, self.cost_model, limits)(forest)
         kv_index = kv_index_of(forest, plan)
+        highest = int(kv_index.max(initial=-1))
         if self._captured:
-            self._captured.check(plan.batch, int(kv_index.max(initial=-1)))
+            self._captured.check(plan.batch, highest)
         need = PlanCapacity(
             plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries, plan.bundle_entries
         )
