@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,11 @@ class Program:
         outcomes, printed = self.worker.run(_file(name), dense_case, device, limit)
         where = {"backend": "codec", "server": None, "device": asdict(device)}
         self.results.add(name, outcomes, where, printed)
+        if any(outcome.is_bad for outcome in outcomes):
+            stock = replace(device, backend=device.prefill)
+            limit = min(DENSE_LIMIT_S, self._left())
+            found = self.worker.run(_file(name) + "-stock", dense_case, stock, limit)
+            self.results.compare(name, stock.backend, *found)
         # its context would stay on the GPU
         self.worker.close()
 

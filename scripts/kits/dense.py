@@ -19,11 +19,15 @@ LAYOUTS = ("contiguous", "shuffled_pages", "interleaved_pages", "non_monotonic_e
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where the cases run, in which dtype (a name of torch), and which backend prefills."""
+    """Where the cases run, in which dtype (a name of torch), and which backend prefills.
+
+    `backend` is the one under test: codec, or for comparison the one that prefills for it.
+    """
 
     name: str
     dtype: str
     prefill: str
+    backend: str = "codec"
 
 
 def dense_case(device: Device) -> type[unittest.TestCase]:
@@ -43,7 +47,7 @@ def _calls(device: Device) -> Iterator[tuple[str, Callable[[unittest.TestCase], 
     from sglang.test.kits.attention_unittest.runner_modes import cuda_graph_decode_runner
 
     where = {"device": device.name, "dtype": getattr(torch, device.dtype)}
-    for case, dim in product(dense_attention.make_dense_cases("codec"), HEAD_DIMS):
+    for case, dim in product(dense_attention.make_dense_cases(device.backend), HEAD_DIMS):
         options = where | {"head_dim": dim}
         for layout in LAYOUTS:
             yield (
