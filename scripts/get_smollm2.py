@@ -60,6 +60,10 @@ def convert(gguf: Path, out: Path, dtype: str) -> int:
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=getattr(torch, dtype))
+    # the weights are plain by now, but transformers 5.19 takes the model for a quantised one
+    model.hf_quantizer = None
+    for mark in ("quantization_config", "_pre_quantization_dtype"):
+        vars(model.config).pop(mark, None)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
     model.save_pretrained(out)

@@ -49,8 +49,16 @@ CASES = (
     "test_por.py::test_rows_beyond_the_output_are_not_written",
     "test_growing_tails.py::test_an_eager_batch_may_be_padded_beyond_the_buffers",
 )
-# memcheck: what the driver refuses while libraries look for its features is no fault of a kernel
-OPTIONS = {"memcheck": ("--report-api-errors", "no")}
+OPTIONS = {
+    # what the driver refuses while libraries look for its features is no fault of a kernel
+    "memcheck": ("--report-api-errors", "no"),
+    # it does not see what cuBLAS writes, and reports who reads it: all reports, to tell them apart
+    "initcheck": ("--print-limit", "1000000"),
+}
+# racecheck does not follow an mbarrier that one thread arrives at for a warpgroup which has met at
+# a `bar.sync` before (PTX: st.shared, bar.sync, mbarrier.arrive; mbarrier.try_wait, ld.shared): it
+# reports every hand-over of the Hopper body, and needs more than five minutes for it
+LEFT_OUT = {"racecheck": "warp"}
 TIMEOUT_S = 300
 MOST_FINDINGS, MOST_SAID = 20, 3000
 NONE = "no sanitizer"
@@ -64,6 +72,7 @@ _REPORT = re.compile(
     r"(Invalid|Misaligned|Uninitialized|Race |Error:|Warning:|Barrier|Program hit)"
 )
 _KERNEL = re.compile(r"\bat (\S.*?)\+0x")
+_FOREIGN = re.compile(r"\| .*(\bat::native\b|\bcublas|\bcutlass)")
 
 
 @dataclass
@@ -72,6 +81,7 @@ class Outcome:
 
     Args:
         errors: as its summary counts them, or None if it did not come to a summary.
+        foreign: those of them that are in kernels of other libraries.
         findings: its first reports, each with the kernel and how often it came.
         stopped: why it is not done, else empty.
         said: the end of the tests' output, if not all is well.
@@ -82,6 +92,7 @@ class Outcome:
     passed: int = 0
     failed: int = 0
     errors: int | None = None
+    foreign: int = 0
     findings: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     stopped: str = ""
@@ -89,12 +100,14 @@ class Outcome:
 
     @property
     def is_clean(self) -> bool:
-        return self.errors == 0 and self.passed > 0 and not self.failed and not self.stopped
+        ran = self.passed > 0 and not self.failed and not self.stopped
+        return ran and self.errors == self.foreign
 
     @property
     def verdict(self) -> str:
         """One line."""
-        errors = "no summary" if self.errors is None else f"{self.errors} errors"
+        errors = "no summary" if self.errors is None else f"{self.errors - self.foreign} errors"
+        errors += f" (and {self.foreign} in other libraries)" if self.foreign else ""
         said = f"{errors}, {self.passed} tests passed, {self.failed} failed, {self.seconds:.0f} s"
         word = "clean" if self.is_clean else "not done" if self.stopped else "NOT CLEAN"
         first = next(iter(self.findings), "")
@@ -130,6 +143,8 @@ def run_tool(tool: str, prefix: Sequence[str], cases: Sequence[str], timeout: fl
         log = Path(folder, "log")
         tests = [f"{KERNELS}/{case}" for case in cases]
         pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+        if tool in LEFT_OUT:
+            pytest += ["-k", f"not {LEFT_OUT[tool]}"]
         options = ("--tool", tool, *OPTIONS.get(tool, ()), "--log-file", str(log))
         sanitizer = [*prefix, *options] if prefix else []
         shown = shlex.join([*map(_name, sanitizer), "python", *pytest[1:]])
@@ -168,6 +183,7 @@ def parse(tool: str, command: str, said: str, log: str) -> Outcome:
         passed=int(passed[-1]) if passed else dots,
         failed=sum(map(int, failed[-1:])),
         errors=int(summary[1] or summary[2]) if summary else None,
+        foreign=sum(n for what, n in findings.items() if _FOREIGN.search(what)),
         findings=dict(findings.most_common(MOST_FINDINGS)),
     )
 

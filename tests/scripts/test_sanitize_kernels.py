@@ -29,6 +29,7 @@ RACECHECK = """========= COMPUTE-SANITIZER
 =========
 ========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
 """
+FOREIGN = MEMCHECK.replace("_por_kernel+", "void at::native::vectorized<(int)8>(int, T2)+")
 CLEAN = "========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n"
 PASSED = "....  [100%]\n4 passed, 2 deselected in 3.21s\n"
 # prints and logs what files beside it hold, and can take its time
@@ -73,6 +74,8 @@ def test_what_a_tool_reports_is_counted_by_kernel() -> None:
         ("no tests ran in 0.1s\n", CLEAN, False),
         (PASSED, "", False),
         (PASSED, MEMCHECK, False),
+        (PASSED, FOREIGN, True),
+        (PASSED, FOREIGN.replace("2 errors", "3 errors"), False),
     ],
 )
 def test_clean_is_a_summary_of_nothing_over_tests_that_passed(
