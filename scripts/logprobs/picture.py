@@ -10,12 +10,10 @@ _OURS, _STOCK = ("#d62728", "#ff7f0e", "#9467bd"), ("#1f77b4", "#6baed6", "#2ca0
 
 def draw(document: dict[str, Any], path: Path, dpi: int = 120) -> None:
     """Draw what share of positions differs by more than x; from the JSON alone."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(8, 5))
+    figure = Figure(figsize=(8, 5))
+    axis = figure.subplots()
     for ours, colours, style in ((True, _OURS, "-"), (False, _STOCK, "--")):
         pairs = [d for d in document["differences"] if d["is_ours"] == ours and d["positions"]]
         for number, pair in enumerate(pairs):
@@ -32,4 +30,3 @@ def draw(document: dict[str, Any], path: Path, dpi: int = 120) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
-    pyplot.close(figure)
