@@ -105,7 +105,8 @@ class PlanMaker:
                     FALLBACKS.record(f"planning failed with {type(error).__name__}", error)
                 continue
             if reason:
-                FALLBACKS.record(reason, failed)
+                # what was too large, in a sentence; anything else has left its trace above
+                FALLBACKS.record(reason, str(failed))
             return made
         raise RuntimeError(f"no plan for a batch of {len(lengths)} rows was possible") from failed
 

@@ -54,5 +54,14 @@ def test_a_fault_that_passes_leaves_nothing_behind(served: dict[str, Any]) -> No
     assert served["nothing, at the end"] == calm
 
 
+def test_a_chain_of_prompts_is_served_with_less_sharing(served: dict[str, Any]) -> None:
+    """All of its sharing would need more partial results than the buffers hold."""
+    chain, parts = served["chain"], served["chain, in parts"]
+    assert set(chain["fallbacks"]) == {LESS_SHARED}
+    assert chain["saved"] > 0
+    assert parts["fallbacks"] == {}
+    assert chain["outputs"] == parts["outputs"]
+
+
 def test_the_first_of_a_kind_is_logged_with_its_cause(served: dict[str, Any]) -> None:
     assert "ZeroDivisionError: injected" in served["log"]

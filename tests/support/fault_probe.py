@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +16,20 @@ from unittest import mock
 
 from inproc_scheduler import InprocScheduler, write_tiny_llama
 
+CHAIN, CHAIN_STEP = 40, 48
+
 
 def main(model_folder: str, output: str) -> None:
-    engine = InprocScheduler(write_tiny_llama(Path(model_folder)))
+    engine = InprocScheduler(
+        write_tiny_llama(Path(model_folder)), max_running_requests=CHAIN, max_total_tokens=4096
+    )
     backend = engine.decode_backend
     report = {"nothing": _serve(engine, [])}
     for name, faults in _faults(backend).items():
         report[name] = _serve(engine, faults)
     report["nothing, at the end"] = _serve(engine, [])
+    report["chain"] = _serve(engine, [], _submit_chain)
+    report["chain, in parts"] = _serve(engine, [], functools.partial(_submit_chain, together=5))
     Path(output).write_text(json.dumps(report))
 
 
@@ -61,7 +69,31 @@ def _raising(owner: Any, name: str, error: Exception | None = None) -> Fault:
     return lambda: mock.patch.object(owner, name, mock.Mock(side_effect=error))
 
 
-def _serve(engine: InprocScheduler, faults: list[Fault]) -> dict[str, Any]:
+def _submit_few_shot(engine: InprocScheduler) -> None:
+    prefix = list(range(20, 90))
+    # the first request puts the prefix into the tree
+    engine.submit([*prefix, 200], 2)
+    engine.run()
+    for row in range(3):
+        engine.submit([*prefix, 201 + row, 300], 4 + row)
+
+
+def _submit_chain(engine: InprocScheduler, together: int = CHAIN) -> None:
+    """Each prompt continues the one before: a tree as deep as the batch is wide."""
+    tokens = random.Random(0).choices(range(3, 500), k=CHAIN * CHAIN_STEP)
+    engine.submit(tokens, 1)
+    engine.run()
+    for row in range(CHAIN):
+        if row % together == 0:
+            engine.run()
+        engine.submit(tokens[: (row + 1) * CHAIN_STEP], 2)
+
+
+def _serve(
+    engine: InprocScheduler,
+    faults: list[Fault],
+    submit: Callable[[InprocScheduler], None] = _submit_few_shot,
+) -> dict[str, Any]:
     from sglang_codec.patches.fallbacks import FALLBACKS
 
     engine.requests.clear()
@@ -69,12 +101,7 @@ def _serve(engine: InprocScheduler, faults: list[Fault]) -> dict[str, Any]:
     FALLBACKS.counts.clear()
     planner = engine.decode_backend.planner
     saved, steps = planner.totals.kv_tokens_saved, planner.totals.steps
-    prefix = list(range(20, 90))
-    # the first request puts the prefix into the tree
-    engine.submit([*prefix, 200], 2)
-    engine.run()
-    for row in range(3):
-        engine.submit([*prefix, 201 + row, 300], 4 + row)
+    submit(engine)
     patches = [fault() for fault in faults]
     for patch in patches:
         patch.start()
