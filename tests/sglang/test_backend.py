@@ -96,6 +96,7 @@ def test_idle_ranks_serve_no_one() -> None:
     idle = bench.batch([], [], None)
     idle.forward_mode = ForwardMode.IDLE
     bench.backend.init_forward_metadata(idle)
+    assert bench.backend.planner.packed is None
     view = bench.view(idle, 4)
     assert view.actual_forward_mode.is_idle()
     bench.backend.init_forward_metadata_out_graph(view)
