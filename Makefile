@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= .models/tiny-llama
 PYTEST_ARGS ?=
+# test processes: most of the tests that take long wait for an SGLang that uses one core
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.codec-ready
@@ -38,7 +40,7 @@ endif
 test: $(READY)
 	@scripts/install_sglang_overlays.sh $(BIN)/python
 	@rm -f $(VENV)/.pytest-status
-	@$(BIN)/python -m pytest $(PYTEST_ARGS); \
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS); \
 		status=$$?; echo $$status >$(VENV)/.pytest-status; exit $$status
 
 lint: $(READY)

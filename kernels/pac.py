@@ -8,9 +8,8 @@ import triton.language as tl
 
 from sglang_codec.kernels.given import is_lse, refuse
 from sglang_codec.kernels.launch import LaunchConfig
+from sglang_codec.kernels.records import SLOT_INTS, TASK_INTS
 
-TASK_INTS = tl.constexpr(8)
-SLOT_INTS = tl.constexpr(8)
 # the stock kernels for so small groups use no tensor cores and so keep the softmax weights in fp32;
 # here a second product with what rounding took from the weights does the same
 _EXACT_BELOW_GROUP = 4

@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from sglang_codec.kernels.launch import LaunchConfig
-from sglang_codec.kernels.pac import SLOT_INTS, TASK_INTS
+from sglang_codec.kernels.records import SLOT_INTS, TASK_INTS
 from sglang_codec.kernels.warp_roles import role_barrier, specialize
 
 SMALL, LARGE, BUNDLE = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)  # the classes of tasks

@@ -6,9 +6,7 @@ from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from sglang_codec.config import CodecConfig
-
-CODEC = "codec"
+from sglang_codec.config import BACKEND_NAME, CodecConfig
 
 
 def name_the_decode_backend(server_args: Any) -> None:
@@ -21,15 +19,15 @@ def name_the_decode_backend(server_args: Any) -> None:
     Remove when: SGLang checks the name of the backend that does the work.
     """
     base = server_args.attention_backend
-    if (server_args.decode_attention_backend or base) != CODEC:
+    if (server_args.decode_attention_backend or base) != BACKEND_NAME:
         return
     if getattr(server_args, "_resolution_finished", False):
         return
-    server_args.decode_attention_backend = CODEC
-    prefills = (server_args.prefill_attention_backend or base) == CODEC
+    server_args.decode_attention_backend = BACKEND_NAME
+    prefills = (server_args.prefill_attention_backend or base) == BACKEND_NAME
     if prefills:
         server_args.prefill_attention_backend = None
-    if base in (None, CODEC):
+    if base in (None, BACKEND_NAME):
         server_args.attention_backend = CodecConfig.from_env().prefill_backend if prefills else None
 
 

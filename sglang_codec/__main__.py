@@ -59,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
 def _explain(options: argparse.Namespace) -> None:
     # lazy: --help and --version need no NumPy
     from sglang_codec.explain import draw, explain_text
-    from sglang_codec.explain_input import InputError, Machine, read_dump
+    from sglang_codec.explain_input import Machine, read_dump
+    from sglang_codec.explain_view import InputError
 
     width = options.width
     if width is None:

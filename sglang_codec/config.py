@@ -1,4 +1,4 @@
-"""The one frozen configuration, and the only reader of `SGLANG_CODEC_*` variables."""
+"""The backend's name, its one frozen configuration, and the reader of `SGLANG_CODEC_*`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+BACKEND_NAME = "codec"  # of `--attention-backend`
 PREFIX = "SGLANG_CODEC_"
 
 _BOOLEANS = {

@@ -3,163 +3,17 @@
 from __future__ import annotations
 
 import textwrap
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sglang_codec.explain_input import InputError
+from sglang_codec.explain_view import Chunk, Run, View, counted, summary
 
 _SLOT_LINES = 16  # more program slots than this are summed up
 _SLOT_GROUPS = 8
 _CHILDREN_SHOWN = 3
 _TAILS_SHOWN = 4
 _NAME_COLUMNS = 40
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A task, one query tile over one chunk of a run; or the part of a bundle in one run."""
-
-    task: int
-    node: int
-    start: int
-    tokens: int
-    first: int
-    queries: int
-    slot: int
-    us: float
-    in_bundle: bool
-
-
-@dataclass(slots=True)
-class Run:
-    """A node of the forest; `row` is the batch row of a private tail, -1 of a shared run."""
-
-    node: int
-    parent: int
-    start: int
-    length: int
-    first: int
-    last: int
-    row: int
-    label: str
-    is_absorbed: bool
-    chunks: list[Chunk] = field(default_factory=list)
-    children: list[Run] = field(default_factory=list)
-
-    @property
-    def readers(self) -> int:
-        return self.last - self.first
-
-    @property
-    def name(self) -> str:
-        name = f"request {self.row}" if self.row >= 0 else f"run {self.node}"
-        return f"{name} ({self.label})" if self.label else name
-
-    def below(self) -> Iterator[Run]:
-        """The run and all runs below it, depth first."""
-        stack = [self]
-        while stack:
-            run = stack.pop()
-            yield run
-            stack.extend(reversed(run.children))
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A dump, checked and linked up."""
-
-    plan: dict[str, Any]
-    totals: dict[str, Any]
-    runs: list[Run]  # empty if the dump has no forest
-    order: list[int]
-    chunks: list[Chunk]
-    slots: list[list[Chunk]]  # the tasks of each program slot, longest first
-
-    @classmethod
-    def of(cls, dump: dict[str, Any]) -> View:
-        """Raises InputError if the dump is not one."""
-        try:
-            return _view(dump)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"this is not a dump of a forest and its plan ({type(error).__name__}: {error}); "
-                'one has {"forest": ..., "plan": ...}, as a server writes to $SGLANG_CODEC_DUMP'
-            ) from error
-
-    @property
-    def shared_tokens(self) -> tuple[int, int]:
-        """KV tokens of all runs once, and of all rows on their own."""
-        unique = sum(run.length for run in self.runs)
-        return unique, sum(run.length * run.readers for run in self.runs)
-
-    @property
-    def loads(self) -> list[float]:
-        """Predicted busy microseconds of each slot."""
-        return [sum(chunk.us for chunk in slot) for slot in self.slots]
-
-    @property
-    def makespan(self) -> float:
-        return max(self.loads, default=0.0)
-
-    @property
-    def balance(self) -> float:
-        """Mean load of a slot over the largest, 0 to 1."""
-        room = self.makespan * len(self.slots)
-        return sum(self.loads) / room if room else 1.0
-
-
-def _chunks(plan: dict[str, Any], forest: dict[str, Any]) -> Iterator[Chunk]:
-    lengths, order = forest.get("lengths", []), forest.get("order") or plan.get("order", [])
-    columns = ("task_table", "task_node", "task_start", "task_slot", "task_us")
-    rows = zip(*(plan.get(c, []) for c in columns), strict=True)
-    pieces = list(
-        zip(*(plan.get(f"piece_{c}", []) for c in ("table", "node", "start")), strict=True)
-    )
-    for nth, (task, node, start, slot, us) in enumerate(rows):
-        _, tokens, first, queries, _, open_row, open_base, most = task
-        if node >= 0:
-            if open_row >= 0 and lengths:
-                tokens = min(tokens, lengths[open_row] - open_base)
-            yield Chunk(nth, node, start, tokens, first, queries, slot, float(us), False)
-            continue
-        for (_, length, open_row, readers), node, start in pieces[open_base : open_base + most]:
-            low, high = readers & 0xFFFF, readers >> 16
-            if open_row >= 0 and lengths:
-                length = lengths[order[first + low]] - start
-            share = float(us) * length / max(tokens, 1)
-            yield Chunk(nth, node, start, length, first + low, high - low, slot, share, True)
-
-
-def _view(dump: dict[str, Any]) -> View:
-    plan, forest = dict(dump.get("plan") or {}), dict(dump.get("forest") or {})
-    order = forest.get("order") or plan.get("order", [])
-    chunks = sorted(_chunks(plan, forest), key=lambda chunk: -chunk.us)
-    runs = []
-    if forest:
-        labels = dump.get("labels") or [""] * len(forest["parent"])
-        absorbed = set(plan.get("absorbed", []))
-        shared = len(forest["parent"]) - len(order)
-        names = ("parent", "start", "length", "first", "last")
-        rows = zip(*(forest[name] for name in names), labels, strict=True)
-        for node, (parent, start, length, first, last, label) in enumerate(rows):
-            row = order[node - shared] if node >= shared else -1
-            runs.append(Run(node, parent, start, length, first, last, row, label, node in absorbed))
-        for run in runs:
-            if run.parent >= 0:
-                runs[run.parent].children.append(run)
-        for chunk in chunks:
-            runs[chunk.node].chunks.append(chunk)
-
-    slots: list[list[Chunk]] = [[] for _ in range(plan.get("slots", 0))]
-    busy = Counter()
-    for chunk in chunks:
-        busy[chunk.task] += chunk.us
-    for chunk in sorted(chunks, key=lambda chunk: (-busy[chunk.task], chunk.task)):
-        slots[chunk.slot].append(chunk)
-    return View(plan, dict(dump.get("totals") or {}), runs, list(order), chunks, slots)
 
 
 def explain_text(dump: dict[str, Any], *, width: int = 100) -> str:
@@ -207,32 +61,6 @@ def draw(dump: dict[str, Any], path: Path | str) -> None:
     draw_view(View.of(dump), Path(path))
 
 
-def summary(view: View) -> list[str]:
-    """The figures of a batch, one thought per line."""
-    plan, lines = view.plan, []
-    if view.runs:
-        unique, total = view.shared_tokens
-        share = 1 - unique / total if total else 0.0
-        lines.append(
-            f"{_count(len(view.order), 'request')} with {total:,} KV tokens, {unique:,} of them "
-            f"unique (share ratio {share:.1%})"
-        )
-    if plan:
-        read, stock = plan["kv_tokens_read"], plan["kv_tokens_stock"]
-        lines.append(
-            f"reads {read:,} KV tokens per KV head; a backend that reads every request on its own "
-            f"reads {stock:,}" + (f" ({stock / read:.2f} times as many)" if read else "")
-        )
-        tasks, slots = len({chunk.task for chunk in view.chunks}), len(view.slots)
-        bundles = plan.get("bundles", 0)
-        what = _count(tasks, "task") + (f" ({_count(bundles, 'bundle')})" if bundles else "")
-        lines.append(
-            f"{what} on {_count(slots, 'program slot')} per KV head: "
-            f"{view.makespan:.1f} us predicted, balance {view.balance:.0%} (mean / largest load)"
-        )
-    return lines
-
-
 def _header(view: View) -> Iterator[str]:
     totals = view.totals
     if totals:
@@ -272,7 +100,7 @@ def _children_lines(runs: Sequence[Run], indent: str) -> Iterator[tuple[str, str
     else:
         entries.append((*_tails_line(tails), ()))
     if empty:
-        entries.append((f"{_count(empty, 'request')} without private tokens", "", ()))
+        entries.append((f"{counted(empty, 'request')} without private tokens", "", ()))
     for nth, (text, what, children) in enumerate(entries):
         is_last = nth == len(entries) - 1
         yield f"{indent}{'`- ' if is_last else '|- '}{text}", what
@@ -287,7 +115,7 @@ def _run_line(run: Run, in_full: bool) -> tuple[str, str]:
     if not in_full and run.children:
         below = [child for child in run.below() if child is not run and child.row < 0]
         tails = sum(child.row >= 0 and child.length > 0 for child in run.below())
-        what += f"; below: {_count(len(below), 'run')}, {_count(tails, 'tail')}"
+        what += f"; below: {counted(len(below), 'run')}, {counted(tails, 'tail')}"
     return run.name, what
 
 
@@ -311,7 +139,7 @@ def _reading(run: Run) -> str:
 def _more_line(runs: Sequence[Run]) -> tuple[str, str]:
     tasks = len({chunk.task for run in runs for child in run.below() for chunk in child.chunks})
     return (
-        f"... {_count(len(runs), 'more run')}",
+        f"... {counted(len(runs), 'more run')}",
         f"of {_span([run.length for run in runs])} tokens, {_span([run.readers for run in runs])} "
         f"readers; {tasks:,} tasks with all that is below",
     )
@@ -321,16 +149,12 @@ def _tails_line(tails: Sequence[Run]) -> tuple[str, str]:
     chunks = [chunk for run in tails for chunk in run.chunks]
     bundles = len({chunk.task for chunk in chunks if chunk.in_bundle})
     alone = sum(not chunk.in_bundle for chunk in chunks)
-    what = [_count(alone, "chunk")] * (alone > 0 or not bundles)
-    what += [f"in {_count(bundles, 'bundle')}"] * (bundles > 0)
+    what = [counted(alone, "chunk")] * (alone > 0 or not bundles)
+    what += [f"in {counted(bundles, 'bundle')}"] * (bundles > 0)
     return (
         f"{len(tails):,} private tails",
         f"of {_span([run.length for run in tails])} tokens, {', '.join(what)}",
     )
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def _span(values: Sequence[int]) -> str:
@@ -351,7 +175,7 @@ def _slot_lines(view: View, width: int) -> Iterator[str]:
     for begin, end in zip(bounds, bounds[1:], strict=False):
         mean = sum(loads[begin:end]) / (end - begin)
         bar = "#" * round(mean / view.makespan * room)
-        yield f"  {_count(end - begin, 'slot'):<10} |{bar:.<{room}}| {mean:8.1f} us each"
+        yield f"  {counted(end - begin, 'slot'):<10} |{bar:.<{room}}| {mean:8.1f} us each"
 
 
 def _bar(chunks: Sequence[Chunk], makespan: float, room: int) -> str:
@@ -366,4 +190,4 @@ def _bar(chunks: Sequence[Chunk], makespan: float, room: int) -> str:
 
 def _load(chunks: Sequence[Chunk]) -> str:
     tasks = len({chunk.task for chunk in chunks})
-    return f"{sum(chunk.us for chunk in chunks):8.1f} us, {_count(tasks, 'task')}"
+    return f"{sum(chunk.us for chunk in chunks):8.1f} us, {counted(tasks, 'task')}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sglang_codec.explain_view import InputError
 from sglang_codec.kernels.launch import launch_config
 from sglang_codec.planning.cost_model import roofline_cost_model
 from sglang_codec.planning.forest import PrefixForest
@@ -23,10 +24,6 @@ _MOST_SLOTS = 65536
 _NO_LIMIT = PlanCapacity(_MOST_TOKENS, _MOST_TOKENS, _MOST_TOKENS, _MOST_TOKENS)
 # an H100 SXM: multiprocessors, bytes and 16-bit matrix operations per second that are reached
 _H100_CAPABILITY, _H100_SMS, _H100_BANDWIDTH, _H100_FLOPS = (9, 0), 132, 3.0e12, 6.0e14
-
-
-class InputError(ValueError):
-    """The input cannot be explained; the message says what is wrong and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

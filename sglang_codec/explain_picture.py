@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from sglang_codec.explain import Chunk, InputError, Run, View, summary
+from sglang_codec.explain_view import Chunk, InputError, Run, View, summary
 
 _WIDTH = 13.0  # inches
 _DPI = 130

@@ -12,9 +12,8 @@ import torch
 
 from sglang_codec import __version__
 from sglang_codec.attention_layers import attention_layers
-from sglang_codec.config import CodecConfig
+from sglang_codec.config import BACKEND_NAME, CodecConfig
 from sglang_codec.known_settings import unknown_settings
-from sglang_codec.plugin import BACKEND_NAME
 from sglang_codec.refusals import UnsupportedConfiguration, check_supported, setting
 from sglang_codec.versions import require_supported
 

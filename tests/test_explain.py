@@ -11,8 +11,9 @@ import pytest
 
 from sglang_codec import __version__
 from sglang_codec.__main__ import main
-from sglang_codec.explain import View, draw, explain_text
-from sglang_codec.explain_input import InputError, Machine, forest_of_paths, tree_paths
+from sglang_codec.explain import draw, explain_text
+from sglang_codec.explain_input import Machine, forest_of_paths, tree_paths
+from sglang_codec.explain_view import InputError, View
 
 FEW_SHOT = {"paths": [[["system", 4096], ["shots", 900], [f"q{r}", 30 + r]] for r in range(8)]}
 
@@ -64,7 +65,7 @@ def test_totals_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "3 decode steps" in text
 
 
-def test_a_plan_explains_itself() -> None:
+def test_a_plan_without_its_forest() -> None:
     forest, _ = forest_of_paths(FEW_SHOT["paths"])
     dump = dump_of(FEW_SHOT["paths"])
     assert "program slots" in explain_text({"plan": dump["plan"]})

@@ -6,6 +6,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,7 @@ PLANNING = (
 
 # module -> what it may import besides the standard library; patterns of full module names
 ALLOWED: dict[str, tuple[str, ...]] = {
-    # explain: only inside `Plan.explain`, which a person calls
-    "planning.*": ("numpy", "sglang_codec.planning.*", "sglang_codec.explain"),
+    "planning.*": ("numpy", "sglang_codec.planning.*"),
     "kernels.*": ("torch", "triton", "triton.*", "sglang_codec.kernels.*"),
     "buffers": ("torch", "sglang_codec.planning.plan"),
     "reference": ("torch", "sglang_codec.planning.*"),
@@ -54,9 +54,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "versions": (),
     "metrics": ("prometheus_client", "sglang_codec.batch_planner"),
     "explain": ("matplotlib", "sglang_codec.explain_*"),
-    "explain_input": ("numpy", "sglang_codec.kernels.launch", "sglang_codec.planning.*"),
-    "explain_picture": ("matplotlib", "matplotlib.*", "sglang_codec.explain"),
-    "__main__": ("sglang_codec", "sglang_codec.explain", "sglang_codec.explain_input"),
+    "explain_input": (
+        "numpy",
+        "sglang_codec.explain_view",
+        "sglang_codec.kernels.launch",
+        "sglang_codec.planning.*",
+    ),
+    "explain_view": (),
+    "explain_picture": ("matplotlib", "matplotlib.*", "sglang_codec.explain_view"),
+    "__main__": ("sglang_codec", "sglang_codec.explain*"),
 }
 # module -> what it must not import, even inside a function
 FORBIDDEN: dict[str, tuple[str, ...]] = {
@@ -111,6 +117,21 @@ def imported(module: str, *, lazy: bool = True) -> Iterator[str]:
         stack.extend(ast.iter_child_nodes(node))
 
 
+def own_imports(module: str) -> set[str]:
+    """The modules of the package that `module` imports, at once or inside a function."""
+    by_name = {f"sglang_codec.{name}".removesuffix(".__init__"): name for name in MODULES}
+    return {by_name[name] for name in imported(module) if name.split(".")[0] == "sglang_codec"}
+
+
+def circle() -> list[str]:
+    """Modules of which each imports the next, the last being the first; empty if there is none."""
+    try:
+        TopologicalSorter({module: own_imports(module) for module in MODULES}).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
 def rules(table: dict[str, tuple[str, ...]], module: str) -> list[tuple[str, ...]]:
     return [names for pattern, names in table.items() if fnmatch(module, pattern)]
 
@@ -143,6 +164,30 @@ def test_a_module_imports_nothing_that_it_must_not(module: str) -> None:
     for forbidden in rules(FORBIDDEN, module):
         for name in imported(module):
             assert not matches(name, forbidden), f"{module} imports {name}"
+
+
+def test_no_module_leads_back_to_itself() -> None:
+    assert circle() == []
+
+
+@pytest.mark.parametrize(
+    ("module", "added", "is_circle"),
+    [
+        ("factory", "from sglang_codec.plugin import load_plugin", True),
+        ("planning.forest", "import sglang_codec.planning.planner", True),
+        ("kernels.given", "def later():\n    import sglang_codec.kernels.pac", True),
+        ("explain_view", "def later():\n    from sglang_codec import explain", True),
+        ("versions", "def later():\n    from sglang_codec import PrefixSharedDecodeWrapper", False),
+        ("planning.plan", "if TYPE_CHECKING:\n    from sglang_codec import explain_input", False),
+    ],
+)
+def test_one_import_more_makes_a_circle(
+    module: str, added: str, is_circle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = {name: source(name) for name in MODULES}
+    sources[module].body += ast.parse(added).body
+    monkeypatch.setitem(globals(), "source", sources.__getitem__)
+    assert (module in circle()) == is_circle
 
 
 @pytest.mark.parametrize("name", PLANNING)

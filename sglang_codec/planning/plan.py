@@ -214,15 +214,6 @@ class Plan:
         """KV tokens that a backend reading every row's own sequence would read."""
         return int(self.lengths.sum())
 
-    def explain(self, forest: Any = None) -> str:
-        """The plan (and its forest) as text, for people."""
-        from sglang_codec.explain import explain_text
-
-        dump = {"plan": self.to_dict()}
-        if forest is not None:
-            dump["forest"] = forest.to_dict()
-        return explain_text(dump)
-
     def summary(self) -> dict[str, Any]:
         """The figures that describe a plan in one line."""
         load = self.slot_load

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang_versions import SUPPORT, run_python
+from sglang_versions import SUPPORT
+from warm_python import run_warm
 
 Report = dict[str, Any]
 
@@ -22,8 +23,8 @@ def attach_report(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rep
     def report(sglang: str, server_args: str) -> Report:
         folder = tmp_path_factory.mktemp("attach")
         output = folder / "report.json"
-        done = run_python(
-            str(SUPPORT / "attach_probe.py"),
+        done = run_warm(
+            SUPPORT / "attach_probe.py",
             str(folder / "model"),
             str(output),
             server_args,

@@ -13,7 +13,6 @@ from step_record import pairs, path, physically_common, proven_common
 
 Report = dict[str, Any]
 
-PLAIN = json.dumps({})
 PAGED_OVERLAP = json.dumps({"page_size": 16, "disable_overlap_schedule": False})
 NAMED_PREFILL = json.dumps(
     {
@@ -23,7 +22,6 @@ NAMED_PREFILL = json.dumps(
     }
 )
 CASES = {
-    f"{INSTALLED}-plain": (INSTALLED, PLAIN),
     f"{INSTALLED}-named-prefill": (INSTALLED, NAMED_PREFILL),
     **{f"{version}-paged-overlap": (version, PAGED_OVERLAP) for version in (INSTALLED, *OVERLAYS)},
 }

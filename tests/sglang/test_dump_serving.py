@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sglang_versions import SUPPORT, run_python
+from sglang_versions import SUPPORT
+from warm_python import run_warm
 
 from sglang_codec.dump import NOT_WRITTEN
 
@@ -13,8 +14,8 @@ from sglang_codec.dump import NOT_WRITTEN
 def test_a_dump_that_fails_while_serving_costs_the_dump_only(tmp_path: Path) -> None:
     (tmp_path / "dumps").mkdir()
     output = tmp_path / "report.json"
-    done = run_python(
-        str(SUPPORT / "dump_probe.py"),
+    done = run_warm(
+        SUPPORT / "dump_probe.py",
         str(tmp_path / "model"),
         str(output),
         SGLANG_CODEC_DUMP=str(tmp_path / "dumps" / "plan.json"),

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from sglang_versions import SUPPORT, run_python
+from sglang_versions import SUPPORT
+from warm_python import run_warm
 
 NOT_SHARED = "a batch is planned without sharing"
 LESS_SHARED = "a tree too deep for the buffers is read with less sharing"
@@ -30,9 +31,7 @@ STAGES = {
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("faults")
-    done = run_python(
-        str(SUPPORT / "fault_probe.py"), str(folder / "model"), str(folder / "report.json")
-    )
+    done = run_warm(SUPPORT / "fault_probe.py", str(folder / "model"), str(folder / "report.json"))
     assert done.returncode == 0, done.stderr[-4000:]
     return {"log": done.stderr} | json.loads((folder / "report.json").read_text())
 

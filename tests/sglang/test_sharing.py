@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sglang_versions import INSTALLED, OVERLAYS, SUPPORT, run_python
+from sglang_versions import INSTALLED, OVERLAYS, SUPPORT
 from step_record import Step, pairs, proven_common
+from warm_python import run_warm
 
 Report = dict[str, Any]
 
@@ -44,8 +45,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Run], Report]:
     def serve(sglang: str, backend: str, server_args: str) -> Report | str:
         folder = tmp_path_factory.mktemp("sharing")
         output = folder / "report.json"
-        done = run_python(
-            str(SUPPORT / "sharing_probe.py"),
+        done = run_warm(
+            SUPPORT / "sharing_probe.py",
             str(folder / "model"),
             str(output),
             backend,

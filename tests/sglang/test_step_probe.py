@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sglang_versions import SUPPORT, run_python
+from sglang_versions import SUPPORT
+from warm_python import run_warm
 
 from sglang_codec.layers import LayerShape, LayerSupport
 from sglang_codec.patches.eager_start import EagerStart
@@ -18,8 +19,8 @@ from sglang_codec.step_probe import see_a_step
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("sinks")
-    program, output = str(SUPPORT / "sinks_probe.py"), folder / "report.json"
-    done = run_python(program, str(folder / "model"), str(output))
+    output = folder / "report.json"
+    done = run_warm(SUPPORT / "sinks_probe.py", str(folder / "model"), str(output))
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(output.read_text())
 

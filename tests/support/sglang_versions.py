@@ -23,23 +23,12 @@ VERSIONS = (INSTALLED, *OVERLAYS)
 
 
 def run_python(
-    *arguments: str, sglang: str = INSTALLED, paths: tuple[Path, ...] = (), **variables: str
+    *arguments: str | Path, sglang: str = INSTALLED, paths: tuple[Path, ...] = (), **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """`python ARGUMENTS` with this checkout, the given SGLang and an otherwise neutral setting."""
-    search = [*paths, REPOSITORY, SUPPORT]
-    if sglang != INSTALLED:
-        search.insert(0, OVERLAYS[sglang])
-    env = {name: value for name, value in os.environ.items() if "SGLANG" not in name}
-    env |= {
-        "PYTHONPATH": os.pathsep.join(map(str, search)),
-        "TRITON_INTERPRET": "1",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
     return subprocess.run(
         [sys.executable, *arguments],
-        env=env | variables,
+        env=neutral_environment(sglang, *paths) | variables,
         # not the checkout: what is found there must be found through the path above
         cwd=tempfile.gettempdir(),
         capture_output=True,
@@ -47,3 +36,20 @@ def run_python(
         timeout=300,
         check=False,
     )
+
+
+def neutral_environment(sglang: str, *paths: Path) -> dict[str, str]:
+    """This checkout and the given SGLang, after `paths`, and none of the caller's settings."""
+    search = [*paths, REPOSITORY, SUPPORT]
+    if sglang != INSTALLED:
+        search.insert(0, OVERLAYS[sglang])
+    # nor is an SGLang compiled again for every program
+    ours = {name for name in os.environ if "SGLANG" in name} | {"PYTHONDONTWRITEBYTECODE"}
+    env = {name: value for name, value in os.environ.items() if name not in ours}
+    return env | {
+        "PYTHONPATH": os.pathsep.join(map(str, search)),
+        "TRITON_INTERPRET": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
