@@ -152,6 +152,7 @@ def test_servers_are_shared_restarted_and_compared(
         # again after the kit that did not finish, then the stock one
         *[("main", "codec", None)] * 2,
         ("main", "fa3", None),
+        ("long-context", "codec", None),
         ("sessions", "codec", None),
         ("short-sessions", "codec", None),
         ("waiting-limit", "codec", None),
