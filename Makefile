@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= .models/tiny-llama
 PYTEST_ARGS ?=
-# test processes: most of the tests that take long wait for an SGLang that uses one core
+# test processes, each with one thread: most tests that take long wait for one that computes
 JOBS ?= 2
 
 BIN := $(VENV)/bin
@@ -40,7 +40,8 @@ endif
 test: $(READY)
 	@scripts/install_sglang_overlays.sh $(BIN)/python
 	@rm -f $(VENV)/.pytest-status
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS); \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+		$(PYTEST_ARGS); \
 		status=$$?; echo $$status >$(VENV)/.pytest-status; exit $$status
 
 lint: $(READY)

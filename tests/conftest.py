@@ -35,9 +35,6 @@ def _silence_shutdown_warnings() -> None:
 
 
 def pytest_configure() -> None:
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        # there is a worker for each core
-        torch.set_num_threads(1)
     if INTERPRETED:
         from interpreter_bf16 import repair_bf16_dot
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from sglang_versions import REPOSITORY, run_python
+from sglang_versions import REPOSITORY
+from warm_python import run_warm
 
 PAGE = (REPOSITORY / "docs" / "support.md").read_text()
 INDEX = json.loads((REPOSITORY / "tests" / "data" / "models" / "index.json").read_text())
@@ -17,7 +18,7 @@ SOME = ("llama32_1b", "gemma3_27b", "seed_oss_36b", "exaone4_32b", "gpt_oss_120b
 
 @pytest.fixture(scope="module")
 def lines() -> list[str]:
-    done = run_python(str(REPOSITORY / "scripts" / "support_table.py"), *SOME)
+    done = run_warm(REPOSITORY / "scripts" / "support_table.py", *SOME)
     assert done.returncode == 0, done.stderr[-4000:]
     return [line for line in done.stdout.splitlines() if line.startswith("|")]
 

@@ -95,6 +95,7 @@ def _fork_for_each_job() -> list[str]:
 def _end_with(program: str) -> None:
     """Run the program and end; not as Python ends, which takes modules apart for seconds."""
     code = 1
+    sys.path[0] = str(Path(program).parent)
     try:
         runpy.run_path(program, run_name="__main__")
         code = 0
