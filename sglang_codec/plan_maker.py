@@ -129,8 +129,7 @@ class PlanMaker:
 
     def _without_sharing(self, _paths: RadixPaths, lengths: np.ndarray, _: Any) -> MadePlan:
         """Nothing of what the other ways use is used here."""
-        plan = plain_plan(lengths, self.spec)
-        return self._made(PrefixForest.private(lengths), plan, lengths)
+        return self._made(None, plain_plan(lengths, self.spec), lengths)
 
     def _by_slots(self, _: RadixPaths, lengths: np.ndarray, pool_rows: Any) -> MadePlan:
         """Rows may hold the same slots without a proof of it; their distinct slots always fit."""
@@ -143,10 +142,13 @@ class PlanMaker:
             plan = self._frugal(forest)
         return self._made(forest, plan, lengths)
 
-    def _made(self, forest: PrefixForest, plan: Plan, lengths: np.ndarray) -> MadePlan:
-        staging = self.staging()
+    def _made(self, forest: PrefixForest | None, plan: Plan, lengths: np.ndarray) -> MadePlan:
+        """`forest` is None where the plan knows of no sharing."""
+        staging, private = self.staging(), RadixPaths.private(len(lengths))
         packed = pack(forest, plan, self.layout, staging.numpy())
-        return MadePlan(staging, packed, lengths, lambda: forest, lambda _: plan)
+        return MadePlan(
+            staging, packed, lengths, lambda: forest or _forest(private, lengths), lambda _: plan
+        )
 
     def _frugal(self, forest: PrefixForest) -> Plan:
         return frugal_plan(forest, self.spec, self.cost_model, self.layout.capacity)

@@ -81,14 +81,6 @@ class PrefixForest:
         return int(depth[self.length > 0].max(initial=0))
 
     @classmethod
-    def private(cls, lengths: np.ndarray) -> PrefixForest:
-        """The forest of rows that share nothing, with ``lengths [B]`` KV tokens each."""
-        lengths = np.asarray(lengths, np.int32)
-        rows = np.arange(len(lengths), dtype=np.int32)
-        zeros = np.zeros_like(rows)
-        return cls(rows, lengths, zeros - 1, zeros, lengths, rows, rows + 1)
-
-    @classmethod
     def from_radix_paths(
         cls, paths: RadixPaths, lengths: np.ndarray, *, private_tokens: int = 0
     ) -> PrefixForest:
