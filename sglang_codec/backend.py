@@ -188,8 +188,6 @@ class CodecDecodeBackend(AttentionBackend):
         k_buffer = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
         v_buffer = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
         if save_kv_cache and k is not None:
-            k = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)
-            v = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)
             self.kv_writer.write(layer, k, v, forward_batch.out_cache_loc)
         prefix_shared_attention(
             q,
@@ -260,7 +258,7 @@ class CodecDecodeBackend(AttentionBackend):
             spans,
             longest=new.longest_span,
         )
-        if self.config.check_sharing:
+        if self.config.check_sharing and packed.num_shared:
             check_sharing(self.planner.forest, table, pool_rows)
 
     def _pool_slots(self) -> int:
