@@ -1,4 +1,4 @@
-"""Counts, by reason, what could not be proven about a batch's sharing."""
+"""Counts, by reason, what could not be served as usual."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Fallbacks:
         if reason not in self.counts:
             trace = detail if isinstance(detail, BaseException) else None
             logger.warning(
-                "codec: %s (%s); what it concerns is read without sharing. Logged once, counted.",
+                "codec: %s (%s); it goes on serving. Logged once, counted.",
                 reason,
                 repr(detail) if trace else detail or "no detail",
                 exc_info=trace,
