@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang_versions import SUPPORT
-from warm_python import run_warm
+from warm_python import run_probe
 
 Report = dict[str, Any]
 
@@ -22,16 +20,7 @@ def attach_report(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rep
     @functools.cache
     def report(sglang: str, server_args: str) -> Report:
         folder = tmp_path_factory.mktemp("attach")
-        output = folder / "report.json"
-        done = run_warm(
-            SUPPORT / "attach_probe.py",
-            str(folder / "model"),
-            str(output),
-            server_args,
-            sglang=sglang,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        return json.loads(output.read_text())
+        return run_probe("attach_probe", folder, server_args, sglang=sglang)[0]
 
     return report
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
-from sglang_versions import SUPPORT
-from warm_python import run_warm
+from warm_python import run_probe
 
 NOT_SHARED = "a batch is planned without sharing"
 LESS_SHARED = "a tree too deep for the buffers is read with less sharing"
@@ -30,10 +28,8 @@ STAGES = {
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("faults")
-    done = run_warm(SUPPORT / "fault_probe.py", str(folder / "model"), str(folder / "report.json"))
-    assert done.returncode == 0, done.stderr[-4000:]
-    return {"log": done.stderr} | json.loads((folder / "report.json").read_text())
+    report, log = run_probe("fault_probe", tmp_path_factory.mktemp("faults"))
+    return {"log": log} | report
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sglang_versions import SUPPORT
-from warm_python import run_warm
+from warm_python import run_probe
 
 from sglang_codec.layers import LayerShape, LayerSupport
 from sglang_codec.patches.eager_start import EagerStart
@@ -18,11 +16,7 @@ from sglang_codec.step_probe import see_a_step
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("sinks")
-    output = folder / "report.json"
-    done = run_warm(SUPPORT / "sinks_probe.py", str(folder / "model"), str(output))
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(output.read_text())
+    return run_probe("sinks_probe", tmp_path_factory.mktemp("sinks"))[0]
 
 
 def test_a_layer_that_passes_sinks_is_delegated_before_serving(report: dict[str, Any]) -> None:

@@ -18,8 +18,9 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
+from typing import Any
 
-from sglang_versions import INSTALLED, neutral_environment
+from sglang_versions import INSTALLED, SUPPORT, neutral_environment
 
 LIMIT_S = 300
 
@@ -31,6 +32,17 @@ def run_warm(
     foreign = [name for name in variables if not name.startswith("SGLANG_CODEC_")]
     assert not foreign, f"SGLang may have read {foreign} when it was imported; use run_python"
     return _importer(sglang).run([str(program), *arguments], variables)
+
+
+def run_probe(
+    name: str, folder: Path, *arguments: str, **more: str
+) -> tuple[dict[str, Any], str]:
+    """The report of `support/NAME.py`, which gets a place for a model and one for it; its log."""
+    output = folder / "report.json"
+    program, model = SUPPORT / f"{name}.py", folder / "model"
+    done = run_warm(program, str(model), str(output), *arguments, **more)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(output.read_text()), done.stderr
 
 
 class _Importer:
