@@ -37,7 +37,7 @@ def _churn(model: str, churn: dict[str, Any], server: dict[str, Any]) -> dict[st
     )
     engine.hide_slots_while_decoding()
     traffic = Traffic(churn["seed"], Scale(**churn["scale"]))
-    checked = _count_checks()
+    checked, sharing = _count_checks(), _count_sharing_plans()
     run = Churn(
         engine,
         traffic,
@@ -55,7 +55,7 @@ def _churn(model: str, churn: dict[str, Any], server: dict[str, Any]) -> dict[st
         "totals": engine.decode_backend.planner.totals.to_dict(),
         "fallbacks": dict(FALLBACKS.counts),
         "checked": len(checked),
-        "shared": sum(runs > 0 for runs in checked),
+        "sharing": len(sharing),
         "overlap": engine.scheduler.enable_overlap,
         "modes": dict(engine.modes),
     }
@@ -73,6 +73,22 @@ def _count_checks() -> list[int]:
 
     backend.check_sharing = counted
     return checked
+
+
+def _count_sharing_plans() -> list[int]:
+    """Grows by the number of shared runs whenever a plan with any is sent."""
+    from sglang_codec.batch_planner import BatchPlanner
+
+    sharing, plan_if_changed = [], BatchPlanner.plan_if_changed
+
+    def counted(self: BatchPlanner, *args: Any, **options: Any) -> Any:
+        new = plan_if_changed(self, *args, **options)
+        if new is not None and new.packed.num_shared:
+            sharing.append(new.packed.num_shared)
+        return new
+
+    BatchPlanner.plan_if_changed = counted
+    return sharing
 
 
 def _serve_alone(model: str, files: list[str]) -> dict[str, Any]:
