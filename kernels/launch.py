@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sglang_codec.attention_shape import AttentionShape
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -114,11 +116,12 @@ _SMALL_SHARED = LaunchConfig(
 
 
 def launch_config(
-    capability: tuple[int, int], head_dim: int, *, warp_roles: bool = True
+    capability: tuple[int, int], shape: AttentionShape, *, warp_roles: bool = True
 ) -> LaunchConfig:
     """The configuration for a GPU of this compute capability.
 
     Args:
+        shape: of the layers; so far all shapes are launched alike.
         warp_roles: whether `pac_hopper` can be used, where it is the better kernel.
     """
     if capability in ((8, 6), (8, 9), (12, 0), (12, 1)):

@@ -48,7 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     shape.add_argument("--group", type=int, default=4, help="query heads per KV head (default: 4)")
     shape.add_argument("--head-dim", type=int, default=128, help="(default: 128)")
     shape.add_argument(
-        "--element-bytes", type=int, default=2, help="bytes of a K or V element (default: 2)"
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        default="bfloat16",
+        help="of K and V (default: bfloat16)",
     )
     shape.add_argument(
         "--slots", type=int, help="program slots per KV head (default: those of an H100)"
@@ -71,7 +74,7 @@ def _explain(options: argparse.Namespace) -> None:
         num_kv_heads=options.kv_heads,
         group=options.group,
         head_dim=options.head_dim,
-        element_bytes=options.element_bytes,
+        dtype=options.dtype,
         slots=options.slots,
     )
     dump = read_dump(options.file, machine)

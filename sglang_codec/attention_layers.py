@@ -22,14 +22,9 @@ def attention_layers(model: torch.nn.Module) -> Iterator[Any]:
     return (module for module in _all_modules(model) if isinstance(module, RadixAttention))
 
 
-def delegated_layers(model_runner: Any) -> dict[int, str]:
-    """Layer ids that codec's kernels do not support, with the reason; SGLang decodes these."""
-    reasons = {}
-    for layer in attention_layers(model_runner.model):
-        reason = _why_unknown(layer) or _why_windowed(layer, model_runner)
-        if reason:
-            reasons[layer.layer_id] = reason
-    return reasons
+def why_unknown(layer: Any, model_runner: Any) -> str | None:
+    """What a layer carries that codec does not know, or where its KV lies; None if it knows all."""
+    return _why_unknown_value(layer) or _why_windowed(layer, model_runner)
 
 
 def is_off(value: Any) -> bool:
@@ -56,7 +51,7 @@ def _is_module(value: Any) -> bool:
     return isinstance(value, torch.nn.Module)
 
 
-def _why_unknown(layer: Any) -> str | None:
+def _why_unknown_value(layer: Any) -> str | None:
     from sglang.srt.layers.radix_attention import RadixAttention
 
     if type(layer) is not RadixAttention:
@@ -67,6 +62,8 @@ def _why_unknown(layer: Any) -> str | None:
                 return f"attribute {name}"
         elif not _KNOWN[name](value):
             return _WORDS.get(name, "{name} {value}").format(name=name, value=value)
+    if layer.tp_v_head_num != layer.tp_k_head_num:
+        return f"{layer.tp_v_head_num} value heads for {layer.tp_k_head_num} key heads"
     return None
 
 
@@ -123,8 +120,9 @@ _KNOWN: dict[str, Callable[[Any], bool]] = {
     "v_head_dim": _any,
     "scaling": _any,
     "is_cross_attention": is_off,
-    "sliding_window_size": lambda size: size is None or size < 0,
-    "logit_cap": lambda cap: cap is None or cap <= 0,
+    # of the layer's shape, which `shape_support` judges
+    "sliding_window_size": _any,
+    "logit_cap": _any,
     # how to cap: nothing without a cap
     "logit_capping_method": _any,
     "xai_temperature_len": lambda length: length is None or length <= 0,
@@ -147,7 +145,5 @@ _KNOWN: dict[str, Callable[[Any], bool]] = {
 }
 _WORDS = {
     "is_cross_attention": "cross attention",
-    "sliding_window_size": "sliding window of {value} tokens",
-    "logit_cap": "logit cap {value}",
     "xai_temperature_len": "xai temperature over {value} tokens",
 }

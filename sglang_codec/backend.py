@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,26 +10,15 @@ import torch
 from sglang.srt.layers.attention import base_attn_backend
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
-from sglang_codec.attention import prefix_shared_attention, update_lengths
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.batch_planner import BatchPlanner, NewPlan
-from sglang_codec.buffers import PlanBuffers
 from sglang_codec.config import CodecConfig
-from sglang_codec.device import check_shape, cost_model, describe_device, plan_spec
 from sglang_codec.dump import PlanDump, path_of_rank
-from sglang_codec.kernels.kv_index import append_slots, gather_slots
-from sglang_codec.kv_writer import KVWriter
-from sglang_codec.layers import LayerSupport
+from sglang_codec.layer_groups import LayerGroup, LayerGroups, check_arguments
 from sglang_codec.patches.fallbacks import FALLBACKS
-from sglang_codec.plan_maker import PlanMaker
-from sglang_codec.planning.capacity import capacity_for
-from sglang_codec.planning.plan import PlanLayout
-from sglang_codec.refusals import setting
+from sglang_codec.refusals import UnsupportedConfiguration, setting
+from sglang_codec.served_group import ServedGroup
 from sglang_codec.sharing_check import check_sharing
-
-logger = logging.getLogger(__name__)
-
-# tokens by which tails may grow before a batch is planned again
-TAIL_HEADROOM = 128
 
 
 class CodecDecodeBackend(AttentionBackend):
@@ -55,51 +43,25 @@ class CodecDecodeBackend(AttentionBackend):
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.config = config
-        self.layers = LayerSupport.of(model_runner)
-        self.ordinary = ordinary() if self.layers.delegated else None
-
-        shape = self.layers.shape
-        kv_dtype = self.token_to_kv_pool.get_key_buffer(shape.layer_id).dtype
-        check_shape(shape.num_qo_heads, shape.num_kv_heads, shape.head_dim, kv_dtype, self.device)
-        machine = describe_device(self.device, shape.head_dim)
-        self.launch_config = machine.config
-        self.kv_writer = KVWriter(self.token_to_kv_pool, machine.config)
-        spec = plan_spec(
-            machine,
-            num_qo_heads=shape.num_qo_heads,
-            num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            kv_element_bytes=kv_dtype.itemsize,
-            tail_headroom=TAIL_HEADROOM,
-        )
-        capacity = capacity_for(
-            spec,
-            rows=self.req_to_token_pool.req_to_token.shape[0],
-            pool_slots=self._pool_slots(),
-            num_kv_heads=shape.num_kv_heads,
-        )
-        layout = PlanLayout.of(capacity, spec)
-        self.buffers = PlanBuffers(
-            layout, num_qo_heads=shape.num_qo_heads, head_dim=shape.head_dim, device=self.device
-        )
-        maker = PlanMaker(
-            spec,
-            cost_model(machine, spec, shape.num_kv_heads),
-            layout,
-            self.buffers.staging,
-            self._host_rows,
-        )
-        self.planner = BatchPlanner(maker, most_live=_micro_batches(model_runner))
+        self._ordinary = ordinary
+        self.groups: tuple[ServedGroup, ...] = ()
+        self.planner = BatchPlanner(most_live=_micro_batches(model_runner))
+        self.serve(LayerGroups.of(model_runner))
         self.dump = PlanDump(path_of_rank(config.dump, model_runner)) if config.dump else None
+
+    def serve(self, layers: LayerGroups) -> None:
+        """Serve these groups from now on, and leave the other layers to the stock backend."""
+        self.layers = layers
+        kept = {one.group.shape: one for one in self.groups}
+        self.groups = tuple(self._served(group, kept) for group in layers.groups)
+        self._group_of = {i: one for one in self.groups for i in one.group.layer_ids}
+        self.planner.use([one.maker for one in self.groups], [one.weight for one in self.groups])
+        self.ordinary = self._ordinary() if layers.delegated else None
 
     @property
     def limits(self) -> str:
-        """The capacities, for the start-up banner."""
-        capacity = self.buffers.capacity
-        return (
-            f"rows {capacity.rows}, tasks {capacity.tasks}, parts {capacity.parts}, "
-            f"KV index {capacity.kv_index}, {self.buffers.nbytes / 2**20:.0f} MiB"
-        )
+        """Groups and their capacities, for the start-up banner."""
+        return "; ".join(f"{one.group}: {one.limits}" for one in self.groups)
 
     # SGLang's contract -----------------------------------------------------------------------
 
@@ -177,28 +139,16 @@ class CodecDecodeBackend(AttentionBackend):
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """``q [..., Hq, D]`` or ``[..., Hq * D]``, k and v likewise or None -> ``[B, Hq * D]``."""
+        """``q [..., Hq, Dk]`` or ``[..., Hq * Dk]``, k and v likewise or None -> ``[B, Hq * Dv]``."""
         if layer.layer_id in self.layers.delegated:
             return self.ordinary.forward_decode(
                 q, k, v, layer, forward_batch, save_kv_cache, **kwargs
             )
-        self.layers.check_arguments(layer, kwargs)
-        q = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        k_buffer = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
-        v_buffer = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
+        check_arguments(layer, kwargs)
+        group = self._group(layer)
         if save_kv_cache and k is not None:
-            self.kv_writer.write(layer, k, v, forward_batch.out_cache_loc)
-        prefix_shared_attention(
-            q,
-            k_buffer,
-            v_buffer,
-            out,
-            self.buffers,
-            sm_scale=layer.scaling,
-            config=self.launch_config,
-        )
-        return out.view(len(q), -1)
+            group.write(layer, k, v, forward_batch.out_cache_loc)
+        return group.attend(q, layer)
 
     def forward_extend(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         raise RuntimeError(
@@ -207,6 +157,23 @@ class CodecDecodeBackend(AttentionBackend):
         )
 
     # details ---------------------------------------------------------------------------------
+
+    def _served(self, group: LayerGroup, kept: dict[AttentionShape, ServedGroup]) -> ServedGroup:
+        if group.shape in kept:
+            kept[group.shape].group = group
+            return kept[group.shape]
+        rows = self.req_to_token_pool.req_to_token.shape[0]
+        return ServedGroup(
+            group, self.token_to_kv_pool, self.device, rows=rows, host_rows=self._host_rows
+        )
+
+    def _group(self, layer: Any) -> ServedGroup:
+        if layer.layer_id not in self._group_of:
+            raise UnsupportedConfiguration(
+                f"layer {layer.layer_id} attends, but was not among the model's layers when the "
+                "server started; choose another --attention-backend for this model"
+            )
+        return self._group_of[layer.layer_id]
 
     def _prepare(self, forward_batch: Any, *, in_capture: bool) -> None:
         """Plan if the batch changed and fill the KV index.
@@ -222,47 +189,32 @@ class CodecDecodeBackend(AttentionBackend):
         if codec_batch is None and serves:
             FALLBACKS.record("a decode batch without radix paths")
         if codec_batch is None:  # SGLang's own dummy batches may have more rows than requests can
-            rows = min(rows, self.buffers.capacity.rows)
+            rows = min(rows, self.req_to_token_pool.req_to_token.shape[0])
         lengths = self._host_lengths(forward_batch, rows)
         pool_rows = forward_batch.req_pool_indices[:rows]
         started = time.perf_counter()
         new = self.planner.plan_if_changed(codec_batch, lengths, pool_rows, counted=serves)
-        if new is not None:
-            self._upload(new, pool_rows)
+        if new:
+            self._send(new, pool_rows)
             if serves:
                 self.planner.totals.plan_seconds += time.perf_counter() - started
         if serves and self.dump is not None:
-            self.dump.write(self.planner, FALLBACKS.counts, changed=new is not None)
+            self.dump.write(self.planner, FALLBACKS.counts, changed=bool(new))
 
     def _record(self, forward_batch: Any) -> None:
         """Take over this step's lengths and append its new KV slots, on the device."""
-        append_slots(
-            self.buffers.kv_index,
-            self.buffers.row_lengths,
-            self.buffers.plan,
-            forward_batch.seq_lens,
-            forward_batch.out_cache_loc,
-            append_base_offset=self.buffers.layout.append_base,
-        )
-        update_lengths(self.buffers)
+        for group in self.groups:
+            group.record(forward_batch.seq_lens, forward_batch.out_cache_loc)
 
     @torch.profiler.record_function("codec.upload")
-    def _upload(self, new: NewPlan, pool_rows: torch.Tensor) -> None:
-        packed = new.packed
-        spans = self.buffers.send(new.staging, packed.used, packed.num_spans)
+    def _send(self, new: tuple[NewPlan, ...], pool_rows: torch.Tensor) -> None:
         table = self.req_to_token_pool.req_to_token
-        gather_slots(
-            self.buffers.kv_index,
-            table,
-            pool_rows,
-            spans,
-            longest=new.longest_span,
-        )
-        if self.config.check_sharing and packed.num_shared:
-            check_sharing(self.planner.forest, table, pool_rows)
-
-    def _pool_slots(self) -> int:
-        return self.token_to_kv_pool.get_key_buffer(self.layers.shape.layer_id).shape[0]
+        for group, plan in zip(self.groups, new, strict=True):
+            group.send(plan, table, pool_rows)
+        if self.config.check_sharing:
+            for made in self.planner.made:
+                if made.packed.num_shared:
+                    check_sharing(made.forest, table, pool_rows)
 
     def _host_lengths(self, forward_batch: Any, rows: int) -> Any:
         lengths = forward_batch.seq_lens_cpu

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,15 +10,14 @@ import numpy as np
 import torch
 
 from sglang_codec.patches.fallbacks import FALLBACKS
-from sglang_codec.plan_maker import MadePlan, PlanMaker
-from sglang_codec.planning.forest import PrefixForest
+from sglang_codec.plan_maker import MadePlan, PlanMaker, read_paths
 from sglang_codec.planning.packed import PackedPlan
-from sglang_codec.planning.plan import SPAN_INTS, Plan
+from sglang_codec.planning.plan import SPAN_INTS
 
 
 @dataclass(slots=True)
 class Totals:
-    """What was served since the start; tokens are KV tokens per layer and KV head."""
+    """What was served since the start; tokens are KV tokens in the mean of layers and KV heads."""
 
     steps: int = 0
     plans: int = 0
@@ -53,29 +52,42 @@ class NewPlan:
 
 @dataclass(slots=True)
 class _Live:
-    """A plan, the batch that it serves, and that batch's lengths at its latest step."""
+    """A batch's plans, one for each layer group.
+
+    `lengths` are the rows' at its latest step, `max_lengths` those up to which all plans serve.
+    """
 
     signature: Hashable
-    made: MadePlan
+    made: tuple[MadePlan, ...]
     lengths: np.ndarray
+    max_lengths: np.ndarray
 
 
 class BatchPlanner:
-    """Keeps the plans of the batches that are being decoded, one per pipeline micro-batch.
+    """Keeps the plans of the batches that are being decoded, one set per pipeline micro-batch.
 
     Args:
-        maker: makes plans.
         most_live: batches that take turns; of more, the one that waited longest is forgotten.
     """
 
-    def __init__(self, maker: PlanMaker, *, most_live: int = 1) -> None:
-        self.maker = maker
+    def __init__(self, *, most_live: int = 1) -> None:
+        self.makers: tuple[PlanMaker, ...] = ()
         self.totals = Totals()
+        self._weights: tuple[int, ...] = ()
         self._most_live = most_live
         self._live: list[_Live] = []  # the one that is on the device comes last
         # KV tokens of one step: what the current plan saves, and what the latest batch holds
         self._saved = 0
         self._held = 0
+
+    def use(self, makers: Sequence[PlanMaker], weights: Sequence[int]) -> None:
+        """Make a plan with each of `makers` for every batch from now on.
+
+        Args:
+            weights: KV heads of all layers that each one's plan serves, for the totals.
+        """
+        self.makers, self._weights = tuple(makers), tuple(weights)
+        self._live = []
 
     @property
     def share_ratio(self) -> float:
@@ -83,24 +95,19 @@ class BatchPlanner:
         return self._saved / self._held if self._held else 0.0
 
     @property
-    def packed(self) -> PackedPlan | None:
-        """What is on the device."""
-        return self._live[-1].made.packed if self._live else None
+    def made(self) -> tuple[MadePlan, ...]:
+        """The plans that are on the device, by layer group."""
+        return self._live[-1].made if self._live else ()
 
     @property
-    def forest(self) -> PrefixForest | None:
-        """The forest of the current plan."""
-        return self._live[-1].made.forest if self._live else None
-
-    @property
-    def plan(self) -> Plan | None:
-        """The current plan in all its parts."""
-        return self._live[-1].made.plan if self._live else None
+    def first(self) -> MadePlan | None:
+        """The plan of the largest layer group, which stands for all where one is shown."""
+        return self.made[0] if self.made else None
 
     def plan_if_changed(
         self, codec_batch: Any, lengths: np.ndarray, pool_rows: Any, *, counted: bool = True
-    ) -> NewPlan | None:
-        """What is to be sent before this step can be served, or None if it is on the device.
+    ) -> tuple[NewPlan, ...]:
+        """What is to be sent for each group before this step; nothing if it is on the device.
 
         Args:
             codec_batch: `CodecBatch` or None when nothing is known of the batch.
@@ -111,20 +118,32 @@ class BatchPlanner:
         lengths = np.array(lengths, np.int32)
         signature = None if codec_batch is None else codec_batch.signature
         live = self._live_plan(signature, lengths)
-        new, planned = None, live is None
-        if live is None:
-            # the name of this stage in a profile of the server
-            with torch.profiler.record_function("codec.plan"):
-                made = self.maker.make(codec_batch, lengths, pool_rows)
-            live = _Live(signature, made, lengths)
-            new = NewPlan(made.staging, made.packed, made.packed.longest_span)
+        is_new = live is None
+        if is_new:
+            live = self._make(codec_batch, signature, lengths, pool_rows)
+            new = tuple(NewPlan(m.staging, m.packed, m.packed.longest_span) for m in live.made)
         elif live is not self._live[-1]:
-            new = self._resent(live.made, lengths)
+            new = tuple(
+                _resent(made, lengths, maker.staging())
+                for made, maker in zip(live.made, self.makers, strict=True)
+            )
+        else:
+            new = ()
         live.lengths = lengths
         self._make_current(live)
         if counted:
-            self._count(lengths, is_new=planned)
+            self._count(lengths, is_new=is_new)
         return new
+
+    # the name of this stage in a profile of the server
+    @torch.profiler.record_function("codec.plan")
+    def _make(
+        self, codec_batch: Any, signature: Hashable, lengths: np.ndarray, pool_rows: Any
+    ) -> _Live:
+        paths = read_paths(codec_batch, len(lengths))
+        made = tuple(maker.make(paths, lengths, pool_rows) for maker in self.makers)
+        limits = np.minimum.reduce([one.packed.max_lengths for one in made])
+        return _Live(signature, made, lengths, limits)
 
     def _live_plan(self, signature: Hashable, lengths: np.ndarray) -> _Live | None:
         """The plan that serves this very batch, if there is one."""
@@ -148,26 +167,16 @@ class BatchPlanner:
             and signature == live.signature
             and len(lengths) == len(live.lengths)
             and bool((lengths == live.lengths + 1).all())
-            and bool((lengths <= live.made.packed.max_lengths).all())
+            and bool((lengths <= live.max_lengths).all())
         )
-
-    def _resent(self, made: MadePlan, lengths: np.ndarray) -> NewPlan:
-        """The plan as it was made, with the tails' spans up to where their rows end now."""
-        packed, staging = made.packed, self.maker.staging()
-        staging[: packed.used] = made.staging[: packed.used]
-        spans = staging.numpy()[packed.used - packed.num_spans * SPAN_INTS : packed.used]
-        spans = spans.reshape(-1, SPAN_INTS)
-        rows = spans[:, 0]
-        is_tail = spans[:, 1] + spans[:, 2] == made.lengths[rows]
-        spans[:, 2] += np.where(is_tail, (lengths - made.lengths)[rows], 0)
-        return NewPlan(staging, packed, int(spans[:, 2].max(initial=0)))
 
     def _make_current(self, live: _Live) -> None:
         others = [other for other in self._live if other is not live]
         self._live = [*others, live][-self._most_live :]
-        packed = live.made.packed
-        # tails grow by as many tokens as the rows do: it stays while the plan does
-        self._saved = packed.kv_tokens_stock - packed.kv_tokens_read
+        # tails grow by as many tokens as the rows do: it stays while the plans do
+        saved = [made.packed.kv_tokens_stock - made.packed.kv_tokens_read for made in live.made]
+        weighted = sum(w * tokens for w, tokens in zip(self._weights, saved, strict=True))
+        self._saved = weighted // sum(self._weights)
 
     def _count(self, lengths: np.ndarray, *, is_new: bool) -> None:
         self._held = int(lengths.sum())
@@ -175,3 +184,15 @@ class BatchPlanner:
         self.totals.plans += is_new
         self.totals.kv_tokens_stock += self._held
         self.totals.kv_tokens_read += self._held - self._saved
+
+
+def _resent(made: MadePlan, lengths: np.ndarray, staging: torch.Tensor) -> NewPlan:
+    """The plan as it was made, with the tails' spans up to where their rows end now."""
+    packed = made.packed
+    staging[: packed.used] = made.staging[: packed.used]
+    spans = staging.numpy()[packed.used - packed.num_spans * SPAN_INTS : packed.used]
+    spans = spans.reshape(-1, SPAN_INTS)
+    rows = spans[:, 0]
+    is_tail = spans[:, 1] + spans[:, 2] == made.lengths[rows]
+    spans[:, 2] += np.where(is_tail, (lengths - made.lengths)[rows], 0)
+    return NewPlan(staging, packed, int(spans[:, 2].max(initial=0)))

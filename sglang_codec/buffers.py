@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.planning.plan import READ_AHEAD, SPAN_INTS, Plan, PlanCapacity, PlanLayout
 
 
@@ -12,13 +13,11 @@ class PlanBuffers:
 
     Args:
         layout: sections of the packed plan and the capacities.
-        num_qo_heads, head_dim: size of a partial row.
+        shape: of the layers that are served; a partial row has its query heads and value dim.
         device: where the tensors live.
     """
 
-    def __init__(
-        self, layout: PlanLayout, *, num_qo_heads: int, head_dim: int, device: torch.device
-    ) -> None:
+    def __init__(self, layout: PlanLayout, shape: AttentionShape, device: torch.device) -> None:
         capacity = layout.capacity
         self.layout = layout
         self.device = device
@@ -32,12 +31,9 @@ class PlanBuffers:
         self.bundle_readers = torch.zeros_like(self.bundle_index)
         self.row_lengths = torch.zeros(capacity.rows, dtype=torch.int32, device=device)
         # zeros, not empty: an unwritten partial has weight zero, but zero times NaN is NaN
-        self.partial_out = torch.zeros(
-            max(capacity.parts, 1), num_qo_heads, head_dim, dtype=torch.float32, device=device
-        )
-        self.partial_lse = torch.full(
-            (max(capacity.parts, 1), num_qo_heads), -float("inf"), device=device
-        )
+        rows = (max(capacity.parts, 1), shape.num_qo_heads)
+        self.partial_out = torch.zeros(*rows, shape.value_dim, dtype=torch.float32, device=device)
+        self.partial_lse = torch.full(rows, -float("inf"), device=device)
 
     @property
     def capacity(self) -> PlanCapacity:

@@ -9,15 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.kernels.launch import INTERPRETED, INTERPRETED_SMS, LaunchConfig, launch_config
 from sglang_codec.planning.cost_model import COST_TABLES, CostModel, roofline_cost_model
 from sglang_codec.planning.plan import PlanSpec
 
 logger = logging.getLogger(__name__)
-
-GPU_HEAD_DIMS = (64, 128)
-MAX_GROUP = 16
-GPU_DTYPES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,8 @@ class Device:
 
 
 @functools.cache
-def describe_device(device: torch.device, head_dim: int) -> Device:
-    """The machine behind `device`.
+def describe_device(device: torch.device, shape: AttentionShape) -> Device:
+    """The machine behind `device`, as attention of this shape is launched on it.
 
     Raises:
         RuntimeError: a CPU device while Triton is not interpreted.
@@ -53,9 +50,9 @@ def describe_device(device: torch.device, head_dim: int) -> Device:
     properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
     bandwidth, flops = _ceilings(properties)
-    config = launch_config(capability, head_dim)
+    config = launch_config(capability, shape)
     if config.warp_roles and not _has_warp_roles():
-        config = launch_config(capability, head_dim, warp_roles=False)
+        config = launch_config(capability, shape, warp_roles=False)
     return Device(
         properties.name,
         config,
@@ -78,68 +75,34 @@ def _has_warp_roles() -> bool:
     return True
 
 
-def plan_spec(
-    device: Device,
-    *,
-    num_qo_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    kv_element_bytes: int,
-    tail_headroom: int = 0,
-) -> PlanSpec:
+def plan_spec(device: Device, shape: AttentionShape, *, tail_headroom: int = 0) -> PlanSpec:
     """The planner's view of a device and an attention shape."""
+    config, num_kv_heads = device.config, shape.num_kv_heads
     return PlanSpec(
-        group=num_qo_heads // num_kv_heads,
-        head_dim=head_dim,
-        kv_element_bytes=kv_element_bytes,
-        row_tiles=device.config.row_tiles,
-        block_kv=device.config.block_kv,
-        num_slots=device.config.num_slots(device.num_sms, num_kv_heads),
-        bundle_rows=device.config.bundle_rows,
+        shape,
+        row_tiles=config.row_tiles,
+        block_kv=config.block_kv,
+        num_slots=config.num_slots(device.num_sms, num_kv_heads),
+        bundle_rows=config.bundle_rows,
         tail_headroom=tail_headroom,
-        l2_tokens=device.l2_bytes / (2 * head_dim * kv_element_bytes * num_kv_heads),
+        l2_tokens=device.l2_bytes / (shape.kv_token_bytes * num_kv_heads),
     )
 
 
-def cost_model(device: Device, spec: PlanSpec, num_kv_heads: int) -> CostModel:
+def cost_model(device: Device, spec: PlanSpec) -> CostModel:
     """The measured table of this GPU and head dimension if there is one, else a roofline."""
+    shape = spec.shape
     if not device.is_interpreted:
-        table = COST_TABLES / f"{_table_name(device.name)}_d{spec.head_dim}.json"
+        table = COST_TABLES / f"{_table_name(device.name)}_d{shape.key_dim}.json"
         if table.exists():
-            return CostModel.from_json(table, spec.group)
+            return CostModel.from_json(table, shape.group)
     return roofline_cost_model(
-        head_dim=spec.head_dim,
-        kv_element_bytes=spec.kv_element_bytes,
-        num_ctas=spec.num_slots * num_kv_heads,
+        shape,
+        num_ctas=spec.num_slots * shape.num_kv_heads,
         bandwidth=device.bandwidth,
         flops=device.flops,
         task_overhead_us=2.0,
     )
-
-
-def check_shape(
-    num_qo_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
-) -> None:
-    """Raise ValueError for an attention shape that the kernels do not have."""
-    if num_kv_heads < 1 or num_qo_heads % num_kv_heads:
-        raise ValueError(
-            f"num_qo_heads = {num_qo_heads} must be a multiple of num_kv_heads = {num_kv_heads}"
-        )
-    if num_qo_heads // num_kv_heads > MAX_GROUP:
-        raise ValueError(
-            f"{num_qo_heads} query heads over {num_kv_heads} KV heads is a GQA group of "
-            f"{num_qo_heads // num_kv_heads}; at most {MAX_GROUP} is supported"
-        )
-    if device.type == "cuda":
-        if head_dim not in GPU_HEAD_DIMS:
-            raise ValueError(f"head_dim = {head_dim} is not supported; use one of {GPU_HEAD_DIMS}")
-        if dtype not in GPU_DTYPES:
-            raise ValueError(f"dtype = {dtype} is not supported on a GPU; use one of {GPU_DTYPES}")
-    else:
-        if head_dim < 16 or head_dim & (head_dim - 1):
-            raise ValueError(f"head_dim = {head_dim} must be a power of two, at least 16")
-        if dtype not in (*GPU_DTYPES, torch.float32):
-            raise ValueError(f"dtype = {dtype} is not supported; use float32, float16 or bfloat16")
 
 
 def _table_name(gpu: str) -> str:

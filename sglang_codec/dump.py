@@ -53,10 +53,10 @@ class PlanDump:
     def _record(
         self, planner: BatchPlanner, fallbacks: Mapping[str, int], *, changed: bool
     ) -> dict[str, Any]:
-        packed = planner.packed
-        saved = packed.kv_tokens_stock - packed.kv_tokens_read
+        made = planner.first
+        saved = made.packed.kv_tokens_stock - made.packed.kv_tokens_read
         if changed and (self._most_shared is None or saved > self._most_shared[0]):
-            parts = {"forest": planner.forest.to_dict(), "plan": planner.plan.to_dict()}
+            parts = {"forest": made.forest.to_dict(), "plan": made.plan.to_dict()}
             self._most_shared = (saved, parts)
         return {
             **(self._most_shared[1] if self._most_shared else {}),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.explain_view import InputError
 from sglang_codec.kernels.launch import launch_config
 from sglang_codec.planning.cost_model import roofline_cost_model
@@ -37,7 +38,7 @@ class Machine:
     num_kv_heads: int = 8
     group: int = 4
     head_dim: int = 128
-    element_bytes: int = 2
+    dtype: str = "bfloat16"
     slots: int | None = None
 
     def __post_init__(self) -> None:
@@ -45,7 +46,6 @@ class Machine:
             "num_kv_heads": (1, 1024),
             "group": (1, 16),
             "head_dim": (16, 1024),
-            "element_bytes": (1, 8),
         }
         for name, (least, most) in limits.items():
             value = getattr(self, name)
@@ -56,11 +56,11 @@ class Machine:
             raise InputError(f"--slots is {self.slots}; give a number from 1 to {_MOST_SLOTS}")
 
     def spec(self) -> PlanSpec:
-        config = launch_config(_H100_CAPABILITY, self.head_dim)
+        heads = self.num_kv_heads * self.group
+        shape = AttentionShape.plain(heads, self.num_kv_heads, self.head_dim, self.dtype)
+        config = launch_config(_H100_CAPABILITY, shape)
         return PlanSpec(
-            group=self.group,
-            head_dim=self.head_dim,
-            kv_element_bytes=self.element_bytes,
+            shape,
             row_tiles=config.row_tiles,
             block_kv=config.block_kv,
             num_slots=self.slots or config.num_slots(_H100_SMS, self.num_kv_heads),
@@ -71,8 +71,7 @@ class Machine:
         """`forest` planned for this machine, as a backend would dump it."""
         spec = self.spec()
         model = roofline_cost_model(
-            head_dim=self.head_dim,
-            kv_element_bytes=self.element_bytes,
+            spec.shape,
             num_ctas=spec.num_slots * self.num_kv_heads,
             bandwidth=_H100_BANDWIDTH,
             flops=_H100_FLOPS,

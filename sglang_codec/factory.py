@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sglang_codec import __version__
-from sglang_codec.attention_layers import attention_layers
 from sglang_codec.config import BACKEND_NAME, CodecConfig
 from sglang_codec.known_settings import unknown_settings
 from sglang_codec.refusals import UnsupportedConfiguration, check_supported, setting
@@ -60,7 +58,7 @@ def create_backend(model_runner: ModelRunner) -> AttentionBackend:
     decode_child = CodecDecodeBackend(model_runner, config, ordinary)
     logger.info(banner(model_runner, decode_child, sglang_version, stock))
     _report(decode_child)
-    _look_at_a_step(model_runner, decode_child, ordinary)
+    _look_at_a_step(model_runner, decode_child)
     if prefill != BACKEND_NAME:
         return decode_child
     from sglang.srt.layers.attention.hybrid_attn_backend import HybridAttnBackend
@@ -102,15 +100,12 @@ def banner(
         index = model_runner.gpu_id
         major, minor = torch.cuda.get_device_capability(index)
         device = f"{torch.cuda.get_device_name(index)} (sm_{major}{minor})"
-    shape, delegated = backend.layers.shape, backend.layers.delegated
-    num_layers = sum(1 for _ in attention_layers(model_runner.model))
-    dtype = str(model_runner.kv_cache_dtype).removeprefix("torch.")
+    layers = backend.layers
     return (
         f"codec {__version__} on SGLang {sglang_version}, {device}: "
         f"tree reader {expected_reader(model_runner)}; prefill backend {prefill}; "
-        f"{shape.num_qo_heads}/{shape.num_kv_heads} heads of {shape.head_dim}, {dtype}, "
-        f"page size {model_runner.page_size}; limits {backend.limits}; "
-        f"{len(delegated)} of {num_layers} layers delegated to {prefill}"
+        f"page size {model_runner.page_size}; layers {backend.limits}; "
+        f"{len(layers.delegated)} of {layers.num_layers} layers delegated to {prefill}"
     )
 
 
@@ -130,16 +125,14 @@ def expected_reader(model_runner: ModelRunner) -> str:
     return PathInfoReader.name if has_path_info else ParentWalkReader.name
 
 
-def _look_at_a_step(
-    model_runner: ModelRunner, backend: CodecDecodeBackend, ordinary: Callable[[], Any]
-) -> None:
+def _look_at_a_step(model_runner: ModelRunner, backend: CodecDecodeBackend) -> None:
     """Before graphs are captured, decode once to see what the layers pass."""
     from sglang_codec.patches.eager_start import EAGER_START
     from sglang_codec.step_probe import see_a_step, settle
 
     def look(eager_runner: Any) -> None:
         if (seen := see_a_step(eager_runner, backend)) is not None:
-            settle(seen, backend, ordinary, model_runner)
+            settle(seen, backend, model_runner)
 
     EAGER_START.use(model_runner, look)
 

@@ -19,7 +19,7 @@ COUNTERS = {
     "plan_seconds_total": ("plan_seconds", "Host time spent making and uploading plans (s)."),
     "kv_tokens_read_total": (
         "kv_tokens_read",
-        "KV tokens read by decode attention, per layer and KV head.",
+        "KV tokens read by decode attention, in the mean of layers and KV heads.",
     ),
     "kv_tokens_saved_total": (
         "kv_tokens_saved",
@@ -51,14 +51,14 @@ class ServingReport:
 
     def state(self) -> dict[str, Any]:
         """Totals since the start, and the shape of the latest planned batch."""
-        planner, packed = self._planner, self._planner.packed
+        planner, made = self._planner, self._planner.made
         return planner.totals.to_dict() | {
             "plans_reused": planner.totals.plans_reused,
             "kv_tokens_saved": planner.totals.kv_tokens_saved,
             "fallbacks": dict(self._fallbacks),
             "share_ratio": planner.share_ratio,
-            "segments": packed.num_shared if packed else 0,
-            "depth": packed.depth if packed else 0,
+            "segments": max((one.packed.num_shared for one in made), default=0),
+            "depth": max((one.packed.depth for one in made), default=0),
         }
 
     def line(self) -> str:

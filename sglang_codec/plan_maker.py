@@ -75,18 +75,17 @@ class PlanMaker:
         self._pack_paths = packer_for(spec, cost_model, layout.capacity)
         self._plan = planner_for(spec, cost_model, layout.capacity)
 
-    def make(self, codec_batch: Any, lengths: np.ndarray, pool_rows: Any) -> MadePlan:
+    def make(self, paths: RadixPaths, lengths: np.ndarray, pool_rows: Any) -> MadePlan:
         """The plan of a batch. What a way raises is counted, and the next one is tried.
 
         Args:
-            codec_batch: `CodecBatch`, or None when nothing is known of the batch.
+            paths: what is proven of the rows, see `read_paths`.
             lengths: int32 ``[B]`` KV tokens of each row, the new one included.
             pool_rows: the rows' places in `req_to_token`, for `host_rows`.
 
         Raises:
             RuntimeError: every way failed; there is no plan that is known to be right.
         """
-        paths = self._paths(codec_batch, len(lengths))
         failed: Exception | None = None
         for reason, way in (
             ("", self._with_all_sharing),
@@ -109,14 +108,6 @@ class PlanMaker:
                 FALLBACKS.record(reason, str(failed))
             return made
         raise RuntimeError(f"no plan for a batch of {len(lengths)} rows was possible") from failed
-
-    def _paths(self, codec_batch: Any, rows: int) -> RadixPaths:
-        if codec_batch is not None:
-            try:
-                return codec_batch.read()
-            except Exception as error:
-                FALLBACKS.record(f"reading the tree failed with {type(error).__name__}", error)
-        return RadixPaths.private(rows)
 
     def _with_all_sharing(self, paths: RadixPaths, lengths: np.ndarray, _: Any) -> MadePlan:
         staging = self.staging()
@@ -152,6 +143,16 @@ class PlanMaker:
 
     def _frugal(self, forest: PrefixForest) -> Plan:
         return frugal_plan(forest, self.spec, self.cost_model, self.layout.capacity)
+
+
+def read_paths(codec_batch: Any, rows: int) -> RadixPaths:
+    """What the tree proves of a batch of `rows`; of None, or of a tree that raises, nothing."""
+    if codec_batch is not None:
+        try:
+            return codec_batch.read()
+        except Exception as error:
+            FALLBACKS.record(f"reading the tree failed with {type(error).__name__}", error)
+    return RadixPaths.private(rows)
 
 
 def _forest(paths: RadixPaths, lengths: np.ndarray) -> PrefixForest:

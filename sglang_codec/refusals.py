@@ -1,4 +1,4 @@
-"""Every start-up refusal; which single layers are left to SGLang is `attention_layers`' matter.
+"""Every start-up refusal; which single layers are left to SGLang is `layer_groups`' matter.
 
 Unsupported input is refused here, before a graph is captured, with the value found, the limit and
 the flag to change. `--use-ray` needs no check: its schedulers load no plugins, so SGLang itself
@@ -13,11 +13,6 @@ from typing import Any
 
 import torch
 
-from sglang_codec.attention_layers import attention_layers, delegated_layers
-
-MAX_GROUP_SIZE = 16
-GPU_HEAD_DIMS = (64, 128)
-MIN_INTERPRETED_HEAD_DIM = 16
 MIN_COMPUTE_CAPABILITY = (8, 0)
 
 # where SGLang's runtime_context keeps each setting, resolved
@@ -184,40 +179,6 @@ def _kv_dtype(runner: Any) -> str | None:
     return None
 
 
-def _layer_shapes(runner: Any) -> str | None:
-    delegated = delegated_layers(runner)
-    layers = [one for one in attention_layers(runner.model) if one.layer_id not in delegated]
-    if not layers:
-        reasons = sorted(set(delegated.values())) or ["no attention layer"]
-        return f"no layer of the model can use codec ({', '.join(reasons)}); {_OTHER_BACKEND}"
-    for layer in layers:
-        if reason := _layer_shape(layer, interpreted=runner.device == "cpu"):
-            return f"layer {layer.layer_id}: {reason}; {_OTHER_BACKEND}"
-    return None
-
-
-def _layer_shape(layer: Any, *, interpreted: bool) -> str | None:
-    dim, v_dim = layer.qk_head_dim, layer.v_head_dim
-    q_heads, kv_heads = layer.tp_q_head_num, layer.tp_k_head_num
-    if v_dim != dim:
-        return f"v_head_dim {v_dim} differs from the query's head dim {dim}, they must be equal"
-    if interpreted:
-        if dim < MIN_INTERPRETED_HEAD_DIM or dim & (dim - 1):
-            return f"head dim {dim}, the interpreter needs a power of two from 16 up"
-    elif dim not in GPU_HEAD_DIMS:
-        return f"head dim {dim}, supported are {' and '.join(map(str, GPU_HEAD_DIMS))}"
-    if layer.tp_v_head_num != kv_heads:
-        return f"{layer.tp_v_head_num} value heads for {kv_heads} key heads, they must be equal"
-    if q_heads % kv_heads:
-        return f"{q_heads} query heads are no multiple of {kv_heads} KV heads"
-    if (group := q_heads // kv_heads) > MAX_GROUP_SIZE:
-        return (
-            f"{group} query heads share a KV head ({q_heads}/{kv_heads}), the limit is "
-            f"{MAX_GROUP_SIZE}"
-        )
-    return None
-
-
 _CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _device,
     _mla,
@@ -234,7 +195,6 @@ _CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _glue_graph,
     _kv_dtype,
     _kv_pool,
-    _layer_shapes,
 )
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from sglang_codec.attention_layers import attention_layers
-from sglang_codec.layers import given_arguments
+from sglang_codec.layer_groups import given_arguments
 from sglang_codec.refusals import UnsupportedConfiguration
 
 logger = logging.getLogger(__name__)
@@ -19,14 +18,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SeenStep:
-    """Layer ids that reached the backend; `passed`: those with arguments that it does not have."""
+    """Layer ids that reached the backend; `reasons`: why it cannot serve some of them."""
 
     reached: set[int] = field(default_factory=set)
-    passed: dict[int, list[str]] = field(default_factory=dict)
-
-    @property
-    def reasons(self) -> dict[int, str]:
-        return {layer_id: f"passes {', '.join(names)}" for layer_id, names in self.passed.items()}
+    reasons: dict[int, str] = field(default_factory=dict)
 
 
 def see_a_step(eager_runner: Any, backend: Any) -> SeenStep | None:
@@ -49,10 +44,10 @@ def see_a_step(eager_runner: Any, backend: Any) -> SeenStep | None:
                 buffers=eager_runner._alloc_dummy_decode_buffers(rows),
             )
         except Exception as error:
-            if seen.passed:
+            if seen.reasons:
                 raise UnsupportedConfiguration(
-                    f"codec: layers pass what it does not support ({_named(seen.reasons)}), and "
-                    "the model does not run without; choose another --attention-backend"
+                    f"codec: it does not support what layers do ({_named(seen.reasons)}), and the "
+                    "model does not run without; choose another --attention-backend"
                 ) from error
             logger.warning(
                 "codec: no decode step could be tried at start-up, so what layers pass to "
@@ -63,18 +58,17 @@ def see_a_step(eager_runner: Any, backend: Any) -> SeenStep | None:
     return seen
 
 
-def settle(seen: SeenStep, backend: Any, ordinary: Callable[[], Any], model_runner: Any) -> None:
-    """Delegate layers that pass unknown arguments to `ordinary`, and say which never reach codec.
+def settle(seen: SeenStep, backend: Any, model_runner: Any) -> None:
+    """Leave layers that codec cannot serve to the stock backend, and say which never reach codec.
 
     Raises:
         UnsupportedConfiguration: no layer is left.
     """
-    num_layers = len({layer.layer_id for layer in attention_layers(model_runner.model)})
     attention = type(model_runner.attn_backend).__name__
-    if seen.passed:
-        backend.layers.delegate(seen.reasons, num_layers)
-        backend.ordinary = ordinary()
+    if seen.reasons:
+        backend.serve(backend.layers.without(seen.reasons))
         logger.info("codec: delegated after a first step: %s", _named(seen.reasons))
+    num_layers = backend.layers.num_layers
     if not seen.reached:
         raise UnsupportedConfiguration(
             f"codec: SGLang's {attention} decodes this model's attention layers "
@@ -96,12 +90,15 @@ def _watched(backend: Any) -> Iterator[SeenStep]:
 
     def noting(q: Any, k: Any, v: Any, layer: Any, *args: Any, **arguments: Any) -> Any:
         seen.reached.add(layer.layer_id)
-        if layer.layer_id not in backend.layers.delegated:
-            forward_batch, save, extra = _split(*args, **arguments)
-            if given := given_arguments(extra):
-                seen.passed[layer.layer_id] = given
-            return forward_decode(q, k, v, layer, forward_batch, save)
-        return forward_decode(q, k, v, layer, *args, **arguments)
+        if layer.layer_id in backend.layers.delegated:
+            return forward_decode(q, k, v, layer, *args, **arguments)
+        forward_batch, save, extra = _split(*args, **arguments)
+        if given := given_arguments(extra):
+            seen.reasons[layer.layer_id] = f"passes {', '.join(given)}"
+        if not backend.layers.serves(layer.layer_id):
+            seen.reasons[layer.layer_id] = "is not among the model's modules"
+            return q.new_zeros(forward_batch.batch_size, layer.tp_q_head_num * layer.v_head_dim)
+        return forward_decode(q, k, v, layer, forward_batch, save)
 
     backend.forward_decode = noting
     try:

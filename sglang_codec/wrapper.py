@@ -9,14 +9,16 @@ from dataclasses import dataclass
 import torch
 
 from sglang_codec.attention import prefix_shared_attention, update_lengths
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.buffers import PlanBuffers
-from sglang_codec.device import check_shape, cost_model, describe_device, plan_spec
+from sglang_codec.device import cost_model, describe_device, plan_spec
 from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout
+from sglang_codec.shape_support import why_unsupported
 
 _MAX_SLOT = 2**31 - 1
 
@@ -87,23 +89,17 @@ class PrefixSharedDecodeWrapper:
     ) -> None:
         # with the index, as tensors name it
         self.device = torch.empty(0, device=device).device
-        check_shape(num_qo_heads, num_kv_heads, head_dim, dtype, self.device)
-        self.num_qo_heads = num_qo_heads
-        self.num_kv_heads = num_kv_heads
-        self.head_dim = head_dim
+        name = str(dtype).removeprefix("torch.")
+        self.shape = AttentionShape.plain(num_qo_heads, num_kv_heads, head_dim, name)
         self.dtype = dtype
-        machine = describe_device(self.device, head_dim)
+        if reason := why_unsupported(self.shape, interpreted=self.device.type != "cuda"):
+            raise ValueError(f"PrefixSharedDecodeWrapper: {reason}")
+        machine = describe_device(self.device, self.shape)
         if config is not None:
             machine = dataclasses.replace(machine, config=config)
         self.config = machine.config
-        self.spec = plan_spec(
-            machine,
-            num_qo_heads=num_qo_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            kv_element_bytes=dtype.itemsize,
-        )
-        self.cost_model: CostModel = cost_model(machine, self.spec, num_kv_heads)
+        self.spec = plan_spec(machine, self.shape)
+        self.cost_model: CostModel = cost_model(machine, self.spec)
         self.launch_plan: Plan | None = None
         self._fixed = capacity is not None
         self._buffers = self._allocate(capacity) if capacity is not None else None
@@ -127,7 +123,7 @@ class PrefixSharedDecodeWrapper:
                 captured one, or more rows or higher slots than a captured `run` has. The wrapper
                 keeps the plan that it had.
         """
-        scale = 1.0 / math.sqrt(self.head_dim) if sm_scale is None else float(sm_scale)
+        scale = 1.0 / math.sqrt(self.shape.key_dim) if sm_scale is None else float(sm_scale)
         if not (math.isfinite(scale) and scale > 0):
             raise ValueError(f"sm_scale = {scale} must be a finite number greater than 0")
         if self._captured and scale != self._sm_scale:
@@ -204,24 +200,20 @@ class PrefixSharedDecodeWrapper:
         return (out, lse) if return_lse else out
 
     def _allocate(self, capacity: PlanCapacity) -> PlanBuffers:
-        return PlanBuffers(
-            PlanLayout.of(capacity, self.spec),
-            num_qo_heads=self.num_qo_heads,
-            head_dim=self.head_dim,
-            device=self.device,
-        )
+        return PlanBuffers(PlanLayout.of(capacity, self.spec), self.shape, self.device)
 
     def _check(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor | None
     ) -> None:
-        heads = (self.num_qo_heads, self.head_dim)
+        shape = self.shape
+        heads = (shape.num_qo_heads, shape.key_dim)
         if q.ndim != 3 or q.shape[1:] != heads:
             raise ValueError(f"q has shape {tuple(q.shape)}, expected [B, {heads[0]}, {heads[1]}]")
-        for name, buffer in (("k_buffer", k), ("v_buffer", v)):
-            if buffer.ndim != 3 or buffer.shape[1:] != (self.num_kv_heads, self.head_dim):
+        for name, buffer, dim in (("k_buffer", k, shape.key_dim), ("v_buffer", v, shape.value_dim)):
+            if buffer.ndim != 3 or buffer.shape[1:] != (shape.num_kv_heads, dim):
                 raise ValueError(
                     f"{name} has shape {tuple(buffer.shape)}, expected [num_slots, "
-                    f"{self.num_kv_heads}, {self.head_dim}]"
+                    f"{shape.num_kv_heads}, {dim}]"
                 )
             if buffer.shape[0] <= self._highest_slot:
                 raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.batch_planner import BatchPlanner, Totals
 from sglang_codec.dump import PlanDump
 from sglang_codec.patches.fallbacks import FALLBACKS
@@ -22,9 +23,10 @@ from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError, PlanLayo
 from sglang_codec.sharing_check import SharingMismatch, check_sharing
 
 HEADROOM = 16
-SPEC = PlanSpec(4, 128, 2, (16, 64), block_kv=32, num_slots=8, tail_headroom=HEADROOM)
+SHAPE = AttentionShape.plain(32, 8, 128)
+SPEC = PlanSpec(SHAPE, (16, 64), block_kv=32, num_slots=8, tail_headroom=HEADROOM)
 COST = roofline_cost_model(
-    head_dim=128, kv_element_bytes=2, num_ctas=64, bandwidth=3e12, flops=7e14, task_overhead_us=2.0
+    SHAPE, num_ctas=64, bandwidth=3e12, flops=7e14, task_overhead_us=2.0
 )
 SHARED = 100
 # rows 0 and 1 share tokens 0..99, row 2 is private
@@ -47,7 +49,9 @@ class Batch:
 def planner(kv_index: int = 4096, host_rows: Any = None, most_live: int = 1) -> BatchPlanner:
     layout = PlanLayout.of(PlanCapacity(8, 512, 512, kv_index), SPEC)
     maker = PlanMaker(SPEC, COST, layout, lambda: staging(layout), host_rows)
-    return BatchPlanner(maker, most_live=most_live)
+    plans = BatchPlanner(most_live=most_live)
+    plans.use([maker], [8])
+    return plans
 
 
 def staging(layout: PlanLayout) -> torch.Tensor:
@@ -60,14 +64,14 @@ def lengths(*values: int) -> np.ndarray:
 
 def test_a_batch_that_grew_by_a_token_keeps_its_plan() -> None:
     batch, plans = Batch("a", PATHS), planner()
-    first = plans.plan_if_changed(batch, lengths(110, 120, 50), None)
-    assert first.packed is plans.packed
+    (first,) = plans.plan_if_changed(batch, lengths(110, 120, 50), None)
+    assert first.packed is plans.first.packed
     for step in range(1, HEADROOM + 1):
         grown = lengths(110, 120, 50) + step
-        assert plans.plan_if_changed(Batch("a", PATHS), grown, None) is None
+        assert not plans.plan_if_changed(Batch("a", PATHS), grown, None)
     assert batch.reads == 1
     # one token more than any tail has room for
-    assert plans.plan_if_changed(batch, lengths(110, 120, 50) + HEADROOM + 1, None) is not None
+    assert plans.plan_if_changed(batch, lengths(110, 120, 50) + HEADROOM + 1, None)
     assert plans.totals.plans == 2
     assert plans.totals.steps == HEADROOM + 2
 
@@ -86,13 +90,14 @@ def test_any_other_batch_is_planned_again(signature: object, later: tuple[int, .
     plans = planner()
     plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
     paths = RadixPaths(PATHS.parent, PATHS.end, PATHS.leaf[: len(later)])
-    assert plans.plan_if_changed(Batch(signature, paths), lengths(*later), None) is not None
+    assert plans.plan_if_changed(Batch(signature, paths), lengths(*later), None)
 
 
 def test_a_batch_of_which_nothing_is_known_is_private() -> None:
     plans = planner()
     for _ in range(2):
-        plan = plans.plan_if_changed(None, lengths(110, 120, 50), None).packed
+        (new,) = plans.plan_if_changed(None, lengths(110, 120, 50), None)
+        plan = new.packed
         assert plan.kv_tokens_read == plan.kv_tokens_stock == 280
 
 
@@ -117,8 +122,8 @@ def test_share_ratio_is_that_of_the_latest_step() -> None:
 
 def test_a_step_that_serves_no_one_is_planned_and_not_counted() -> None:
     plans = planner()
-    new = plans.plan_if_changed(None, lengths(1, 1), None, counted=False)
-    assert new.packed is plans.packed
+    (new,) = plans.plan_if_changed(None, lengths(1, 1), None, counted=False)
+    assert new.packed is plans.first.packed
     assert plans.totals == Totals()
     plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
     assert (plans.totals.steps, plans.totals.plans, plans.totals.plans_reused) == (1, 1, 0)
@@ -130,11 +135,11 @@ def test_sharing_that_the_tree_does_not_prove_is_found_by_the_slots_when_it_must
     rows = [slots, np.append(slots[:290], np.arange(1000, 1010, dtype=np.int32))]
     plans = planner(kv_index=450, host_rows=lambda pool_rows, lengths: rows)
     before = sum(FALLBACKS.counts.values())
-    new = plans.plan_if_changed(None, lengths(300, 300), None)
+    (new,) = plans.plan_if_changed(None, lengths(300, 300), None)
     assert sum(FALLBACKS.counts.values()) == before + 1
-    assert new.packed.kv_tokens_read == plans.plan.kv_tokens_read == 290 + 10 + 10
-    again = staging(plans.maker.layout)
-    assert plans.maker.layout.pack(plans.plan, again.numpy()) == new.packed.used
+    assert new.packed.kv_tokens_read == plans.first.plan.kv_tokens_read == 290 + 10 + 10
+    again = staging(plans.makers[0].layout)
+    assert plans.makers[0].layout.pack(plans.first.plan, again.numpy()) == new.packed.used
     assert torch.equal(new.staging, again)
     with pytest.raises(RuntimeError, match="batch of 2 rows") as raised:
         planner(kv_index=200, host_rows=lambda *_: rows).plan_if_changed(
@@ -146,13 +151,13 @@ def test_sharing_that_the_tree_does_not_prove_is_found_by_the_slots_when_it_must
 def test_batches_that_take_turns_keep_their_plans() -> None:
     """The plan that comes back lists the tails up to where they end by then."""
     plans = planner(most_live=2)
-    first = plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
+    (first,) = plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
     other = RadixPaths.private(2)
-    assert plans.plan_if_changed(Batch("b", other), lengths(30, 40), None) is not None
-    back = plans.plan_if_changed(Batch("a", PATHS), lengths(111, 121, 51), None)
-    assert plans.packed is back.packed is first.packed
-    assert plans.plan_if_changed(Batch("a", PATHS), lengths(112, 122, 52), None) is None
-    assert plans.plan_if_changed(Batch("b", other), lengths(31, 41), None) is not None
+    assert plans.plan_if_changed(Batch("b", other), lengths(30, 40), None)
+    (back,) = plans.plan_if_changed(Batch("a", PATHS), lengths(111, 121, 51), None)
+    assert plans.first.packed is back.packed is first.packed
+    assert not plans.plan_if_changed(Batch("a", PATHS), lengths(112, 122, 52), None)
+    assert plans.plan_if_changed(Batch("b", other), lengths(31, 41), None)
     assert (plans.totals.plans, plans.totals.steps) == (2, 5)
     # only the tails' spans differ, by the token that each row has got
     spans = first.packed.used - 4 * first.packed.num_spans
@@ -166,7 +171,7 @@ def test_batches_that_take_turns_keep_their_plans() -> None:
     assert back.longest_span == int(after[:, 2].max())
     # a third batch takes the place of the one that waited longest
     plans.plan_if_changed(Batch("c", other), lengths(30, 40), None)
-    assert plans.plan_if_changed(Batch("a", PATHS), lengths(113, 123, 53), None) is not None
+    assert plans.plan_if_changed(Batch("a", PATHS), lengths(113, 123, 53), None)
     assert plans.totals.plans == 4
 
 
@@ -180,13 +185,12 @@ def test_a_plan_that_is_sent_again_is_not_kept_when_a_step_was_missed() -> None:
 
 def test_the_plan_that_is_sent_is_the_one_that_is_shown() -> None:
     plans = planner()
-    assert plans.plan is None
-    assert plans.forest is None
-    new = plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
-    assert plans.forest.num_shared == new.packed.num_shared == 1
-    assert plans.forest.depth == new.packed.depth == 2
-    again = staging(plans.maker.layout)
-    assert plans.maker.layout.pack(plans.plan, again.numpy()) == new.packed.used
+    assert plans.first is None
+    (new,) = plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
+    assert plans.first.forest.num_shared == new.packed.num_shared == 1
+    assert plans.first.forest.depth == new.packed.depth == 2
+    again = staging(plans.makers[0].layout)
+    assert plans.makers[0].layout.pack(plans.first.plan, again.numpy()) == new.packed.used
     assert torch.equal(new.staging, again)
 
 

@@ -23,9 +23,11 @@ class Planner:
     """What a dump reads of a `BatchPlanner`."""
 
     def __init__(self, saved: int = 5) -> None:
-        self.packed = SimpleNamespace(kv_tokens_stock=saved + 1, kv_tokens_read=1)
-        self.forest = SimpleNamespace(to_dict=lambda: {"forest of": saved})
-        self.plan = SimpleNamespace(to_dict=lambda: {"plan of": saved})
+        self.first = SimpleNamespace(
+            packed=SimpleNamespace(kv_tokens_stock=saved + 1, kv_tokens_read=1),
+            forest=SimpleNamespace(to_dict=lambda: {"forest of": saved}),
+            plan=SimpleNamespace(to_dict=lambda: {"plan of": saved}),
+        )
         self.totals = SimpleNamespace(to_dict=lambda: {"steps": saved})
 
 
@@ -196,7 +198,7 @@ def test_a_planner_that_cannot_be_shown_does_not_stop_serving(
     part: str, tmp_path: Path, counts: dict[str, int]
 ) -> None:
     planner = Planner()
-    setattr(planner, part, None)
+    setattr(planner if part == "totals" else planner.first, part, None)
     PlanDump(tmp_path / "plan.json").write(planner, {}, changed=True)
     assert counts == {NOT_WRITTEN: 1}
     assert not list(tmp_path.iterdir())

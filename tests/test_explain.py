@@ -202,7 +202,6 @@ def test_bad_input_is_refused_without_a_traceback(
         (("--group", "17"), "--group is 17; give a number from 1 to 16"),
         (("--kv-heads", "0"), "--kv-heads is 0"),
         (("--head-dim", "0"), "--head-dim is 0"),
-        (("--element-bytes", "9"), "--element-bytes is 9"),
         (("--slots", "0"), "--slots is 0"),
         (("--png", "picture.nonsense"), "cannot write picture.nonsense"),
     ],

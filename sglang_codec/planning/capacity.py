@@ -11,7 +11,7 @@ FANS = (16, 8, 4, 2)
 _SHORT_RUN = 64  # tokens of runs, in the mean of the rows, that are cheaper listed again
 
 
-def capacity_for(spec: PlanSpec, *, rows: int, pool_slots: int, num_kv_heads: int) -> PlanCapacity:
+def capacity_for(spec: PlanSpec, *, rows: int, pool_slots: int) -> PlanCapacity:
     """Buffers in which `frugal.frugal_plan` finds a plan of every batch.
 
     That is: of at most `rows` rows, whose forest has at most `pool_slots` tokens, each counted
@@ -41,7 +41,7 @@ def capacity_for(spec: PlanSpec, *, rows: int, pool_slots: int, num_kv_heads: in
     `PlanLayout.size`.
 
     Args:
-        rows: of the table of requests. pool_slots: of the KV pool. num_kv_heads: of a layer.
+        rows: of the table of requests. pool_slots: of the KV pool.
 
     Raises:
         ValueError: a pool whose slots 32-bit entries cannot list.
@@ -50,11 +50,12 @@ def capacity_for(spec: PlanSpec, *, rows: int, pool_slots: int, num_kv_heads: in
     once = pool_slots + rows * slack
     # what the planner that shares everything does well with; it falls back to less
     parts = 4 * rows + 32 * spec.num_slots
+    part_bytes = spec.shape.partial_bytes * spec.shape.num_kv_heads
     best: tuple[int, int, int] | None = None
     for fan in FANS:
         kv_index = once + (fan - 2) * pool_slots
         most_parts = max(parts, rows_ranges(rows, fan))
-        nbytes = 4 * kv_index + most_parts * spec.partial_bytes * num_kv_heads
+        nbytes = 4 * kv_index + most_parts * part_bytes
         if kv_index < 2**31 - READ_AHEAD and (best is None or nbytes < best[0]):
             best = nbytes, kv_index, most_parts
     if best is None:

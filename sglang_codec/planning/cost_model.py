@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sglang_codec.attention_shape import AttentionShape
+
 COST_TABLES = Path(__file__).parent / "cost_tables"
 _ROW_GRID = (16, 32, 64, 128)
 _SHORT_TASK = 1024  # tokens up to which a task's line is drawn
@@ -137,9 +139,8 @@ class CostModel:
 
 
 def roofline_cost_model(
+    shape: AttentionShape,
     *,
-    head_dim: int,
-    kv_element_bytes: int,
     num_ctas: int,
     bandwidth: float,
     flops: float,
@@ -148,7 +149,7 @@ def roofline_cost_model(
     """A cost model from two ceilings, for a GPU without a measured table.
 
     One of `num_ctas` equally busy CTAs owns ``1 / num_ctas`` of both ceilings; a token costs
-    ``max(2 D b / bandwidth, 4 M D / flops)`` of its share.
+    ``max(kv_token_bytes / bandwidth, 2 M (Dk + Dv) / flops)`` of its share.
 
     Args:
         bandwidth: bytes per second of device memory.
@@ -156,7 +157,8 @@ def roofline_cost_model(
         task_overhead_us: time of a task before its first token.
     """
     rows, tokens = np.array(_ROW_GRID), np.array(_TOKEN_GRID, np.float64)
-    seconds = np.maximum(2 * head_dim * kv_element_bytes / bandwidth, 4 * rows * head_dim / flops)
+    products = 2 * rows * (shape.key_dim + shape.value_dim)
+    seconds = np.maximum(shape.kv_token_bytes / bandwidth, products / flops)
     per_token = seconds * num_ctas * 1e6
     return CostModel(rows, tokens, task_overhead_us + per_token[:, None] * tokens, "roofline")
 

@@ -58,7 +58,7 @@ def frugal_plan(
     def at_price(level: int) -> Reading:
         if level == _LEVELS:
             return uncut
-        price = 2 * spec.partial_bytes / spec.kv_token_bytes * 2**level
+        price = 2 * spec.shape.partial_bytes / spec.shape.kv_token_bytes * 2**level
         return _reading(forest, spec, paths, _cut(paths, price, fan, widest))
 
     def lowest_price(room: int) -> int:

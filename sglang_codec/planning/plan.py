@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.planning.border import check_output
 
 # columns of a task; the kernels read them in this order
@@ -54,9 +55,7 @@ class PlanSpec:
     """What the planner must know of the kernel and the GPU.
 
     Args:
-        group: query heads per KV head.
-        head_dim: elements per head.
-        kv_element_bytes: bytes of one K or V element.
+        shape: of the layers that are planned for.
         row_tiles: increasing M sizes (requests x group) that the kernel has; each a task class.
         bundle_rows: M size of a bundle, the last task class; 0 for no such class.
         block_kv: granularity of chunks, in tokens.
@@ -65,9 +64,7 @@ class PlanSpec:
         l2_tokens: KV tokens, all KV heads of a layer, that the L2 cache holds.
     """
 
-    group: int
-    head_dim: int
-    kv_element_bytes: int
+    shape: AttentionShape
     row_tiles: tuple[int, ...]
     block_kv: int
     num_slots: int
@@ -86,14 +83,9 @@ class PlanSpec:
         return len(self.row_tiles) + (self.bundle_rows > 0)
 
     @property
-    def partial_bytes(self) -> int:
-        """One row's fp32 partial output and LSE for one KV head."""
-        return self.group * (self.head_dim + 1) * 4
-
-    @property
-    def kv_token_bytes(self) -> int:
-        """K and V of one token for one KV head."""
-        return 2 * self.head_dim * self.kv_element_bytes
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.shape.group
 
 
 @dataclass(frozen=True, slots=True)

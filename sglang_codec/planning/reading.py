@@ -102,8 +102,8 @@ def read_plan(forest: PrefixForest, units: Units, spec: PlanSpec, *, absorb: boo
             forest,
             readers=reads_last - reads_first,
             children=children,
-            kv_token_bytes=spec.kv_token_bytes,
-            partial_bytes=spec.partial_bytes,
+            kv_token_bytes=spec.shape.kv_token_bytes,
+            partial_bytes=spec.shape.partial_bytes,
         )
         absorbed &= is_whole
     start = absorbed_starts(forest, absorbed)

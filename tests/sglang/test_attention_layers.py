@@ -9,9 +9,7 @@ import pytest
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
-from sglang_codec.attention_layers import attention_layers, delegated_layers, is_off
-from sglang_codec.layers import LayerSupport
-from sglang_codec.refusals import UnsupportedConfiguration
+from sglang_codec.attention_layers import attention_layers, is_off, why_unknown
 
 
 def layer(layer_id: int = 0, **more: Any) -> RadixAttention:
@@ -26,14 +24,12 @@ def runner(*layers: torch.nn.Module, **parts: Any) -> SimpleNamespace:
 
 
 def reason(one: RadixAttention, **parts: Any) -> str | None:
-    return delegated_layers(runner(one, **parts)).get(one.layer_id)
+    return why_unknown(one, runner(one, **parts))
 
 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"sliding_window_size": 512}, "sliding window of 512 tokens"),
-        ({"logit_cap": 30.0}, "logit cap 30.0"),
         ({"is_cross_attention": True}, "cross attention"),
         ({"attn_type": AttentionType.ENCODER_ONLY}, "attn_type AttentionType.ENCODER_ONLY"),
         ({"attn_type": AttentionType.DECODER_BIDIRECTIONAL}, "attn_type"),
@@ -98,8 +94,8 @@ def test_a_subclass_may_do_anything() -> None:
 )
 def test_chunked_layers(config: dict[str, Any], expected: str | None) -> None:
     chunked, full = layer(0, use_irope=True), layer(1)
-    found = delegated_layers(runner(chunked, full, model_config=SimpleNamespace(**config)))
-    assert found == ({0: expected} if expected else {})
+    of = runner(chunked, full, model_config=SimpleNamespace(**config))
+    assert [why_unknown(one, of) for one in (chunked, full)] == [expected, None]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +107,10 @@ def test_chunked_layers(config: dict[str, Any], expected: str | None) -> None:
     ],
 )
 def test_layers_whose_slots_are_windowed(parts: dict[str, Any]) -> None:
-    assert list(delegated_layers(runner(layer(0), layer(1), **parts))) == [0]
+    windowed, full = layer(0), layer(1)
+    of = runner(windowed, full, **parts)
+    assert why_unknown(windowed, of)
+    assert why_unknown(full, of) is None
 
 
 class Holder(torch.nn.Module):
@@ -130,8 +129,3 @@ def test_layers_are_found_where_a_module_keeps_them(wrap: Any) -> None:
     model = torch.nn.Sequential(Holder(wrap(layers)), layer(3))
     model.again = [model, layers[0]]
     assert [one.layer_id for one in attention_layers(model)] == [0, 1, 2, 3]
-
-
-def test_a_layer_that_shares_its_id_with_a_delegated_one_is_not_served() -> None:
-    with pytest.raises(UnsupportedConfiguration, match="none of the model's 2 .*cross attention"):
-        LayerSupport.of(runner(layer(0), layer(0, is_cross_attention=True)))

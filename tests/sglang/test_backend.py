@@ -8,6 +8,7 @@ from backend_bench import SHARED, Batch, Bench
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sglang_codec.batch_planner import Totals
+from sglang_codec.refusals import UnsupportedConfiguration
 
 ROWS = (5, 2, 7)  # places in the request pool
 
@@ -66,7 +67,7 @@ def test_a_padded_batch_of_which_nothing_is_known_is_planned_without_its_padding
         batch = next(steps(bench))
         batch.codec_batch = None
         serve(bench, batch)
-        assert len(bench.backend.planner.packed.max_lengths) == len(ROWS)
+        assert len(bench.backend.planner.first.packed.max_lengths) == len(ROWS)
         assert bench.backend.planner.totals.kv_tokens_stock == int(batch.seq_lens[:3].sum())
 
 
@@ -96,7 +97,7 @@ def test_idle_ranks_serve_no_one() -> None:
     idle = bench.batch([], [], None)
     idle.forward_mode = ForwardMode.IDLE
     bench.backend.init_forward_metadata(idle)
-    assert bench.backend.planner.packed is None
+    assert bench.backend.planner.first is None
     view = bench.view(idle, 4)
     assert view.actual_forward_mode.is_idle()
     bench.backend.init_forward_metadata_out_graph(view)
@@ -166,3 +167,53 @@ def test_fewer_queries_than_planned_rows_are_refused() -> None:
     k, v = torch.randn(2, 3, 2, 16)
     with pytest.raises(ValueError, match="q has 2 rows, but the plan is for 3"):
         bench.backend.forward_decode(torch.randn(2, 64), k, v, bench.layers[0], batch)
+
+
+def test_layers_of_two_shapes_have_their_own_plans_of_one_tree() -> None:
+    bench = Bench(q_heads=(4, 8, 8))
+    assert [one.group.layer_ids for one in bench.backend.groups] == [(1, 2), (0,)]
+    batch, other = Batch(3, "a"), Batch(3, "b")
+    bench.start([70, 90, 52], (1, 2, 5))
+    bench.eager(bench.batch([71, 91, 53], (1, 2, 5), batch))
+    bench.replay(bench.batch([72, 92, 54], (1, 2, 5), batch), 4)
+    bench.start([80, 66, 99], (3, 4, 6))
+    bench.eager(bench.batch([81, 67, 100], (3, 4, 6), other))
+    totals = bench.backend.planner.totals
+    assert (batch.reads, other.reads, totals.plans, totals.steps) == (1, 1, 2, 3)
+    assert totals.kv_tokens_saved == 3 * 2 * SHARED
+    assert len(bench.backend.planner.made) == 2
+
+
+def test_two_shapes_of_micro_batches_come_back_with_grown_tails() -> None:
+    bench = Bench(q_heads=(4, 2), pp_size=2)
+    left, right = Batch(3, "left"), Batch(2, "right")
+    bench.start([70, 90, 52], (1, 2, 5))
+    bench.start([60, 75], (3, 4))
+    for step in range(1, 4):
+        bench.eager(bench.batch([n + step for n in (70, 90, 52)], (1, 2, 5), left))
+        bench.replay(bench.batch([n + step for n in (60, 75)], (3, 4), right), 4)
+    assert (left.reads, right.reads) == (1, 1)
+
+
+def test_a_group_that_a_first_step_empties_is_no_longer_planned() -> None:
+    stock = object()
+    bench = Bench(q_heads=(4, 8, 8), ordinary=stock)
+    largest, _ = bench.backend.groups
+    bench.backend.serve(bench.backend.layers.without({0: "passes sinks", 2: "passes sinks"}))
+    assert bench.backend.groups == (largest,)
+    assert largest.group.layer_ids == (1,)
+    assert bench.backend.ordinary is stock
+    bench.backend.ordinary = None
+    batch = next(steps(bench))
+    bench.eager(batch)
+    assert len(bench.backend.planner.made) == 1
+
+
+def test_a_layer_that_nobody_knew_of_is_refused_by_name() -> None:
+    bench = Bench()
+    batch = next(steps(bench))
+    bench.backend.init_forward_metadata(batch)
+    unknown = type(bench.layers[0])(4, 16, 1.0, 2, 7)
+    k, v = torch.randn(2, 3, 2, 16)
+    with pytest.raises(UnsupportedConfiguration, match="layer 7 attends, but was not among"):
+        bench.backend.forward_decode(torch.randn(3, 64), k, v, unknown, batch)

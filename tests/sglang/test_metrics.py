@@ -144,7 +144,7 @@ class Planner:
 
     def __init__(self) -> None:
         self.totals, self.share_ratio = Totals(), 0.0
-        self.packed: Any = None
+        self.made: tuple[Any, ...] = ()
 
     def serve(self, steps: int, *, read: int, stock: int) -> None:
         """`steps` steps, a plan for the first of them; KV tokens of all of them."""
@@ -153,7 +153,7 @@ class Planner:
         totals.plan_seconds += 0.002
         totals.kv_tokens_read += read
         totals.kv_tokens_stock += stock
-        self.packed = SimpleNamespace(num_shared=steps, depth=3)
+        self.made = (SimpleNamespace(packed=SimpleNamespace(num_shared=steps, depth=3)),)
         self.share_ratio = 1 - read / stock
 
 

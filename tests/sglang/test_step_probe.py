@@ -6,9 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from warm_python import run_probe
 
-from sglang_codec.layers import LayerShape, LayerSupport
+from sglang_codec.attention_shape import AttentionShape
+from sglang_codec.layer_groups import LayerGroup, LayerGroups, check_arguments
 from sglang_codec.patches.eager_start import EagerStart
 from sglang_codec.refusals import UnsupportedConfiguration
 from sglang_codec.step_probe import see_a_step
@@ -43,7 +45,7 @@ class Backend:
     """A decode backend that has no arguments beyond the usual ones."""
 
     def __init__(self) -> None:
-        self.layers = LayerSupport(LayerShape(0, 4, 2, 64), {})
+        self.layers = LayerGroups((LayerGroup(AttentionShape.plain(4, 2, 64), (3, 5)),), {})
         self.got: list[Any] = []
 
     def forward_decode(self, q: Any, k: Any, v: Any, layer: Any, *args: Any, **more: Any) -> None:
@@ -79,7 +81,7 @@ def test_unknown_arguments_are_left_out_and_named() -> None:
     runner = EagerRunner(step)
     seen = see_a_step(runner, backend)
     assert seen is not None
-    assert (seen.reached, seen.passed) == ({3, 7}, {3: ["sinks"]})
+    assert (seen.reached, seen.reasons) == ({3, 7}, {3: "passes sinks"})
     stock = (7, ("batch", False), {"sinks": 4, "return_lse": False})
     assert backend.got == [(3, ("batch", False), {}), stock]
     # one row for each rank of an attention group, and afterwards the backend is as before
@@ -126,8 +128,20 @@ def test_only_the_runner_of_the_backend_looks_and_once() -> None:
     assert start.done
 
 
+def test_a_layer_that_was_not_found_is_named_and_its_step_goes_on() -> None:
+    backend, hidden = Backend(), SimpleNamespace(layer_id=9, tp_q_head_num=4, v_head_dim=64)
+    batch, out = SimpleNamespace(batch_size=2), []
+
+    def step() -> None:
+        out.append(backend.forward_decode(torch.ones(2, 4, 64), 2, 3, hidden, batch))
+
+    seen = see_a_step(EagerRunner(step), backend)
+    assert seen.reasons == {9: "is not among the model's modules"}
+    assert out[0].shape == (2, 4 * 64)
+    assert backend.got == []
+
+
 def test_a_later_argument_is_named() -> None:
-    support = LayerSupport(LayerShape(0, 4, 2, 64), {})
-    support.check_arguments(SimpleNamespace(layer_id=2), {"sinks": None, "return_lse": False})
+    check_arguments(SimpleNamespace(layer_id=2), {"sinks": None, "return_lse": False})
     with pytest.raises(UnsupportedConfiguration, match="layer 2 passes score_mod"):
-        support.check_arguments(SimpleNamespace(layer_id=2), {"score_mod": len})
+        check_arguments(SimpleNamespace(layer_id=2), {"score_mod": len})

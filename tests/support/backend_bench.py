@@ -19,7 +19,7 @@ from sglang_codec.patches.replay_view import copy_codec_batch
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.reference import decode_attention
 
-Q_HEADS, KV_HEADS, HEAD_DIM, LAYERS = 4, 2, 16, 2
+Q_HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
 SHARED = 50
 
 
@@ -42,7 +42,7 @@ class Bench:
     """Pools of `max_rows` requests, and a decode backend over two layers.
 
     Args:
-        change_layer: called with every layer before the backend sees it.
+        q_heads: of each layer. change_layer: called with every layer before the backend sees it.
         ordinary: the stock backend for delegated layers.
     """
 
@@ -50,6 +50,7 @@ class Bench:
         self,
         max_rows: int = 8,
         *,
+        q_heads: Sequence[int] = (Q_HEADS, Q_HEADS),
         change_layer: Callable[[RadixAttention], None] = lambda layer: None,
         ordinary: Any = None,
         **settings: Any,
@@ -61,16 +62,16 @@ class Bench:
             dtype=torch.float32,
             head_num=KV_HEADS,
             head_dim=HEAD_DIM,
-            layer_num=LAYERS,
+            layer_num=len(q_heads),
             device="cpu",
             enable_memory_saver=False,
         )
-        for layer in range(LAYERS):
+        for layer in range(len(q_heads)):
             for buffer in (self.pool.get_key_buffer(layer), self.pool.get_value_buffer(layer)):
                 buffer.normal_()
         self.layers = torch.nn.ModuleList(
-            RadixAttention(Q_HEADS, HEAD_DIM, HEAD_DIM**-0.5, KV_HEADS, layer)
-            for layer in range(LAYERS)
+            RadixAttention(heads, HEAD_DIM, HEAD_DIM**-0.5, KV_HEADS, layer)
+            for layer, heads in enumerate(q_heads)
         )
         for layer in self.layers:
             change_layer(layer)
@@ -178,11 +179,12 @@ class Bench:
         for layer in self.layers:
             if layer.layer_id in self.backend.layers.delegated:
                 continue
-            given = torch.randn(rows, Q_HEADS * HEAD_DIM) if q is None else q
+            heads = layer.tp_q_head_num
+            given = torch.randn(rows, heads * HEAD_DIM) if q is None else q
             k, v = torch.randn(2, rows, KV_HEADS, HEAD_DIM)
             out = self.backend.forward_decode(given, k, v, layer, batch)
-            assert out.shape == (rows, Q_HEADS * HEAD_DIM)
-            self._check(given.reshape(rows, Q_HEADS, HEAD_DIM), out, layer, real)
+            assert out.shape == (rows, heads * HEAD_DIM)
+            self._check(given.reshape(rows, heads, HEAD_DIM), out, layer, real)
         return out
 
     def _check(
@@ -205,7 +207,7 @@ class Bench:
             rows,
             layer.scaling,
         )
-        got = out[:count].view(count, Q_HEADS, HEAD_DIM).double()
+        got = out[:count].view(count, layer.tp_q_head_num, HEAD_DIM).double()
         torch.testing.assert_close(got, exact, atol=1e-5, rtol=1e-5)
 
     def _slots(self, count: int) -> torch.Tensor:

@@ -83,8 +83,7 @@ def _count_sharing_plans() -> list[int]:
 
     def counted(self: BatchPlanner, *args: Any, **options: Any) -> Any:
         new = plan_if_changed(self, *args, **options)
-        if new is not None and new.packed.num_shared:
-            sharing.append(new.packed.num_shared)
+        sharing.extend(one.packed.num_shared for one in new if one.packed.num_shared)
         return new
 
     BatchPlanner.plan_if_changed = counted

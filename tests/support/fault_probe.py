@@ -43,7 +43,7 @@ def _faults(backend: Any) -> dict[str, list[Fault]]:
     from sglang_codec.planning.forest import PrefixForest
     from sglang_codec.planning.plan import PlanCapacityError
 
-    maker = backend.planner.maker
+    maker = backend.planner.makers[0]
     lacking = PlanCapacityError("injected: too small")
     planner = _raising(maker, "_pack_paths")
     too_small = _raising(maker, "_pack_paths", lacking)

@@ -10,6 +10,7 @@ import torch
 
 from sglang_codec import PrefixForest
 from sglang_codec.attention import prefix_shared_attention, update_lengths
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import cost_model, describe_device, plan_spec
 from sglang_codec.kernels.launch import LaunchConfig
@@ -70,21 +71,16 @@ def plan_batch(
     """
     device, num_kv_heads = problem.q.device, problem.k_buffer.shape[-2]
     _, num_qo_heads, head_dim = problem.q.shape
-    machine = describe_device(device, head_dim)
+    dtype = str(problem.q.dtype).removeprefix("torch.")
+    shape = AttentionShape.plain(num_qo_heads, num_kv_heads, head_dim, dtype)
+    machine = describe_device(device, shape)
     # on a whole GPU every task of a small batch has a program for itself, and no bundle pays
     machine = dataclasses.replace(
         machine, num_sms=min(machine.num_sms, MOST_SMS), config=config or machine.config
     )
-    spec = plan_spec(
-        machine,
-        num_qo_heads=num_qo_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        kv_element_bytes=problem.q.dtype.itemsize,
-        tail_headroom=tail_headroom,
-    )
+    spec = plan_spec(machine, shape, tail_headroom=tail_headroom)
     forest = PrefixForest.from_paths(paths)
-    costs = cost_model(machine, spec, num_kv_heads)
+    costs = cost_model(machine, spec)
     if make_plan is None:
         unlimited = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
         plan = planner_for(spec, costs, unlimited)(forest)
@@ -98,7 +94,7 @@ def plan_batch(
         plan.bundle_entries,
     )
     layout = PlanLayout.of(capacity, spec)
-    buffers = PlanBuffers(layout, num_qo_heads=num_qo_heads, head_dim=head_dim, device=device)
+    buffers = PlanBuffers(layout, shape, device)
     buffers.upload(plan)
     buffers.bundle_index.fill_(unused_slot(problem))
     # entries that nobody has filled yet name a slot that holds NaN

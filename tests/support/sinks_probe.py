@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from inproc_scheduler import InprocScheduler, write_tiny_llama
@@ -73,11 +72,10 @@ def _refusals(engine: InprocScheduler) -> list[str]:
     hybrid.decode_backend = hybrid.prefill_backend
     unreached = see_a_step(runner.eager_runner, backend)
     hybrid.decode_backend = backend
-    everywhere = SeenStep({0, 1}, {0: ["score_mod"], 1: ["score_mod"]})
-    spare = SimpleNamespace(layers=type(backend.layers)(backend.layers.shape, {}), ordinary=None)
+    everywhere = SeenStep({0, 1}, dict.fromkeys((0, 1), "passes score_mod"))
     for seen in (unreached, everywhere):
         try:
-            settle(seen, spare, lambda: None, runner)
+            settle(seen, backend, runner)
         except UnsupportedConfiguration as refusal:
             said.append(str(refusal))
     return said

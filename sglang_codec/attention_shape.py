@@ -1,0 +1,70 @@
+"""The shape of an attention layer: all that planner, buffers and kernels must know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_ELEMENT_BYTES = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What layers must have in common to be served by one plan and one launch.
+
+    A property is served once `shape_support` knows of a kernel that honours it; a layer that has
+    another one is left to SGLang's backend.
+
+    Args:
+        num_qo_heads: query heads of this rank. num_kv_heads: its KV heads.
+        key_dim: elements of a query or key head. value_dim: of a value head.
+        dtype: of queries and output, by torch's name. kv_dtype: of K and V in the pool.
+        window: tokens before its own that a query sees; None for all of them.
+        soft_cap: scores are bent into (-soft_cap, soft_cap) by tanh; None for no cap.
+        sinks: a logit per query head takes part in the softmax.
+        query_rows: newest tokens of a request that attend in one step.
+    """
+
+    num_qo_heads: int
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    dtype: str
+    kv_dtype: str
+    window: int | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
+    query_rows: int = 1
+
+    @classmethod
+    def plain(
+        cls, num_qo_heads: int, num_kv_heads: int, head_dim: int, dtype: str = "bfloat16"
+    ) -> AttentionShape:
+        """Causal attention with one head dimension and dtype."""
+        return cls(num_qo_heads, num_kv_heads, head_dim, head_dim, dtype, dtype)
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.num_qo_heads // self.num_kv_heads
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """K and V of one token for one KV head."""
+        return (self.key_dim + self.value_dim) * _ELEMENT_BYTES[self.kv_dtype]
+
+    @property
+    def partial_bytes(self) -> int:
+        """One row's fp32 partial output and LSE for one KV head."""
+        return self.group * (self.value_dim + 1) * 4
+
+    def __str__(self) -> str:
+        dims = dict.fromkeys((self.key_dim, self.value_dim))
+        dtypes = dict.fromkeys((self.dtype, self.kv_dtype))
+        heads = f"{self.num_qo_heads}/{self.num_kv_heads} heads of {'/'.join(map(str, dims))}"
+        return f"{heads}, {' over '.join(dtypes)}"

@@ -1,0 +1,112 @@
+"""The layers of one shape while they are served: their planner, buffers and launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from sglang_codec.attention import prefix_shared_attention, update_lengths
+from sglang_codec.batch_planner import NewPlan
+from sglang_codec.buffers import PlanBuffers
+from sglang_codec.device import cost_model, describe_device, plan_spec
+from sglang_codec.kernels.kv_index import append_slots, gather_slots
+from sglang_codec.kv_writer import KVWriter
+from sglang_codec.layer_groups import LayerGroup
+from sglang_codec.plan_maker import PlanMaker
+from sglang_codec.planning.capacity import capacity_for
+from sglang_codec.planning.plan import PlanLayout
+
+# tokens by which tails may grow before a batch is planned again
+TAIL_HEADROOM = 128
+
+
+class ServedGroup:
+    """Plans and launches for the layers of `group`.
+
+    Args:
+        pool: SGLang's KV pool. rows: of its table of requests.
+        host_rows: as of `PlanMaker`.
+    """
+
+    def __init__(
+        self,
+        group: LayerGroup,
+        pool: Any,
+        device: torch.device,
+        *,
+        rows: int,
+        host_rows: Callable[[Any, np.ndarray], list[np.ndarray]],
+    ) -> None:
+        self.group, self._pool = group, pool
+        machine = describe_device(device, group.shape)
+        self._config = machine.config
+        self._writer = KVWriter(pool, machine.config)
+        spec = plan_spec(machine, group.shape, tail_headroom=TAIL_HEADROOM)
+        pool_slots = pool.get_key_buffer(group.layer_ids[0]).shape[0]
+        layout = PlanLayout.of(capacity_for(spec, rows=rows, pool_slots=pool_slots), spec)
+        self.buffers = PlanBuffers(layout, group.shape, device)
+        costs = cost_model(machine, spec)
+        self.maker = PlanMaker(spec, costs, layout, self.buffers.staging, host_rows)
+
+    @property
+    def weight(self) -> int:
+        """KV heads of all its layers."""
+        return len(self.group.layer_ids) * self.group.shape.num_kv_heads
+
+    @property
+    def limits(self) -> str:
+        """The capacities, for the start-up banner."""
+        capacity = self.buffers.capacity
+        return (
+            f"rows {capacity.rows}, tasks {capacity.tasks}, parts {capacity.parts}, "
+            f"KV index {capacity.kv_index}, {self.buffers.nbytes / 2**20:.0f} MiB"
+        )
+
+    def send(self, new: NewPlan, table: torch.Tensor, pool_rows: torch.Tensor) -> None:
+        """Make `new` the current plan and fill the KV index from `table`, SGLang's `req_to_token`.
+
+        Args:
+            pool_rows: ``[B]`` the rows' places in `table`.
+        """
+        packed = new.packed
+        spans = self.buffers.send(new.staging, packed.used, packed.num_spans)
+        gather_slots(self.buffers.kv_index, table, pool_rows, spans, longest=new.longest_span)
+
+    def record(self, seq_lens: torch.Tensor, slots: torch.Tensor) -> None:
+        """Take over a step's lengths and append its new KV slots, on the device.
+
+        Args:
+            seq_lens: ``[B]`` tokens of each row, the new one included. slots: ``[B]`` its slot.
+        """
+        append_slots(
+            self.buffers.kv_index,
+            self.buffers.row_lengths,
+            self.buffers.plan,
+            seq_lens,
+            slots,
+            append_base_offset=self.buffers.layout.append_base,
+        )
+        update_lengths(self.buffers)
+
+    def attend(self, q: torch.Tensor, layer: Any) -> torch.Tensor:
+        """``q [..., Hq, Dk]`` or ``[..., Hq * Dk]`` of one layer -> ``[B, Hq * Dv]``."""
+        shape = self.group.shape
+        q = q.reshape(-1, shape.num_qo_heads, shape.key_dim)
+        out = q.new_empty(*q.shape[:2], shape.value_dim)
+        prefix_shared_attention(
+            q,
+            self._pool.get_key_buffer(layer.layer_id),
+            self._pool.get_value_buffer(layer.layer_id),
+            out,
+            self.buffers,
+            sm_scale=layer.scaling,
+            config=self._config,
+        )
+        return out.view(len(q), -1)
+
+    def write(self, layer: Any, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
+        """Put a step's keys and values of one layer into the pool."""
+        self._writer.write(layer, k, v, slots)

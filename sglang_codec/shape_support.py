@@ -1,0 +1,84 @@
+"""Which attention shapes the kernels have; a property that none honours is never served."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from sglang_codec.attention_shape import AttentionShape
+
+MAX_GROUP = 16
+GPU_HEAD_DIMS = (64, 128)
+GPU_DTYPES = ("bfloat16", "float16")
+MIN_INTERPRETED_HEAD_DIM = 16
+
+
+def why_unsupported(shape: AttentionShape, *, interpreted: bool) -> str | None:
+    """The first reason why the kernels cannot serve `shape`, with value and limit; None if they can.
+
+    A property without an entry in `_HONOURED` has to have its default value.
+
+    Args:
+        interpreted: whether the kernels run in Triton's interpreter.
+    """
+    for field in dataclasses.fields(shape):
+        value = getattr(shape, field.name)
+        if judge := _HONOURED.get(field.name):
+            if reason := judge(shape, interpreted):
+                return reason
+        elif value != field.default:
+            return _WORDS.get(field.name, f"{field.name} {{}}").format(value)
+    return None
+
+
+def _heads(shape: AttentionShape, _interpreted: bool) -> str | None:
+    heads = f"{shape.num_qo_heads} query heads"
+    if shape.num_kv_heads < 1 or shape.num_qo_heads % shape.num_kv_heads:
+        return f"{heads} are no multiple of {shape.num_kv_heads} KV heads"
+    if not 1 <= shape.group <= MAX_GROUP:
+        return (
+            f"{heads} over {shape.num_kv_heads} KV heads is a GQA group of {shape.group}, the "
+            f"limit is {MAX_GROUP}"
+        )
+    return None
+
+
+def _head_dims(shape: AttentionShape, interpreted: bool) -> str | None:
+    dim = shape.key_dim
+    if shape.value_dim != dim:
+        return f"v_head_dim {shape.value_dim} differs from the query's {dim}, they must be equal"
+    if interpreted:
+        if dim < MIN_INTERPRETED_HEAD_DIM or dim & (dim - 1):
+            return (
+                f"head dim {dim}, the interpreter needs a power of two from "
+                f"{MIN_INTERPRETED_HEAD_DIM} up"
+            )
+    elif dim not in GPU_HEAD_DIMS:
+        return f"head dim {dim}, supported are {' and '.join(map(str, GPU_HEAD_DIMS))}"
+    return None
+
+
+def _dtypes(shape: AttentionShape, interpreted: bool) -> str | None:
+    supported = (*GPU_DTYPES, "float32") if interpreted else GPU_DTYPES
+    if shape.dtype not in supported:
+        return f"dtype {shape.dtype}, supported are {' and '.join(supported)}"
+    if shape.kv_dtype != shape.dtype:
+        return f"a KV cache of {shape.kv_dtype} for queries of {shape.dtype}, they must be equal"
+    return None
+
+
+# properties that the kernels take as they come, within what these functions allow
+_HONOURED: dict[str, Callable[[AttentionShape, bool], str | None]] = {
+    "num_qo_heads": _heads,
+    "num_kv_heads": _heads,
+    "key_dim": _head_dims,
+    "value_dim": _head_dims,
+    "dtype": _dtypes,
+    "kv_dtype": _dtypes,
+}
+_WORDS = {
+    "window": "sliding window of {} tokens",
+    "soft_cap": "logit cap {}",
+    "sinks": "attention sinks",
+    "query_rows": "{} query rows per request",
+}

@@ -1,0 +1,121 @@
+"""Which layers are served together, and why others are not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.layers.radix_attention import RadixAttention
+
+from sglang_codec.attention_shape import AttentionShape
+from sglang_codec.layer_groups import LayerGroup, LayerGroups
+from sglang_codec.refusals import UnsupportedConfiguration
+from sglang_codec.shape_support import why_unsupported
+
+
+def layer(
+    layer_id: int = 0, heads: int = 4, kv_heads: int = 2, head_dim: int = 64, **more: Any
+) -> RadixAttention:
+    return RadixAttention(heads, head_dim, 1.0, kv_heads, layer_id, **more)
+
+
+def groups(*layers: RadixAttention, device: str = "cuda") -> LayerGroups:
+    runner = SimpleNamespace(
+        device=device,
+        model=torch.nn.ModuleList(layers),
+        model_config=SimpleNamespace(),
+        token_to_kv_pool=SimpleNamespace(),
+        dtype=torch.bfloat16,
+        kv_cache_dtype=torch.bfloat16,
+    )
+    return LayerGroups.of(runner)
+
+
+def test_layers_of_equal_shape_are_a_group_and_the_largest_comes_first() -> None:
+    found = groups(layer(0, heads=8), *(layer(i) for i in (3, 1, 2)), layer(7, heads=8))
+    assert found.delegated == {}
+    assert found.groups == (
+        LayerGroup(AttentionShape.plain(4, 2, 64), (3, 1, 2)),
+        LayerGroup(AttentionShape.plain(8, 2, 64), (0, 7)),
+    )
+    assert found.num_layers == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"head_dim": 96}, ["head dim 96", "64 and 128"]),
+        ({"head_dim": 128, "v_head_dim": 64}, ["v_head_dim 64", "128"]),
+        ({"heads": 32, "kv_heads": 1}, ["32 query heads", "limit is 16"]),
+        ({"heads": 6, "kv_heads": 4}, ["6 query heads", "4 KV heads"]),
+        ({"sliding_window_size": 512}, ["sliding window of 512 tokens"]),
+        ({"logit_cap": 30.0}, ["logit cap 30.0"]),
+        ({"is_cross_attention": True}, ["cross attention"]),
+    ],
+)
+def test_what_no_kernel_has_is_delegated_or_refused(
+    changes: dict[str, Any], words: list[str]
+) -> None:
+    found = groups(layer(0), layer(1, **changes))
+    assert [group.layer_ids for group in found.groups] == [(0,)]
+    assert all(word in found.delegated[1] for word in words), found.delegated
+    with pytest.raises(UnsupportedConfiguration, match="none of the model's 1 ") as error:
+        groups(layer(1, **changes))
+    assert all(word in str(error.value) for word in [*words, "--attention-backend"])
+
+
+def test_a_layer_with_other_value_heads_is_delegated() -> None:
+    odd = layer(1)
+    odd.tp_v_head_num = 1
+    assert groups(layer(0), odd).delegated == {1: "1 value heads for 2 key heads"}
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "accepted"), [(16, True), (32, True), (8, False), (48, False)]
+)
+def test_head_dims_of_the_interpreter(head_dim: int, accepted: bool) -> None:
+    if accepted:
+        groups(layer(head_dim=head_dim), device="cpu")
+    else:
+        with pytest.raises(UnsupportedConfiguration, match=f"head dim {head_dim}, the interpreter"):
+            groups(layer(head_dim=head_dim), device="cpu")
+
+
+def test_a_layer_that_shares_its_id_with_another_kind_is_not_served() -> None:
+    with pytest.raises(UnsupportedConfiguration, match="none of the model's 1 .*cross attention"):
+        groups(layer(0), layer(0, is_cross_attention=True))
+    found = groups(layer(0), layer(0, heads=8), layer(1))
+    assert "4/2 heads of 64" in found.delegated[0]
+    assert "8/2 heads of 64" in found.delegated[0]
+
+
+def test_what_a_call_showed_leaves_the_groups() -> None:
+    found = groups(layer(0), layer(1), layer(2, heads=8), layer(3, heads=8))
+    fewer = found.without({0: "passes sinks", 2: "passes sinks", 3: "passes sinks"})
+    assert fewer.groups == (LayerGroup(AttentionShape.plain(4, 2, 64), (1,)),)
+    assert list(fewer.delegated) == [0, 2, 3]
+    assert (found.num_layers, fewer.num_layers) == (4, 4)
+    assert found.delegated == {}
+    with pytest.raises(UnsupportedConfiguration, match="none .* 4 .*passes sinks"):
+        fewer.without({1: "passes sinks"})
+
+
+@dataclass(frozen=True, slots=True)
+class WithSlope(AttentionShape):
+    """A property that no kernel has heard of."""
+
+    slope: float = 0.0
+
+
+def test_a_property_that_no_kernel_honours_is_refused() -> None:
+    heads = (4, 2, 64, 64, "bfloat16", "bfloat16")
+    assert why_unsupported(WithSlope(*heads), interpreted=False) is None
+    assert why_unsupported(WithSlope(*heads, slope=0.5), interpreted=False) == "slope 0.5"
+    for name, value in {"window": 9, "soft_cap": 3.0, "sinks": True, "query_rows": 2}.items():
+        assert why_unsupported(AttentionShape(*heads, **{name: value}), interpreted=False), name
+    assert "float8" in why_unsupported(
+        AttentionShape(*heads[:5], "float8_e4m3fn"), interpreted=False
+    )
