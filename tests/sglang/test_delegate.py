@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,8 @@ import torch
 from backend_bench import Bench
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang_versions import INSTALLED, OVERLAYS, SUPPORT, VERSIONS, run_python
+from second_layer import GRAPHS, are_alike, serve, serve_on_a_gpu
+from sglang_versions import INSTALLED, OVERLAYS, VERSIONS
 from warm_python import run_warm
 
 # calls of the contract -> arguments
@@ -192,58 +192,16 @@ def test_delegated_layers_decode_without_graphs(
     assert ours["saved"] > 0
 
 
-GRAPHS = {
-    "graphs": {"cuda_graph_max_bs_decode": 8, "disable_cuda_graph": False},
-    "above the captured sizes": {"cuda_graph_max_bs_decode": 2, "disable_cuda_graph": False},
-    "eager": {"disable_cuda_graph": True},
-}
-
-
 @pytest.mark.cuda
 @pytest.mark.parametrize("graphs", GRAPHS)
 @pytest.mark.parametrize("stock", ["fa3", "flashinfer", "triton"])
 def test_delegated_layers_decode_on_a_gpu(stock: str, graphs: str, tmp_path: Path) -> None:
     """An attribute that codec does not know delegates a layer, whatever its mathematics."""
-    server = {"device": "cuda", "dtype": "bfloat16", "mem_fraction_static": 0.2} | GRAPHS[graphs]
-    settings = {"heads": {"head_dim": 128, "heads": 8, "kv_heads": 2}, "server": server}
-    settings |= {"layer": {"unheard_of": 1}, "repeat": 25}
-    environment = {name: value for name, value in os.environ.items() if "SGLANG" in name}
-    environment |= {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": "0"}
-    environment["SGLANG_CODEC_PREFILL_BACKEND"] = stock
-    paths = tuple(map(Path, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))))
+    settings = {"layer": {"unheard_of": 1}, "server": GRAPHS[graphs]}
     ours, theirs = (
-        serve(
-            tmp_path / backend,
-            backend,
-            settings,
-            paths=paths,
-            **environment,
-        )
-        for backend in ("codec", stock)
+        serve_on_a_gpu(tmp_path / backend, backend, settings, stock) for backend in ("codec", stock)
     )
     assert ours["delegated"] == [1]
     assert ours["fallbacks"] == {}
     assert ours["saved"] > 0
-    pairs = [
-        pair
-        for rid, tokens in theirs["outputs"].items()
-        for pair in zip(tokens, ours["outputs"][rid], strict=True)
-    ]
-    # random bf16 weights: two backends may part at a near-tie, and stay apart
-    assert sum(one == other for one, other in pairs) >= 0.8 * len(pairs)
-
-
-def serve(folder: Path, backend: str, settings: dict[str, Any], **more: Any) -> dict[str, Any]:
-    folder.mkdir(exist_ok=True)
-    # on a GPU the kernels are not interpreted, which is decided when Triton is imported
-    run = run_warm if "TRITON_INTERPRET" not in more else run_python
-    done = run(
-        SUPPORT / "delegate_probe.py",
-        str(folder / "model"),
-        str(folder / "report.json"),
-        backend,
-        json.dumps(settings),
-        **more,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((folder / "report.json").read_text())
+    assert are_alike(ours["outputs"], theirs["outputs"])
