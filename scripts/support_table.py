@@ -187,7 +187,7 @@ def judge(runner: Any) -> dict[str, Any]:
     import torch
 
     from sglang_codec.attention_layers import attention_layers
-    from sglang_codec.layers import LayerSupport
+    from sglang_codec.layer_groups import LayerGroups
     from sglang_codec.refusals import UnsupportedConfiguration, check_supported
 
     torch.cuda.get_device_capability = lambda *_: (9, 0)
@@ -198,7 +198,7 @@ def judge(runner: Any) -> dict[str, Any]:
     answer = {"shape": ", ".join(shapes) or "-", "served": 0, "layers": len(layers)}
     try:
         check_supported(runner)
-        support = LayerSupport.of(runner)
+        support = LayerGroups.of(runner)
     except UnsupportedConfiguration as refusal:
         text = str(refusal).removeprefix("codec: ")
         return answer | {"why": text.split("; ")[0].split(", codec ")[0]}

@@ -108,7 +108,7 @@ def _see_a_step_with_sinks(engine: InprocScheduler) -> dict[str, Any]:
     layer.forward = lambda *args, **more: forward(*args, **more, sinks=object(), mask=None)
     seen = see_a_step(engine.model_runner.eager_runner, engine.decode_backend)
     del layer.forward
-    return {"reached": sorted(seen.reached), "passed": seen.passed}
+    return {"reached": sorted(seen.reached), "reasons": seen.reasons}
 
 
 def _settings_found(engine: InprocScheduler) -> dict[str, str]:
