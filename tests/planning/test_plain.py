@@ -59,7 +59,7 @@ def test_it_is_packed_as_any_plan_and_all_slots_take_part(
     layout = PlanLayout.of(PlanCapacity(rows, rows, 0, plan.kv_entries, 0), spec)
     packed = pack(None, plan, layout, np.empty(layout.size, np.int32))
     assert (packed.kv_tokens_read, packed.num_spans) == (sum(lengths), np.count_nonzero(lengths))
-    assert (packed.num_shared, packed.depth) == (0, int(bool(lengths)))
+    assert (packed.num_shared, packed.depth) == (0, int(any(lengths)))
     bounds, per_slot = plan.slot_indptr, np.diff(plan.slot_indptr[0])
     assert bounds.shape == (spec.num_classes, spec.num_slots + 1)
     assert per_slot.max() - per_slot.min() <= 1

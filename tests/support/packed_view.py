@@ -101,3 +101,14 @@ class PackedView:
             lists_end=spans_at,
             spans=packed[spans_at:used].reshape(-1, SPAN_INTS),
         )
+
+    def equals(self, other: PackedView) -> bool:
+        """Whether the device makes the same of both."""
+        mine, theirs = (
+            (
+                *(view.bounds, view.order, view.merges, view.append_base, view.tasks, view.pieces),
+                *(view.packed[view.lists_begin : view.lists_end], view.spans),
+            )
+            for view in (self, other)
+        )
+        return all(map(np.array_equal, mine, theirs))

@@ -51,7 +51,7 @@ def check_packed(
 
 
 def _check_slots(view: PackedView, spec: PlanSpec) -> None:
-    """Each task is in one slot's range, of the class that its query tile fits."""
+    """Each task is in one slot's range, in the class that its queries fit, and begins aligned."""
     # class by class, and in each slot by slot
     begin, end = (view.bounds[:, :, side].T.ravel().astype(np.int64) for side in (0, 1))
     num_classes, slots = view.bounds.shape[1], len(view.bounds)
@@ -74,7 +74,9 @@ def _check_slots(view: PackedView, spec: PlanSpec) -> None:
     kind = np.repeat(kind, end - begin)
     most, least = (tiles // spec.group)[kind], smaller[kind] + 1
     require(queries <= most, "task {} has {} queries, its tile {}", task, queries, most)
-    require(queries >= least, "task {} has {} queries, in a tile for {}", task, queries, least)
+    require(queries >= least, "task {} has {} queries, fewer than {}", task, queries, least)
+    begin = view.tasks[:, 0]
+    require(begin % ALIGNED_ENTRIES == 0, "task {} begins misaligned, at entry {}", task, begin)
 
 
 def _room_to_grow(
@@ -163,8 +165,11 @@ def _check_reads(
     inside = (start >= 0) & (start + most <= len(index))
     says = "row {} reads {} entries from {} on, which nothing fills"
     require(inside, says, row, most, start)
-    name = index[start] if len(index) else start
-    token = np.where(name >= 0, later.position[name], 0)
+    some = most > 0
+    name = index[start[some]]
+    require(name >= 0, "row {} reads entry {}, which nothing fills", row[some], start[some])
+    token = np.zeros(len(row), np.int64)
+    token[some] = later.position[name]
     own = token + most <= later.lengths[row]
     says = "row {} reads {} tokens from {} on, it has {} in the end"
     require(own, says, row, most, token, later.lengths[row])
@@ -177,20 +182,17 @@ def _check_reads(
         says = "row {} reads entry {}, which holds another's token"
         require(index[entry] == wanted, says, reader, entry)
 
-    def changes(begin: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Where runs begin, one reader more; where they end, one less."""
-        size = len(later.names) + 1
-        return np.bincount(begin, minlength=size) - np.bincount(begin + tokens, minlength=size)
-
     for growth in sorted({0, min(1, headroom), headroom // 3, headroom}):
         now = np.minimum(batch.lengths + growth, later.lengths)
         _, _, tokens = _reads(view, now)
         require(tokens <= most, "row {} reads fewer tokens as it grows", row)
-        excess = changes(place, tokens) - changes(later.begin, now)
-        if excess.any():
+        # one more reader where a run begins, one less where it ends; of the rows themselves too
+        more, less = np.append(place, later.begin + now), np.append(place + tokens, later.begin)
+        if not np.array_equal(np.sort(more), np.sort(less)):
             reader = np.repeat(np.arange(len(now)), later.lengths)
             at = np.arange(len(reader)) - later.begin[reader]
-            times = np.cumsum(excess)[:-1] + (at < now[reader])
+            change = np.bincount(more, minlength=len(at)) - np.bincount(less, minlength=len(at))
+            times = np.cumsum(change)[: len(at)] + (at < now[reader])
             says = f"token {{}} of row {{}} is read {{}} times ({growth} tokens later)"
             require(times == (at < now[reader]), says, at, reader, times)
 
@@ -245,9 +247,7 @@ def _check_parts(
 
 
 def _check_figures(view: PackedView, made: PackedPlan, batch: TokenRows) -> None:
-    """Alignment, and what the host remembers of the plan."""
-    begin, task = view.tasks[:, 0], np.arange(len(view.tasks))
-    require(begin % ALIGNED_ENTRIES == 0, "task {} begins misaligned, at entry {}", task, begin)
+    """What the host remembers of the plan."""
     num_shared, depth = batch.runs()
     expected = {
         "num_spans": len(view.spans),

@@ -1,0 +1,189 @@
+"""Plans batch after batch, each drawn from its own seed, and lets the checker judge every plan.
+
+    python tests/support/fuzz_probe.py --plans 2000 --seed 0
+
+Prints what was met, as JSON. Ends with 1 if a plan was wrong, or if none was made where one must
+be; the report names the seed, and ``--seed SEED --plans 1`` shows it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from packed_view import PackedView
+from plan_checker import check_packed
+from random_batches import RandomBatch, Rng, random_batch
+from token_rows import TokenRows
+
+from sglang_codec.planning.capacity import capacity_for
+from sglang_codec.planning.choice import packer_for, planner_for
+from sglang_codec.planning.forest import PrefixForest
+from sglang_codec.planning.frugal import frugal_plan
+from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan, pack
+from sglang_codec.planning.paths import RadixPaths
+from sglang_codec.planning.plain import plain_plan
+from sglang_codec.planning.plan import Plan, PlanCapacity, PlanCapacityError, PlanLayout
+
+MOST_FAULTS = 20  # after which a run ends
+BUFFERS = ("proven", "exact", "tight")
+# a size of tight buffers -> how often it is smaller than that of a plan
+SHRUNK = {"tasks": 0.5, "parts": 0.5, "kv_index": 0.1, "bundle_index": 0.3}
+_POISON = np.random.default_rng(0).integers(-(2**31), 2**31, 1 << 22, dtype=np.int32)
+
+Way = Callable[[PlanLayout, np.ndarray], PackedPlan]
+
+
+class Fuzz:
+    """One batch: its plans in several ways and buffers, each checked and counted."""
+
+    def __init__(self, seed: int, counts: Counter[str]) -> None:
+        self.rng: Rng = np.random.default_rng(seed)
+        self.given: RandomBatch = random_batch(self.rng)
+        self.buffers = str(self.rng.choice(BUFFERS))
+        self.counts = counts
+        paths, lengths = self.given.paths, self.given.lengths
+        self.batch = TokenRows.of_paths(paths, lengths, PRIVATE_TOKENS)
+        self.private = TokenRows.of_paths(RadixPaths.private(len(lengths)), lengths, 1)
+        self.forest = PrefixForest.from_radix_paths(paths, lengths, private_tokens=PRIVATE_TOKENS)
+
+    def run(self) -> None:
+        """Plan as a server does: with all sharing, else with less, else with none."""
+        rng, rows, unique = self.rng, len(self.given.lengths), len(self.batch.position)
+        self.counts["batches"] += 1
+        self.counts[f"tree: {self.given.tree}"] += 1
+        self.counts[f"buffers: {self.buffers}"] += 1
+        self.counts["largest batch"] = max(self.counts["largest batch"], rows)
+        proven = capacity_for(
+            self.given.spec,
+            rows=max(rows, 1) + int(rng.integers(3)),
+            pool_slots=max(unique, 1) + int(rng.integers(99)),
+            num_kv_heads=8,
+        )
+        capacity = proven if self.buffers == "proven" else self._smaller(proven)
+        if not self._plan("all sharing", capacity, self._all_sharing):
+            assert self.buffers != "exact", "a plan of this very size was made, and is refused"
+            frugal = self._plan("less sharing", capacity, self._less_sharing)
+            assert frugal or capacity != proven, "no plan in buffers that are proven to hold one"
+            if not frugal:
+                self._plan("no sharing", capacity, self._no_sharing, self.private)
+        elif rng.random() < 0.1:
+            self._plan("less sharing", capacity, self._less_sharing)
+            self._plan("no sharing", capacity, self._no_sharing, self.private)
+        if rng.random() < 0.1:
+            slots = rng.permutation(unique)[self.batch.names]
+            self._plan("slots", capacity, partial(self._by_slots, slots))
+
+    def _smaller(self, proven: PlanCapacity) -> PlanCapacity:
+        """Buffers of exactly the size of a plan, or smaller."""
+        try:
+            plan = planner_for(self.given.spec, self.given.costs, proven)(self.forest)
+        except PlanCapacityError:
+            self.buffers = "proven"
+            return proven
+        self._plan("forest", proven, lambda *to: pack(self.forest, plan, *to))
+        capacity = PlanCapacity(
+            plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries, plan.bundle_entries
+        )
+        if self.buffers == "exact":
+            return capacity
+        smaller = {
+            name: int(getattr(capacity, name) * self.rng.random() ** 0.3)
+            for name, often in SHRUNK.items()
+            if self.rng.random() < often
+        }
+        return dataclasses.replace(capacity, **smaller)
+
+    def _plan(
+        self, way: str, capacity: PlanCapacity, pack_into: Way, batch: TokenRows | None = None
+    ) -> bool:
+        """Plan into buffers full of anything, and check the plan; whether there is one."""
+        layout = PlanLayout.of(capacity, self.given.spec)
+        out, given = self._poisoned(layout.size)
+        try:
+            made = pack_into(layout, out)
+        except PlanCapacityError:
+            assert np.array_equal(out, given), "a refused plan has been written"
+            self.counts[f"refused: {way}"] += 1
+            return False
+        assert np.array_equal(out[made.used :], given[made.used :]), "written behind the plan"
+        try:
+            found = check_packed(out, layout, made, batch or self.batch, self.given.spec)
+        except AssertionError as error:
+            raise AssertionError(f"{way}: {error}") from error
+        self.counts.update({"plans": 1, f"plans: {way}": 1})
+        self.counts.update({f"plans with {what}": 1 for what, n in found.items() if n})
+        if self.rng.random() < 0.1:
+            again, _ = self._poisoned(layout.size)
+            once_more = pack_into(layout, again)
+            plans = PackedView.of(out, layout, made), PackedView.of(again, layout, once_more)
+            assert plans[0].equals(plans[1]), f"{way}: what was in the buffer before it matters"
+        return True
+
+    def _poisoned(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        begin = int(self.rng.integers(len(_POISON) - size))
+        given = _POISON[begin : begin + size]
+        return given.copy(), given
+
+    def _all_sharing(self, layout: PlanLayout, out: np.ndarray) -> PackedPlan:
+        given = self.given
+        pack_paths = packer_for(given.spec, given.costs, layout.capacity)
+        return pack_paths(given.paths, given.lengths, layout, out)
+
+    def _less_sharing(self, layout: PlanLayout, out: np.ndarray) -> PackedPlan:
+        return pack(self.forest, self._frugal(self.forest, layout), layout, out)
+
+    def _no_sharing(self, layout: PlanLayout, out: np.ndarray) -> PackedPlan:
+        return pack(None, plain_plan(self.given.lengths, self.given.spec), layout, out)
+
+    def _by_slots(self, slots: np.ndarray, layout: PlanLayout, out: np.ndarray) -> PackedPlan:
+        forest = PrefixForest.from_kv_indices(np.append(0, np.cumsum(self.batch.lengths)), slots)
+        try:
+            plan = planner_for(self.given.spec, self.given.costs, layout.capacity)(forest)
+        except PlanCapacityError:
+            plan = self._frugal(forest, layout)
+        return pack(forest, plan, layout, out)
+
+    def _frugal(self, forest: PrefixForest, layout: PlanLayout) -> Plan:
+        return frugal_plan(forest, self.given.spec, self.given.costs, layout.capacity)
+
+
+def fuzz(plans: int, seed: int) -> dict[str, Any]:
+    """Counts of what was met in at least so many plans, and the faults: ``seed ...: what``."""
+    counts: Counter[str] = Counter()
+    faults: list[str] = []
+    start = time.perf_counter()
+    while counts["plans"] < plans and len(faults) < MOST_FAULTS:
+        try:
+            one = Fuzz(seed, counts)
+            one.run()
+        except Exception as error:
+            given = one.given
+            where = f"seed {seed}: {given.tree}, {len(given.lengths)} rows, {one.buffers} buffers"
+            faults.append(f"{where}: {type(error).__name__}: {error}")
+        seed += 1
+    seconds = round(time.perf_counter() - start, 1)
+    return {"seconds": seconds, "counts": dict(sorted(counts.items())), "faults": faults}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report, or write it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plans", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0, help="of the first batch")
+    args = parser.parse_args(argv)
+    report = fuzz(args.plans, args.seed)
+    print(json.dumps(report, indent=1))
+    return int(bool(report["faults"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
