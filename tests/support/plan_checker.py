@@ -170,10 +170,12 @@ def _check_reads(
     require(name >= 0, "row {} reads entry {}, which nothing fills", row[some], start[some])
     token = np.zeros(len(row), np.int64)
     token[some] = later.position[name]
-    own = token + most <= later.lengths[row]
-    says = "row {} reads {} tokens from {} on, it has {} in the end"
-    require(own, says, row, most, token, later.lengths[row])
-    place = later.begin[row] + token
+    place = later.begin[row] + np.minimum(token, later.lengths[row] - 1)
+    is_own = later.names[place[some]] == name
+    says = "row {} reads entry {}, which holds another's token"
+    require(is_own, says, row[some], start[some])
+    fits = token + most <= later.lengths[row]
+    require(fits, "row {} reads {} tokens from {} on, more than it has", row, most, token)
     entry = _expand(start, most)
     wanted = later.names[entry + np.repeat(place - start, most)]
     if not np.array_equal(index[entry], wanted):
