@@ -12,10 +12,26 @@ import numpy as np
 from packed_view import PackedView, require
 from token_rows import TokenRows
 
-from sglang_codec.planning.packed import PackedPlan
-from sglang_codec.planning.plan import ALIGNED_ENTRIES, PlanCapacity, PlanLayout, PlanSpec
+from sglang_codec.planning.forest import PrefixForest
+from sglang_codec.planning.packed import PackedPlan, pack
+from sglang_codec.planning.plan import ALIGNED_ENTRIES, Plan, PlanCapacity, PlanLayout, PlanSpec
 
 _BEHIND_ALL = 1 << 40  # tokens: a bundle's part comes last
+_PADDING, _STALE = 2, -77
+
+
+def check_plan(
+    plan: Plan, batch: TokenRows, spec: PlanSpec, forest: PrefixForest | None = None
+) -> Counter[str]:
+    """`check_packed` of a plan in buffers that just hold it, but for some rows of padding.
+
+    Args:
+        forest: what the plan was made of; None if it knows of no sharing.
+    """
+    sizes = (plan.num_tasks, plan.num_parts, plan.kv_entries, plan.bundle_entries)
+    layout = PlanLayout.of(PlanCapacity(plan.batch + _PADDING, *sizes), spec)
+    packed = np.full(layout.size, _STALE, np.int32)
+    return check_packed(packed, layout, pack(forest, plan, layout, packed), batch, spec)
 
 
 def check_packed(
