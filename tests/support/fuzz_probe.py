@@ -50,13 +50,13 @@ class Fuzz:
         self.given: RandomBatch = random_batch(self.rng)
         self.buffers = str(self.rng.choice(BUFFERS))
         self.counts = counts
+
+    def run(self) -> None:
+        """Plan as a server does: with all sharing, else with less, else with none."""
         paths, lengths = self.given.paths, self.given.lengths
         self.batch = TokenRows.of_paths(paths, lengths, PRIVATE_TOKENS)
         self.private = TokenRows.of_paths(RadixPaths.private(len(lengths)), lengths, 1)
         self.forest = PrefixForest.from_radix_paths(paths, lengths, private_tokens=PRIVATE_TOKENS)
-
-    def run(self) -> None:
-        """Plan as a server does: with all sharing, else with less, else with none."""
         rng, rows, unique = self.rng, len(self.given.lengths), len(self.batch.position)
         self.counts["batches"] += 1
         self.counts[f"tree: {self.given.tree}"] += 1

@@ -45,8 +45,9 @@ def check_packed(
     view = PackedView.of(packed, layout, made)
     rows = len(batch.lengths)
     assert len(view.order) == rows, f"planned for {len(view.order)} rows, the batch has {rows}"
-    missing = np.bincount(view.order, minlength=rows) == 1
-    require(missing, "row {} is not in the order once", np.arange(rows))
+    require((view.order >= 0) & (view.order < rows), "the order has a row {}", view.order)
+    once = np.bincount(view.order, minlength=rows) == 1
+    require(once, "row {} is not in the order once", np.arange(rows))
     _check_slots(view, spec)
     room = _room_to_grow(view, made, batch, spec.tail_headroom)
     later = batch.grown(room)
