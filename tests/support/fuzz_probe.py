@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from packed_view import PackedView
 from plan_checker import check_packed
+from plan_specs import planner_of
 from random_batches import RandomBatch, Rng, random_batch
 from token_rows import TokenRows
 
 from sglang_codec.planning.capacity import capacity_for
-from sglang_codec.planning.choice import packer_for, planner_for
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.frugal import frugal_plan
 from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan, pack
@@ -75,7 +75,7 @@ class Fuzz:
             assert frugal or capacity != proven, "no plan in buffers that are proven to hold one"
             if not frugal:
                 self._plan("no sharing", capacity, self._no_sharing, self.private)
-        elif rng.random() < 0.1:
+        elif rng.random() < 0.2:
             self._plan("less sharing", capacity, self._less_sharing)
             self._plan("no sharing", capacity, self._no_sharing, self.private)
         if rng.random() < 0.1:
@@ -85,7 +85,7 @@ class Fuzz:
     def _smaller(self, proven: PlanCapacity) -> PlanCapacity:
         """Buffers of exactly the size of a plan, or smaller."""
         try:
-            plan = planner_for(self.given.spec, self.given.costs, proven)(self.forest)
+            plan = self._planner(proven).make_plan(self.forest)
         except PlanCapacityError:
             self.buffers = "proven"
             return proven
@@ -136,9 +136,8 @@ class Fuzz:
         return given.copy(), given
 
     def _all_sharing(self, layout: PlanLayout, out: np.ndarray) -> PackedPlan:
-        given = self.given
-        pack_paths = packer_for(given.spec, given.costs, layout.capacity)
-        return pack_paths(given.paths, given.lengths, layout, out)
+        planner = self._planner(layout.capacity)
+        return planner.pack_paths(self.given.paths, self.given.lengths, layout, out)
 
     def _less_sharing(self, layout: PlanLayout, out: np.ndarray) -> PackedPlan:
         return pack(self.forest, self._frugal(self.forest, layout), layout, out)
@@ -149,10 +148,13 @@ class Fuzz:
     def _by_slots(self, slots: np.ndarray, layout: PlanLayout, out: np.ndarray) -> PackedPlan:
         forest = PrefixForest.from_kv_indices(np.append(0, np.cumsum(self.batch.lengths)), slots)
         try:
-            plan = planner_for(self.given.spec, self.given.costs, layout.capacity)(forest)
+            plan = self._planner(layout.capacity).make_plan(forest)
         except PlanCapacityError:
             plan = self._frugal(forest, layout)
         return pack(forest, plan, layout, out)
+
+    def _planner(self, capacity: PlanCapacity) -> Any:
+        return planner_of(self.given.spec, self.given.costs, capacity)
 
     def _frugal(self, forest: PrefixForest, layout: PlanLayout) -> Plan:
         return frugal_plan(forest, self.given.spec, self.given.costs, layout.capacity)

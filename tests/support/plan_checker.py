@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+from packed_reads import bundle_tokens, chunk_tokens, expand, piece_tokens, reads
 from packed_view import PackedView, require
 from token_rows import TokenRows
 
@@ -137,16 +138,15 @@ def _filled_index(
 
     base = view.append_base[:rows].astype(np.int64)
     grows = np.flatnonzero(base >= 0)
-    appended = _expand(base[grows] + batch.lengths[grows], (later.lengths - batch.lengths)[grows])
-    new = _expand(later.begin[grows] + batch.lengths[grows], (later.lengths - batch.lengths)[grows])
+    now, room = batch.lengths[grows], (later.lengths - batch.lengths)[grows]
+    appended, new = expand(base[grows] + now, room), expand(later.begin[grows] + now, room)
     says = "a row that grows needs {} kv_index entries, the buffers hold {}"
     require(appended < limit, says, appended + 1, limit)
-    filled = _expand(entry, tokens)
+    filled = expand(entry, tokens)
     index = np.full(max(int(end.max(initial=0)), int(appended.max(initial=-1)) + 1), -1, np.int64)
-    index[filled] = batch.names[_expand(batch.begin[row] + start, tokens)]
+    index[filled] = batch.names[expand(batch.begin[row] + start, tokens)]
     # the step that the plan is made for appends its token where the span has put it already
-    newest = batch.names[(batch.begin + batch.lengths - 1)[grows]]
-    at = (base + batch.lengths - 1)[grows]
+    newest, at = batch.names[batch.begin[grows] + now - 1], base[grows] + now - 1
     good = (at >= 0) & (at < len(index)) & (index[at % max(len(index), 1)] == newest)
     require(good, "row {} appends at entry {}, which is not its last token's", grows, at)
     index[appended] = later.names[new]
@@ -157,7 +157,7 @@ def _filled_index(
 
 def _check_bundle_room(view: PackedView, lengths: np.ndarray, capacity: PlanCapacity) -> None:
     """The bundles' own index has room for each of them, however long its rows are."""
-    tokens = _bundle_tokens(view, _piece_tokens(view, lengths))
+    tokens = bundle_tokens(view, piece_tokens(view, lengths))
     begin = view.bundles[:, 0].astype(np.int64)
     limit = capacity.bundle_index
     says = "a bundle needs {} bundle_index entries, the buffers hold {}"
@@ -172,13 +172,13 @@ def _check_reads(
     view: PackedView, index: np.ndarray, batch: TokenRows, later: TokenRows, headroom: int
 ) -> None:
     """Every row sees each of its tokens once and nothing else, however far the rows have grown."""
-    chunk_tokens, piece_tokens = (f(view, batch.lengths) for f in (_chunk_tokens, _piece_tokens))
-    tokens = np.append(chunk_tokens, _bundle_tokens(view, piece_tokens))
+    of_bundles = bundle_tokens(view, piece_tokens(view, batch.lengths))
+    tokens = np.append(chunk_tokens(view, batch.lengths), of_bundles)
     said, task = view.tasks[:, 1], np.arange(len(tokens))
     require(said == tokens, "task {} says {} tokens and reads {}", task, said, tokens)
 
     # what is read in the end is the row's own, token by token; before, the beginning of each run is
-    row, start, most = _reads(view, later.lengths)
+    row, start, most = reads(view, later.lengths)
     inside = (start >= 0) & (start + most <= len(index))
     says = "row {} reads {} entries from {} on, which nothing fills"
     require(inside, says, row, most, start)
@@ -193,7 +193,7 @@ def _check_reads(
     require(is_own, says, row[some], start[some])
     fits = token + most <= later.lengths[row]
     require(fits, "row {} reads {} tokens from {} on, more than it has", row, most, token)
-    entry = _expand(start, most)
+    entry = expand(start, most)
     wanted = later.names[entry + np.repeat(place - start, most)]
     if not np.array_equal(index[entry], wanted):
         reader = np.repeat(row, most)
@@ -203,15 +203,15 @@ def _check_reads(
 
     for growth in sorted({0, min(1, headroom), headroom // 3, headroom}):
         now = np.minimum(batch.lengths + growth, later.lengths)
-        _, _, tokens = _reads(view, now)
+        _, _, tokens = reads(view, now)
         require(tokens <= most, "row {} reads fewer tokens as it grows", row)
         # one more reader where a run begins, one less where it ends; of the rows themselves too
         more, less = np.append(place, later.begin + now), np.append(place + tokens, later.begin)
         if not np.array_equal(np.sort(more), np.sort(less)):
             reader = np.repeat(np.arange(len(now)), later.lengths)
             at = np.arange(len(reader)) - later.begin[reader]
-            change = np.bincount(more, minlength=len(at)) - np.bincount(less, minlength=len(at))
-            times = np.cumsum(change)[: len(at)] + (at < now[reader])
+            more, less = (np.bincount(ends, minlength=len(at) + 1) for ends in (more, less))
+            times = np.cumsum(more - less)[:-1] + (at < now[reader])
             says = f"token {{}} of row {{}} is read {{}} times ({growth} tokens later)"
             require(times == (at < now[reader]), says, at, reader, times)
 
@@ -221,7 +221,7 @@ def _check_parts(
 ) -> None:
     """Each partial row has one writer and one place, in its row's list, in token order."""
     task = np.repeat(np.arange(len(view.tasks)), view.tasks[:, 3])
-    query = _expand(np.zeros(len(view.tasks), np.int64), view.tasks[:, 3].astype(np.int64))
+    query = expand(np.zeros(len(view.tasks), np.int64), view.tasks[:, 3].astype(np.int64))
     row, rows = view.order[view.tasks[task, 2] + query], len(view.order)
     part = view.tasks[task, 4].astype(np.int64)
     is_direct = part < 0
@@ -256,7 +256,7 @@ def _check_parts(
     along = np.lexsort((begin[task], row))
     along = along[written[along]]
     by_row = np.argsort(merged)
-    listed = view.packed[_expand(first[by_row], (last - first)[by_row])]
+    listed = view.packed[expand(first[by_row], (last - first)[by_row])]
     sizes = np.bincount(row[written], minlength=rows)
     size = (last - first)[by_row]
     wanted = sizes[merged[by_row]]
@@ -269,7 +269,6 @@ def _check_figures(view: PackedView, made: PackedPlan, batch: TokenRows) -> None
     """What the host remembers of the plan."""
     num_shared, depth = batch.runs()
     expected = {
-        "num_spans": len(view.spans),
         "longest_span": int(view.spans[:, 2].max(initial=0)),
         "kv_tokens_read": int(view.tasks[:, 1].sum(dtype=np.int64)),
         "kv_tokens_stock": int(batch.lengths.sum()),
@@ -279,63 +278,3 @@ def _check_figures(view: PackedView, made: PackedPlan, batch: TokenRows) -> None
     for name, value in expected.items():
         said = getattr(made, name)
         assert said == value, f"{name} is said to be {said}, but is {value}"
-
-
-def _chunk_tokens(view: PackedView, now: np.ndarray) -> np.ndarray:
-    """Tokens of each chunk when the rows have `now` tokens, as `kernels/lengths.py` says."""
-    _, tokens, first, queries, _, open_row, base, most = view.chunks.T.astype(np.int64)
-    is_open = open_row >= 0
-    chunk = np.arange(len(tokens))
-    own = (queries == 1) & (view.order[first] == open_row)
-    require(own | ~is_open, "open task {} of row {} is not that row's alone", chunk, open_row)
-    require(is_open | (tokens >= 1), "closed task {} has {} tokens", chunk, tokens)
-    length = now[np.where(is_open, open_row, 0)] if len(now) else tokens
-    return np.where(is_open, np.clip(length - base, 0, np.maximum(most, 0)), tokens)
-
-
-def _piece_tokens(view: PackedView, now: np.ndarray) -> np.ndarray:
-    """Tokens of each piece, in the order of the bundles."""
-    start, most, open_row, readers = view.pieces[_pieces(view)].astype(np.int64).T
-    is_open = open_row >= 0
-    piece, rows = np.arange(len(start)), len(now)
-    require(open_row < rows, "piece {} is of row {}, the batch has {}", piece, open_row, rows)
-    require(most >= 1, "piece {} has room for {} tokens", piece, most)
-    row = np.where(is_open, open_row, 0)
-    length = (view.append_base[row] + now[row]) if rows else most
-    return np.where(is_open, np.clip(length - start, 0, most), most)
-
-
-def _bundle_tokens(view: PackedView, piece_tokens: np.ndarray) -> np.ndarray:
-    bundle = np.repeat(np.arange(len(view.bundles)), view.bundles[:, 7])
-    return np.bincount(bundle, piece_tokens, len(view.bundles)).astype(np.int64)
-
-
-def _reads(view: PackedView, now: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``row``, ``first entry`` and ``tokens`` of each run that a row of `now` tokens reads."""
-    queries = view.chunks[:, 3].astype(np.int64)
-    chunk = np.repeat(np.arange(len(view.chunks)), queries)
-    position = _expand(view.chunks[:, 2].astype(np.int64), queries)
-
-    bundle = np.repeat(np.arange(len(view.bundles)), view.bundles[:, 7])
-    start, _, _, readers = view.pieces[_pieces(view)].astype(np.int64).T
-    low, high = readers & 0xFFFF, readers >> 16
-    queries = view.bundles[bundle, 3]
-    says = "a piece of bundle {} is read by its queries {} to {}, of {}"
-    require((low < high) & (high <= queries), says, bundle, low, high, queries)
-    piece = np.repeat(np.arange(len(start)), high - low)
-    inside = _expand(view.bundles[bundle, 2] + low, high - low)
-    return (
-        view.order[np.concatenate([position, inside])],
-        np.concatenate([view.chunks[chunk, 0].astype(np.int64), start[piece]]),
-        np.concatenate([_chunk_tokens(view, now)[chunk], _piece_tokens(view, now)[piece]]),
-    )
-
-
-def _pieces(view: PackedView) -> np.ndarray:
-    """Numbers of the pieces, bundle after bundle."""
-    return _expand(view.piece_begin, view.bundles[:, 7].astype(np.int64))
-
-
-def _expand(begin: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """``begin[i], begin[i] + 1, ...``, ``count[i]`` numbers of each, back to back."""
-    return np.repeat(begin - (np.cumsum(count) - count), count) + np.arange(int(count.sum()))

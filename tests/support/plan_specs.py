@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from hypothesis import strategies as st
 
+from sglang_codec.planning.choice import packer_for, planner_for
 from sglang_codec.planning.cost_model import CostModel, roofline_cost_model
 from sglang_codec.planning.plan import PlanCapacity, PlanSpec
 
@@ -20,6 +23,12 @@ SPECS = st.builds(
     bundle_rows=st.sampled_from((0, 32, 64)),
 )
 SPEC = PlanSpec(4, 128, 2, (16, 64), 64, 33)
+
+
+def planner_of(spec: PlanSpec, costs: CostModel, capacity: PlanCapacity) -> SimpleNamespace:
+    """The planner that serves: `make_plan` of a forest, `pack_paths` of radix paths."""
+    make_plan, pack_paths = (f(spec, costs, capacity) for f in (planner_for, packer_for))
+    return SimpleNamespace(make_plan=make_plan, pack_paths=pack_paths)
 
 
 def cost_model(spec: PlanSpec) -> CostModel:
