@@ -9,13 +9,14 @@ from typing import Any
 
 import fuzz_probe
 import pytest
+from fuzz_probe import BUFFERS
 from random_batches import TREES
 from sglang_versions import SUPPORT, run_python
 
 PLANS = 2500
 MET = (
     *(f"tree: {tree}" for tree in TREES),
-    *(f"buffers: {buffers}" for buffers in ("proven", "exact", "tight")),
+    *(f"buffers: {buffers}" for buffers in BUFFERS),
     *(f"plans: {way}" for way in ("all sharing", "forest", "less sharing", "no sharing", "slots")),
     *(f"plans with {what}" for what in ("bundles", "shared tiles", "merges", "open tails")),
     "refused: all sharing",

@@ -25,7 +25,7 @@ from plan_specs import planner_of
 from random_batches import RandomBatch, Rng, random_batch
 from token_rows import TokenRows
 
-from sglang_codec.planning.capacity import capacity_for
+from sglang_codec.planning.capacity import FANS, capacity_for, rows_ranges
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.frugal import frugal_plan
 from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan, pack
@@ -34,7 +34,7 @@ from sglang_codec.planning.plain import plain_plan
 from sglang_codec.planning.plan import Plan, PlanCapacity, PlanCapacityError, PlanLayout
 
 MOST_FAULTS = 20  # after which a run ends
-BUFFERS = ("proven", "exact", "tight")
+BUFFERS = ("proven", "least", "exact", "tight")
 # a size of tight buffers -> how often it is smaller than that of a plan
 SHRUNK = {"tasks": 0.5, "parts": 0.5, "kv_index": 0.1, "bundle_index": 0.3}
 _POISON = np.random.default_rng(0).integers(-(2**31), 2**31, 1 << 22, dtype=np.int32)
@@ -57,52 +57,59 @@ class Fuzz:
         self.batch = TokenRows.of_paths(paths, lengths, PRIVATE_TOKENS)
         self.private = TokenRows.of_paths(RadixPaths.private(len(lengths)), lengths, 1)
         self.forest = PrefixForest.from_radix_paths(paths, lengths, private_tokens=PRIVATE_TOKENS)
-        rng, rows, unique = self.rng, len(self.given.lengths), len(self.batch.position)
+        rng, given = self.rng, self.given
+        capacity = self._capacity()
         self.counts["batches"] += 1
-        self.counts[f"tree: {self.given.tree}"] += 1
+        self.counts[f"tree: {given.tree}"] += 1
         self.counts[f"buffers: {self.buffers}"] += 1
-        self.counts["largest batch"] = max(self.counts["largest batch"], rows)
-        proven = capacity_for(
-            self.given.spec,
-            rows=max(rows, 1) + int(rng.integers(3)),
-            pool_slots=max(unique, 1) + int(rng.integers(99)),
-            num_kv_heads=8,
-        )
-        capacity = proven if self.buffers == "proven" else self._smaller(proven)
+        self.counts["largest batch"] = max(self.counts["largest batch"], len(lengths))
         if not self._plan("all sharing", capacity, self._all_sharing):
             assert self.buffers != "exact", "a plan of this very size was made, and is refused"
-            frugal = self._plan("less sharing", capacity, self._less_sharing)
-            assert frugal or capacity != proven, "no plan in buffers that are proven to hold one"
-            if not frugal:
+            if not self._plan("less sharing", capacity, self._less_sharing):
+                assert self.buffers == "tight", "no plan in buffers that are proven to hold one"
                 self._plan("no sharing", capacity, self._no_sharing, self.private)
         elif rng.random() < 0.2:
             self._plan("less sharing", capacity, self._less_sharing)
             self._plan("no sharing", capacity, self._no_sharing, self.private)
         if rng.random() < 0.1:
-            slots = rng.permutation(unique)[self.batch.names]
+            slots = rng.permutation(len(self.batch.position))[self.batch.names]
             self._plan("slots", capacity, partial(self._by_slots, slots))
 
-    def _smaller(self, proven: PlanCapacity) -> PlanCapacity:
-        """Buffers of exactly the size of a plan, or smaller."""
+    def _capacity(self) -> PlanCapacity:
+        """Buffers as a server's, of the least sizes that are proven, of a plan's, or smaller."""
+        rng, spec, rows = self.rng, self.given.spec, max(len(self.given.lengths), 1)
+        unique = len(np.unique(self.batch.names))
+        if self.buffers == "least":
+            fan = int(rng.choice(FANS))
+            parts, once = rows_ranges(rows, fan), rows * (spec.tail_headroom + 6)
+            bundles = int(rng.integers(unique + once))
+            return PlanCapacity(rows, parts, parts, (fan - 1) * unique + once, bundles)
+        proven = capacity_for(
+            spec,
+            rows=rows + int(rng.integers(3)),
+            pool_slots=max(unique, 1) + int(rng.integers(99)),
+            num_kv_heads=8,
+        )
+        if self.buffers == "proven":
+            return proven
         try:
             plan = self._planner(proven).make_plan(self.forest)
         except PlanCapacityError:
             self.buffers = "proven"
             return proven
         self._plan("forest", proven, lambda *to: pack(self.forest, plan, *to))
-        capacity = PlanCapacity(
-            plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries, plan.bundle_entries
-        )
+        sizes = (plan.num_tasks, plan.num_parts, plan.kv_entries, plan.bundle_entries)
+        exact = PlanCapacity(plan.batch, *sizes)
         if self.buffers == "exact":
-            return capacity
+            return exact
         smaller = {
-            name: int(getattr(capacity, name) * self.rng.random() ** 0.3)
+            name: int(getattr(exact, name) * rng.random() ** 0.3)
             for name, often in SHRUNK.items()
-            if self.rng.random() < often
+            if rng.random() < often
         }
-        if self.rng.random() < 0.5:  # with less sharing it may fit
+        if rng.random() < 0.5:  # with less sharing it may fit
             smaller["kv_index"] = proven.kv_index
-        return dataclasses.replace(capacity, **smaller)
+        return dataclasses.replace(exact, **smaller)
 
     def _plan(
         self, way: str, capacity: PlanCapacity, pack_into: Way, batch: TokenRows | None = None
