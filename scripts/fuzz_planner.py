@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     counts: Counter[str] = Counter()
     faults: list[str] = []
+    checked = True
     start = time.perf_counter()
     for part in run_parts(args):
+        checked &= part["index_checks"]
         largest = max(counts["largest batch"], part["counts"].get("largest batch", 0))
         counts.update(part["counts"])
         counts["largest batch"] = largest
@@ -83,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(fault)
     if args.json:
         head = {"versions": results.versions(), "commit": results.commit()}
-        report = head | {"command": results.command(), "jobs": args.jobs}
+        head["versions"]["numba"] = version("numba")
+        report = head | {"command": results.command(), "jobs": args.jobs, "index_checks": checked}
         report |= {"seconds": round(seconds, 1), "counts": dict(sorted(counts.items()))}
         args.json.write_text(json.dumps(report | {"faults": faults}, indent=1) + "\n")
     return int(bool(faults))

@@ -182,7 +182,13 @@ def fuzz(plans: int, seed: int) -> dict[str, Any]:
             faults.append(f"{where}: {type(error).__name__}: {error}")
         seed += 1
     seconds = round(time.perf_counter() - start, 1)
-    return {"seconds": seconds, "counts": dict(sorted(counts.items())), "faults": faults}
+    numba = sys.modules.get("numba")  # where the planner is compiled
+    return {
+        "seconds": seconds,
+        "index_checks": bool(numba and numba.config.BOUNDSCHECK),
+        "counts": dict(sorted(counts.items())),
+        "faults": faults,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -41,7 +41,8 @@ def check_packed(
     """Assert that a packed plan serves `batch`, now and as long as it says.
 
     Returns:
-        How many `tasks`, `bundles`, `shared tiles`, `merges` and `open tails` the plan has.
+        How many `tasks`, `bundles`, `shared tiles` (of several rows), `gangs` (tasks that read what
+        another one does), `merges` and `open tails` the plan has.
     """
     view = PackedView.of(packed, layout, made)
     rows = len(batch.lengths)
@@ -62,6 +63,7 @@ def check_packed(
             "tasks": len(view.tasks),
             "bundles": len(view.bundles),
             "shared tiles": int((view.chunks[:, 3] > 1).sum()),
+            "gangs": len(view.chunks) - len(np.unique(view.chunks[:, 0])),
             "merges": len(view.merges),
             "open tails": int((view.chunks[:, 5] >= 0).sum() + (view.pieces[:, 2] >= 0).sum()),
         }
