@@ -18,7 +18,10 @@ MET = (
     *(f"tree: {tree}" for tree in TREES),
     *(f"buffers: {buffers}" for buffers in BUFFERS),
     *(f"plans: {way}" for way in ("all sharing", "forest", "less sharing", "no sharing", "slots")),
-    *(f"plans with {what}" for what in ("bundles", "shared tiles", "gangs", "merges", "open tails")),
+    *(
+        f"plans with {what}"
+        for what in ("bundles", "shared tiles", "gangs", "merges", "open tails")
+    ),
     "refused: all sharing",
 )
 
