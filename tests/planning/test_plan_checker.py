@@ -336,8 +336,7 @@ def a_row_is_promised_more_than_its_headroom(plan: Planned) -> None:
 
 def test_the_plan_to_be_broken_is_good_and_has_everything() -> None:
     found = planned().check()
-    assert all(found.values()), found
-    assert found["bundles"] > 1
+    assert min(found[what] for what in ("bundles", "shared tiles", "merges")) > 1, found
     assert found["open tails"] == len(planned().batch.lengths)
 
 

@@ -41,8 +41,8 @@ def check_packed(
     """Assert that a packed plan serves `batch`, now and as long as it says.
 
     Returns:
-        How many `tasks`, `bundles`, `shared tiles` (of several rows), `gangs` (tasks that read what
-        another one does), `merges` and `open tails` the plan has.
+        How many `tasks`, `bundles`, `shared tiles` (of several rows), `gangs` (tiles of a run that are
+        cut at the same token), `merges` and `open tails` the plan has.
     """
     view = PackedView.of(packed, layout, made)
     rows = len(batch.lengths)
@@ -58,12 +58,14 @@ def check_packed(
     _check_reads(view, index, batch, later, spec.tail_headroom)
     _check_parts(view, index, later, layout.capacity)
     _check_figures(view, made, batch)
+    begin, tiles = np.unique(view.chunks[:, 0], return_counts=True)
+    is_cut = np.isin(begin, view.chunks[:, 0] + view.chunks[:, 1])
     return Counter(
         {
             "tasks": len(view.tasks),
             "bundles": len(view.bundles),
             "shared tiles": int((view.chunks[:, 3] > 1).sum()),
-            "gangs": len(view.chunks) - len(np.unique(view.chunks[:, 0])),
+            "gangs": int((is_cut & (tiles > 1)).sum()),
             "merges": len(view.merges),
             "open tails": int((view.chunks[:, 5] >= 0).sum() + (view.pieces[:, 2] >= 0).sum()),
         }

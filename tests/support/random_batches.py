@@ -75,10 +75,14 @@ def random_batch(rng: Rng) -> RandomBatch:
 
 def random_rows(rng: Rng, tree: str, rows: int) -> tuple[RadixPaths, np.ndarray]:
     """Radix paths of `rows` rows over a kind of tree, and the rows' lengths."""
-    parent = _shuffled(TREES[tree](int(log_uniform(rng, 1, max(2 * rows, 1))), rng), rng)
-    nodes = len(parent)
-    short, long = log_uniform(rng, 1, 8, nodes), log_uniform(rng, 1, _longest(rng, 30), nodes)
-    tokens = np.where(rng.random(nodes) < rng.random(), short, long)
+    # some rows of few and long prompts: what many slots share, cut at the same tokens for all tiles
+    is_long = rng.random() < 0.3
+    rows = min(rows, 100) if is_long else rows
+    most_nodes = 4 if is_long else max(2 * rows, 1)
+    parent = _shuffled(TREES[tree](int(log_uniform(rng, 1, most_nodes)), rng), rng)
+    nodes, longest = len(parent), _longest(rng, 8000 if is_long else 30)
+    short, long = log_uniform(rng, 1, 8, nodes), log_uniform(rng, 1, longest, nodes)
+    tokens = np.where(rng.random(nodes) < rng.random(), short, longest if is_long else long)
     leaf = rng.integers(-1 if rng.random() < 0.3 else 0, max(nodes, 1), rows).clip(-1, nodes - 1)
     if rng.random() < 0.3:  # a row at each node while there are rows
         leaf[: min(nodes, rows)] = rng.permutation(nodes)[:rows]
@@ -92,7 +96,7 @@ def random_rows(rng: Rng, tree: str, rows: int) -> tuple[RadixPaths, np.ndarray]
             end[node] = end[above] + max(int(tokens[node] / shrink), 1)
         return end[:-1], np.maximum(end[leaf] + (own / shrink).astype(np.int64), 1)
 
-    most = int(log_uniform(rng, 1000, MOST_TOKENS))
+    most = MOST_TOKENS if is_long else int(log_uniform(rng, 1000, MOST_TOKENS))
     end, lengths = lengths_of(1.0)
     end, lengths = lengths_of(max(1.0, lengths.sum() / most))
     few = rng.choice((0, 0, 0, 0.05, 0.5))
