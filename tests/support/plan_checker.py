@@ -41,8 +41,8 @@ def check_packed(
     """Assert that a packed plan serves `batch`, now and as long as it says.
 
     Returns:
-        How many `tasks`, `bundles`, `shared tiles` (of several rows), `gangs` (tiles of a run that are
-        cut at the same token), `merges` and `open tails` the plan has.
+        How many `tasks`, `bundles`, `shared tiles` (of several rows), `gangs` (tiles of a run, cut
+        at the same token), `merges` and `open tails` the plan has.
     """
     view = PackedView.of(packed, layout, made)
     rows = len(batch.lengths)
