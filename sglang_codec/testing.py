@@ -148,56 +148,6 @@ def check_forest(forest: PrefixForest, lengths: Sequence[int]) -> None:
         assert end == 0
 
 
-def check_plan(
-    plan: Plan, kv_index: np.ndarray, rows: Sequence[np.ndarray], row_lengths: Sequence[int]
-) -> None:
-    """Assert that the kernels, given `plan`, read every KV token of every row exactly once.
-
-    Follows the kernels' own steps: chunks that end with their row, the part lists, which rows are
-    written directly. It knows nothing of the forest.
-
-    Args:
-        kv_index: the KV index as the device holds it.
-        rows: the KV slots of each row, in token order.
-        row_lengths: KV tokens of each row now; at least what was planned.
-    """
-    position = np.empty(plan.batch, np.int64)
-    position[plan.order] = np.arange(plan.batch)
-    now = np.asarray(row_lengths, np.int64)
-    kv_start, kv_len, first, queries, part, open_row, open_base, most = plan.tasks.T.astype(
-        np.int64
-    )
-    chunks = plan.num_tasks - plan.num_bundles
-    is_open = open_row >= 0
-    kv_len[is_open] = np.minimum(most, now[open_row] - open_base)[is_open] if len(now) else 0
-    assert (queries >= 1).all()
-    assert (kv_len[:chunks] <= most[:chunks]).all()
-    owners = np.zeros(plan.num_parts, np.int64)  # a partial row has one writer
-    for row in range(plan.batch):
-        own = np.flatnonzero((first <= position[row]) & (position[row] < first + queries))
-        own = own[np.argsort(np.where(own < chunks, open_base[own], 1 << 40), kind="stable")]
-        read = [np.zeros(0, np.int32)]
-        for task in own.tolist():
-            if task < chunks:
-                read.append(kv_index[kv_start[task] : kv_start[task] + kv_len[task]])
-            else:
-                query = position[row] - first[task]
-                read.extend(seen_pieces(plan, kv_index, task, query, now))
-        read = np.concatenate(read)
-        assert read.tolist() == np.asarray(rows[row]).tolist(), f"tokens of row {row}"
-        listed = plan.part_rows[plan.part_indptr[row] : plan.part_indptr[row + 1]]
-        assert len(listed) == len(own), f"row {row} lists {len(listed)} of {len(own)} parts"
-        direct = part[own] < 0
-        if direct.any():
-            assert len(own) == 1, f"a task writes row {row} directly, but it has {len(own)} parts"
-            assert listed.tolist() == [-1]
-            continue
-        written = part[own] + position[row] - first[own]
-        assert listed.tolist() == written.tolist(), f"parts of row {row} out of token order"
-        np.add.at(owners, written, 1)
-    assert (owners <= 1).all(), "two tasks write one partial row"
-
-
 def seen_pieces(
     plan: Plan, kv_index: np.ndarray, task: int, query: int, now: np.ndarray
 ) -> Iterator[np.ndarray]:

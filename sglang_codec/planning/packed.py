@@ -51,5 +51,5 @@ def pack(
         kv_tokens_stock=plan.kv_tokens_stock,
         max_lengths=plan.max_lengths,
         num_shared=forest.num_shared if shared else 0,
-        depth=forest.depth if shared else int(plan.batch > 0),
+        depth=forest.depth if shared else int(len(plan.spans) > 0),
     )

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from covered import check_covered
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_specs import SPECS, UNLIMITED, cost_model
+from plan_checker import check_packed, check_plan
+from plan_specs import SHAPE, SPECS, UNLIMITED, cost_model
+from random_batches import TREES
 from random_paths import ROW, paths_of
+from token_rows import TokenRows
 
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.device import Device, plan_spec
 from sglang_codec.kernels.launch import INTERPRETED, INTERPRETED_SMS, launch_config
 from sglang_codec.planning.capacity import FANS, capacity_for, rows_ranges
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.frugal import frugal_plan
-from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.packed import pack
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError, PlanLayout, PlanSpec
 from sglang_codec.testing import (
     Counts,
-    check_plan,
     lengths_of,
     radix_paths_of,
     rows_of,
@@ -34,7 +35,7 @@ from sglang_codec.testing import (
 )
 
 HEADROOM = 128
-H100 = Device("H100", launch_config((9, 0), 128), 132, 3.35e12, 9e14, 50 * 2**20)
+H100 = Device("H100", launch_config((9, 0), SHAPE), 132, 3.35e12, 9e14, 50 * 2**20)
 INTERPRETER = Device("interpreter", INTERPRETED, INTERPRETED_SMS, 1e10, 1e11, 0.0)
 # (machine, query heads, KV heads, head dimension)
 SHAPES = {
@@ -46,74 +47,46 @@ SHAPES = {
 }
 
 
-def spec_of(shape: str) -> tuple[PlanSpec, int]:
-    machine, num_qo_heads, num_kv_heads, head_dim = SHAPES[shape]
-    spec = plan_spec(
-        machine,
-        num_qo_heads=num_qo_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        kv_element_bytes=2,
-        tail_headroom=HEADROOM,
-    )
-    return spec, num_kv_heads
+def spec_of(shape: str) -> PlanSpec:
+    machine, *heads = SHAPES[shape]
+    return plan_spec(machine, AttentionShape.plain(*heads), tail_headroom=HEADROOM)
 
 
-def chain(batch: int, rng: np.random.Generator) -> np.ndarray:
-    """Each prompt continues the one before."""
-    return np.arange(batch) - 1
+@dataclass(frozen=True)
+class Batch:
+    """A forest, and the tokens that its rows hold."""
+
+    forest: PrefixForest
+    tokens: TokenRows
+
+    @classmethod
+    def of(cls, paths: RadixPaths, lengths: np.ndarray) -> Batch:
+        forest = PrefixForest.from_radix_paths(paths, lengths, private_tokens=1)
+        return cls(forest, TokenRows.of_paths(paths, lengths, 1))
 
 
-def binary(batch: int, rng: np.random.Generator) -> np.ndarray:
-    return (np.arange(batch) + 1) // 2 - 1
-
-
-def lopsided(batch: int, rng: np.random.Generator) -> np.ndarray:
-    """Chains of chains: a path of every length leaves every path."""
-    node = np.arange(batch)
-    return np.where(node % 7 == 3, node // 2, node - 1)
-
-
-def random_tree(batch: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(-1, np.arange(batch))
-
-
-def star(batch: int, rng: np.random.Generator) -> np.ndarray:
-    """Equal prompts."""
-    return np.full(1, -1)
-
-
-TREES: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
-    "chain": chain,
-    "binary": binary,
-    "lopsided": lopsided,
-    "random": random_tree,
-    "star": star,
-}
-
-
-def batch_of(parent: np.ndarray, rows: int, rng: np.random.Generator) -> PrefixForest:
+def batch_of(parent: np.ndarray, rows: int, rng: np.random.Generator) -> Batch:
     """`rows` rows over a tree: one ends at each node while there are nodes, the rest anywhere."""
     end = np.zeros(len(parent) + 1, np.int64)
     for node, above in enumerate(parent.tolist()):
         end[node] = end[above if above >= 0 else -1] + rng.integers(1, 30)
     leaf = np.append(np.arange(len(parent)), rng.integers(0, len(parent), rows))[:rows]
     lengths = end[leaf] + rng.integers(1, 40, rows)
-    paths = RadixPaths(*(np.asarray(a, np.int32) for a in (parent, end[:-1], leaf)))
-    return PrefixForest.from_radix_paths(paths, lengths, private_tokens=1)
+    return Batch.of(
+        RadixPaths(*(np.asarray(a, np.int32) for a in (parent, end[:-1], leaf))), lengths
+    )
 
 
-def plan_and_pack(forest: PrefixForest, spec: PlanSpec, capacity: PlanCapacity) -> int:
-    """The tokens that the last resort reads; it is checked, and packed into buffers this large."""
-    plan = frugal_plan(forest, spec, cost_model(spec), capacity)
-    check_covered(plan, forest, spec.tail_headroom)
+def plan_and_pack(batch: Batch, spec: PlanSpec, capacity: PlanCapacity) -> int:
+    """The tokens that the last resort reads; it is packed into buffers this large, and checked."""
+    plan = frugal_plan(batch.forest, spec, cost_model(spec), capacity)
     layout = PlanLayout.of(capacity, spec)
-    packed = pack(forest, plan, layout, np.empty(layout.size, np.int32))
-    assert packed.used <= layout.size
+    out = np.empty(layout.size, np.int32)
+    check_packed(out, layout, pack(batch.forest, plan, layout, out), batch.tokens, spec)
     return plan.kv_tokens_read
 
 
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", ["chain", "binary", "lopsided", "random", "equal prompts"])
 @pytest.mark.parametrize(
     ("running", "shape"),
     [(32, "interpreter"), (32, "Llama 8B"), (256, "no groups"), (256, "two heads")]
@@ -121,13 +94,12 @@ def plan_and_pack(forest: PrefixForest, spec: PlanSpec, capacity: PlanCapacity) 
 )
 def test_every_tree_fits_the_buffers_of_the_backend(running: int, shape: str, tree: str) -> None:
     """Also where the batch fills the pool and the table of requests, which has a row more."""
-    spec, num_kv_heads = spec_of(shape)
+    spec = spec_of(shape)
     rng = np.random.default_rng(running)
-    forest = batch_of(TREES[tree](running, rng), running + 1, rng)
-    capacity = capacity_for(
-        spec, rows=running + 1, pool_slots=forest.unique_tokens, num_kv_heads=num_kv_heads
-    )
-    assert plan_and_pack(forest, spec, capacity) <= forest.total_tokens
+    batch = batch_of(TREES[tree](running, rng), running + 1, rng)
+    pool_slots = batch.forest.unique_tokens
+    capacity = capacity_for(spec, rows=running + 1, pool_slots=pool_slots)
+    assert plan_and_pack(batch, spec, capacity) <= batch.forest.total_tokens
 
 
 # runs whose copies do not hide in the room for heads and tails
@@ -142,92 +114,79 @@ def test_the_proven_sizes_are_enough_for_every_tree(
     """Not only those that are allocated, which are larger for small batches."""
     if is_deep:
         nodes = [(node, tokens) for node, (_, tokens) in enumerate(nodes)]
-    paths, lengths = paths_of(nodes, rows)
-    forest = PrefixForest.from_radix_paths(paths, lengths, private_tokens=1)
-    batch = forest.batch
+    batch = Batch.of(*paths_of(nodes, rows))
     for fan in FANS:
-        most = rows_ranges(batch, fan)
-        entries = (fan - 1) * forest.unique_tokens + batch * (spec.tail_headroom + 6)
-        plan_and_pack(forest, spec, PlanCapacity(batch, most, most, entries, 0))
+        most = rows_ranges(len(rows), fan)
+        entries = (fan - 1) * batch.forest.unique_tokens + len(rows) * (spec.tail_headroom + 6)
+        plan_and_pack(batch, spec, PlanCapacity(len(rows), most, most, entries, 0))
 
 
 PAIR = st.tuples(st.integers(0, 99), st.sampled_from((0, 0, 1, 3, 17, 64, 200, 600)))
 COUNTS = st.builds(tree_counts, st.lists(PAIR, max_size=8), st.lists(PAIR, max_size=12))
 
 
-@given(COUNTS, SPECS, st.data())
+@given(COUNTS, SPECS, st.floats(1.0, 2.0))
 def test_every_token_is_read_once_while_rows_grow(
-    counts: Counts, spec: PlanSpec, data: st.DataObject
+    counts: Counts, spec: PlanSpec, room: float
 ) -> None:
-    """From the slots of the batch, by the checker of all plans; roots and empty rows included."""
+    """From the slots of the batch, roots and empty rows included."""
     paths = with_slots(counts, seed=2)
     forest = PrefixForest.from_paths(paths)
-    tight = rows_ranges(forest.batch, 2)
-    parts = data.draw(st.integers(tight, 2 * tight + 1))
+    parts = int(rows_ranges(forest.batch, 2) * room)
     capacity = dataclasses.replace(UNLIMITED, tasks=parts, parts=parts)
     plan = frugal_plan(forest, spec, cost_model(spec), capacity)
-    kv_index, rows = kv_index_of(forest, plan), [row.tolist() for row in rows_of(paths)]
-    check_plan(plan, kv_index, [np.array(row) for row in rows], list(map(len, rows)))
-    assert (plan.max_lengths >= lengths_of(counts)).all()
-    next_slot = 1 << 20
-    for row in range(plan.batch):
-        for _ in range(data.draw(st.integers(0, int(plan.max_lengths[row]) - len(rows[row])))):
-            kv_index[plan.append_base[row] + len(rows[row])] = next_slot
-            rows[row].append(next_slot)
-            next_slot += 1
-    check_plan(plan, kv_index, [np.array(row) for row in rows], list(map(len, rows)))
+    assert max(plan.num_tasks, plan.num_parts) <= parts
+    check_plan(plan, TokenRows.of_slots(rows_of(paths)), spec, forest)
 
 
-def growing(batch: int, step: int) -> PrefixForest:
+def growing(batch: int, step: int) -> Batch:
     """A conversation of which each prompt has `step` tokens more."""
     counts = [
         [*((f"turn {t}", step) for t in range(row + 1)), (f"own {row}", 20)] for row in range(batch)
     ]
-    return PrefixForest.from_radix_paths(
-        radix_paths_of(counts), lengths_of(counts), private_tokens=1
-    )
+    return Batch.of(radix_paths_of(counts), lengths_of(counts))
 
 
 @pytest.mark.parametrize(("batch", "rows", "saves"), [(200, 257, 8), (32, 33, 14)])
 def test_the_last_resort_shares_what_the_buffers_allow(batch: int, rows: int, saves: int) -> None:
-    spec, num_kv_heads = spec_of("Llama 8B")
-    forest = growing(batch, 500)
-    capacity = capacity_for(spec, rows=rows, pool_slots=110_000, num_kv_heads=num_kv_heads)
-    assert plan_and_pack(forest, spec, capacity) < forest.total_tokens / saves
+    spec = spec_of("Llama 8B")
+    given = growing(batch, 500)
+    capacity = capacity_for(spec, rows=rows, pool_slots=110_000)
+    assert plan_and_pack(given, spec, capacity) < given.forest.total_tokens / saves
 
 
 def test_more_parts_share_more() -> None:
-    spec, _ = spec_of("Llama 8B")
-    forest = growing(100, 200)
+    spec = spec_of("Llama 8B")
+    given = growing(100, 200)
     read = [
-        plan_and_pack(forest, spec, PlanCapacity(100, parts, parts, 1 << 16))
+        plan_and_pack(given, spec, PlanCapacity(100, parts, parts, 1 << 16))
         for parts in (200, 400, 800, 1 << 16)
     ]
     assert read[0] > 4 * read[1] > 8 * read[2] > 12 * read[3]
-    assert read[3] < 2.5 * forest.unique_tokens  # up to four tiles of 32 rows
+    assert read[3] < 2.5 * given.forest.unique_tokens  # up to four tiles of 32 rows
 
 
 def test_equal_prompts_are_read_once_per_tile() -> None:
-    spec, num_kv_heads = spec_of("Llama 8B")
+    spec = spec_of("Llama 8B")
     leaf, rows = np.zeros(2000, np.int32), 2049
     paths = RadixPaths(np.array([-1], np.int32), np.array([900], np.int32), leaf)
-    forest = PrefixForest.from_radix_paths(paths, leaf + 910, private_tokens=1)
-    capacity = capacity_for(spec, rows=rows, pool_slots=30_000, num_kv_heads=num_kv_heads)
+    batch = Batch.of(paths, leaf + 910)
+    capacity = capacity_for(spec, rows=rows, pool_slots=30_000)
     tiles = -(-2000 // (spec.row_tiles[-1] // spec.group))
     # the row at the end of the path may read it alone
-    assert plan_and_pack(forest, spec, capacity) <= (tiles + 1) * 900 + 2000 * 10
+    assert plan_and_pack(batch, spec, capacity) <= (tiles + 1) * 900 + 2000 * 10
 
 
 def test_equal_batches_get_equal_plans() -> None:
-    spec, num_kv_heads = spec_of("Llama 8B")
-    capacity = capacity_for(spec, rows=65, pool_slots=7000, num_kv_heads=num_kv_heads)
-    make = functools.partial(frugal_plan, growing(60, 100), spec, cost_model(spec), capacity)
+    spec = spec_of("Llama 8B")
+    capacity = capacity_for(spec, rows=65, pool_slots=7000)
+    make = functools.partial(frugal_plan, growing(60, 100).forest, spec, cost_model(spec), capacity)
     assert make().to_dict() == make().to_dict()
 
 
 def test_a_batch_that_the_pool_cannot_hold_is_refused() -> None:
     """Rows whose common slots nobody has proven: the caller then has to find them."""
-    spec, _ = spec_of("Llama 8B")
+    spec = spec_of("Llama 8B")
     forest = PrefixForest.from_radix_paths(RadixPaths.private(3), np.array([100, 100, 100]))
     capacity = PlanCapacity(3, 99, 99, 299 + 3 * HEADROOM)
     with pytest.raises(PlanCapacityError, match="needs 684 kv_index but the buffers hold 683"):
@@ -236,8 +195,9 @@ def test_a_batch_that_the_pool_cannot_hold_is_refused() -> None:
         frugal_plan(forest, spec, cost_model(spec), dataclasses.replace(capacity, rows=2))
 
 
-def nbytes(capacity: PlanCapacity, spec: PlanSpec, num_kv_heads: int) -> int:
-    return 4 * capacity.kv_index + num_kv_heads * spec.partial_bytes * capacity.parts
+def nbytes(capacity: PlanCapacity, spec: PlanSpec) -> int:
+    part_bytes = spec.shape.num_kv_heads * spec.shape.partial_bytes
+    return 4 * capacity.kv_index + part_bytes * capacity.parts
 
 
 @pytest.mark.parametrize("rows", [33, 257, 2049, 4097])
@@ -245,8 +205,8 @@ def nbytes(capacity: PlanCapacity, spec: PlanSpec, num_kv_heads: int) -> int:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_proof_costs_little_memory(rows: int, pool_slots: int, shape: str) -> None:
     """Seven parts a row at the most, and a few percent of what the pool itself takes."""
-    spec, num_kv_heads = spec_of(shape)
-    capacity = capacity_for(spec, rows=rows, pool_slots=pool_slots, num_kv_heads=num_kv_heads)
+    spec = spec_of(shape)
+    capacity = capacity_for(spec, rows=rows, pool_slots=pool_slots)
     least = 4 * rows + 32 * spec.num_slots
     assert least <= capacity.parts <= max(least, 7.1 * rows)
     assert capacity.tasks >= capacity.parts
@@ -263,12 +223,12 @@ def test_the_proof_costs_little_memory(rows: int, pool_slots: int, shape: str) -
             parts=max(least, rows_ranges(rows, fan)),
             kv_index=capacity.bundle_index + (fan - 2) * pool_slots,
         )
-        assert nbytes(capacity, spec, num_kv_heads) <= nbytes(other, spec, num_kv_heads)
+        assert nbytes(capacity, spec) <= nbytes(other, spec)
 
 
 def test_a_pool_that_the_index_cannot_name_is_refused() -> None:
-    spec, _ = spec_of("Llama 8B")
-    largest = capacity_for(spec, rows=4097, pool_slots=2**31 - 10**6, num_kv_heads=8)
+    spec = spec_of("Llama 8B")
+    largest = capacity_for(spec, rows=4097, pool_slots=2**31 - 10**6)
     assert largest.kv_index < 2**31
     with pytest.raises(ValueError, match="--max-total-tokens"):
-        capacity_for(spec, rows=4097, pool_slots=2**31 - 10**5, num_kv_heads=8)
+        capacity_for(spec, rows=4097, pool_slots=2**31 - 10**5)

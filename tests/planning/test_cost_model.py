@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.planning.cost_model import COST_TABLES, CostModel, roofline_cost_model
 
+SHAPE = AttentionShape.plain(32, 8, 128)
 ROWS = np.array([16, 64])
 TOKENS = np.array([0.0, 100.0, 1000.0])
 US = np.array([[2.0, 3.0, 10.0], [4.0, 6.0, 30.0]])
@@ -20,14 +22,12 @@ TABLE = CostModel(ROWS, TOKENS, US, "hand-made")
 
 def roofline(**changes: float) -> CostModel:
     values = {
-        "head_dim": 128,
-        "kv_element_bytes": 2,
         "num_ctas": 264,
         "bandwidth": 3e12,
         "flops": 8e14,
         "task_overhead_us": 2.0,
     }
-    return roofline_cost_model(**{**values, **changes})
+    return roofline_cost_model(SHAPE, **{**values, **changes})
 
 
 MODELS = (TABLE, roofline())

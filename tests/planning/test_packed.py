@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_checker import check_packed
 from plan_specs import SPEC, SPECS, UNLIMITED, cost_model
 from random_paths import NODE, ROW, paths_of
+from token_rows import TokenRows
 
 from sglang_codec.planning.choice import packer_for, planner_for
 from sglang_codec.planning.forest import PrefixForest
@@ -32,6 +34,7 @@ def both_ways(
     expected, out = (np.full(layout.size + 9, UNTOUCHED, np.int32) for _ in range(2))
     wanted = pack(forest, plan, layout, expected)
     found = packer_for(spec, cost_model(spec), capacity)(paths, lengths, layout, out)
+    check_packed(out, layout, found, TokenRows.of_paths(paths, lengths, PRIVATE_TOKENS), spec)
     assert np.array_equal(out, expected)
     assert np.array_equal(found.max_lengths, wanted.max_lengths)
     for field in dataclasses.fields(PackedPlan):

@@ -3,49 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plan_checker import check_plan
 from plan_specs import SPEC, SPECS
+from token_rows import TokenRows
 
 from sglang_codec.planning.packed import pack
 from sglang_codec.planning.plain import plain_plan
 from sglang_codec.planning.plan import (
-    ALIGNED_ENTRIES,
     PlanCapacity,
     PlanCapacityError,
     PlanLayout,
     PlanSpec,
 )
-from sglang_codec.testing import check_plan
 
 LENGTHS = st.lists(st.sampled_from((0, 1, 3, 64, 65, 900)), max_size=70)
 
 
-def index_of(rows: list[np.ndarray], spans: np.ndarray, entries: int) -> np.ndarray:
-    index = np.full(entries, -1, np.int32)
-    for row, first, tokens, entry in spans.tolist():
-        index[entry : entry + tokens] = rows[row][first : first + tokens]
-    return index
-
-
-@given(LENGTHS, SPECS, st.data())
-def test_every_row_reads_its_own_tokens_and_may_grow(
-    lengths: list[int], spec: PlanSpec, data: st.DataObject
-) -> None:
+@given(LENGTHS, SPECS)
+def test_every_row_reads_its_own_tokens_and_may_grow(lengths: list[int], spec: PlanSpec) -> None:
     plan = plain_plan(np.array(lengths, np.int32), spec)
-    ends = np.cumsum([0, *lengths])
-    rows = [np.arange(*ends[i : i + 2], dtype=np.int32) for i in range(len(lengths))]
-    index = index_of(rows, plan.spans, plan.kv_entries)
-    check_plan(plan, index, rows, lengths)
-    assert (plan.tasks[:, 0] % ALIGNED_ENTRIES == 0).all()
-    for row, length in enumerate(lengths):
-        for _ in range(data.draw(st.integers(0, int(plan.max_lengths[row]) - length))):
-            index[plan.append_base[row] + len(rows[row])] = token = 10**6 + row
-            rows[row] = np.append(rows[row], token)
-    check_plan(plan, index, rows, list(map(len, rows)))
+    rows = [np.arange(*ends) for ends in pairwise(np.cumsum([0, *lengths]))]
+    found = check_plan(plan, TokenRows.of_slots(rows), spec)
+    assert found["tasks"] == np.count_nonzero(lengths)
     grown = np.array(lengths) + np.where(lengths, spec.tail_headroom, 0)
     assert plan.max_lengths.tolist() == grown.tolist()
 
@@ -59,7 +44,7 @@ def test_it_is_packed_as_any_plan_and_all_slots_take_part(
     layout = PlanLayout.of(PlanCapacity(rows, rows, 0, plan.kv_entries, 0), spec)
     packed = pack(None, plan, layout, np.empty(layout.size, np.int32))
     assert (packed.kv_tokens_read, packed.num_spans) == (sum(lengths), np.count_nonzero(lengths))
-    assert (packed.num_shared, packed.depth) == (0, int(bool(lengths)))
+    assert (packed.num_shared, packed.depth) == (0, int(any(lengths)))
     bounds, per_slot = plan.slot_indptr, np.diff(plan.slot_indptr[0])
     assert bounds.shape == (spec.num_classes, spec.num_slots + 1)
     assert per_slot.max() - per_slot.min() <= 1

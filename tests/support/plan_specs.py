@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from hypothesis import strategies as st
 
 from sglang_codec.attention_shape import AttentionShape
+from sglang_codec.planning.choice import packer_for, planner_for
 from sglang_codec.planning.cost_model import CostModel, roofline_cost_model
 from sglang_codec.planning.plan import PlanCapacity, PlanSpec
 
 UNLIMITED = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
 SHAPES = st.builds(
     AttentionShape.plain,
-    num_qo_heads=st.sampled_from((1, 2, 4, 7, 8, 16)),
-    num_kv_heads=st.just(1),
+    num_qo_heads=st.sampled_from((8, 16, 32, 56, 64, 128)),
+    num_kv_heads=st.just(8),
     head_dim=st.sampled_from((64, 128)),
     dtype=st.sampled_from(("bfloat16", "float32")),
 )
@@ -25,8 +28,14 @@ SPECS = st.builds(
     tail_headroom=st.sampled_from((0, 1, 40)),
     bundle_rows=st.sampled_from((0, 32, 64)),
 )
-SHAPE = AttentionShape.plain(4, 1, 128)
+SHAPE = AttentionShape.plain(32, 8, 128)
 SPEC = PlanSpec(SHAPE, (16, 64), 64, 33)
+
+
+def planner_of(spec: PlanSpec, costs: CostModel, capacity: PlanCapacity) -> SimpleNamespace:
+    """The planner that serves: `make_plan` of a forest, `pack_paths` of radix paths."""
+    make_plan, pack_paths = (f(spec, costs, capacity) for f in (planner_for, packer_for))
+    return SimpleNamespace(make_plan=make_plan, pack_paths=pack_paths)
 
 
 def cost_model(spec: PlanSpec) -> CostModel:
