@@ -9,12 +9,10 @@ from weakref import ref
 
 from sglang_codec.patches.beam_rows import BeamRows, with_members
 from sglang_codec.patches.fallbacks import FALLBACKS
-from sglang_codec.patches.tree_readers import TreeReader
+from sglang_codec.patches.kept_paths import KeptBatches, RowStates
+from sglang_codec.patches.tree_readers import weak
 from sglang_codec.planning.paths import RadixPaths
 
-# of all rows: requests, tree handles, tree-owned tokens, `req_to_token` rows, retractions. By
-# column, because comparing five long tuples takes half the time of comparing many short ones.
-RowStates = tuple[tuple[Any, ...], ...]
 ReadStates = Callable[[Sequence[Any]], RowStates]
 
 
@@ -27,22 +25,22 @@ class CodecBatch:
             up to the growth of the private tails; compare with `==`. Requests and tree nodes are
             in it as weak references, so keeping one keeps nothing alive: a living object has one,
             and that of a dead one equals no other. A batch with beam rows never equals another.
-        reader: reads the tree; `reader_name` names it.
+        kept: reads the tree, and has kept what it read for the batch before.
         rows: batch rows, `len(batch.seq_lens)`.
         beams: which rows beyond the requests alias a request's; the others are private.
     """
 
     signature: tuple[Any, ...]
-    reader: TreeReader
+    kept: KeptBatches
     rows: int
     beams: tuple[BeamRows, ...] = ()
 
     @property
     def reader_name(self) -> str:
-        return self.reader.name
+        return self.kept.reader.name
 
     def read(self) -> RadixPaths:
-        """Walk the tree; on the scheduler thread, inside `run_batch`.
+        """Look at the tree for who has joined; on the scheduler thread, inside `run_batch`.
 
         A tree that cannot be read proves nothing and is counted in `FALLBACKS`.
         """
@@ -51,16 +49,25 @@ class CodecBatch:
 
     def _read_tree(self) -> RadixPaths:
         """Paths of the requests' rows."""
-        _, handles, owned_by_tree, *_ = self.signature[1]
+        states = self.signature[1]
         try:
-            nodes = [handle() if isinstance(handle, ref) else handle for handle in handles]
-            paths = self.reader.read(nodes, owned_by_tree)
-            if paths.batch != len(handles):
-                raise ValueError(f"{self.reader_name}: {paths.batch} paths of {len(handles)} rows")
+            return self.kept.read(states)
         except Exception as error:  # whatever a foreign tree raises, sharing must not be guessed
             FALLBACKS.record(f"reading the tree failed with {type(error).__name__}", error)
-            return RadixPaths.private(len(handles))
-        return paths
+            return RadixPaths.private(len(states[0]))
+
+    def moved_since(self, signature: tuple[Any, ...]) -> list[int] | None:
+        """The rows whose tree handle or tree-owned tokens are others than in `signature`.
+
+        None: these are not the same rows, or the device may have permuted them.
+        """
+        (rows, states, once), (rows_then, then, once_then) = self.signature, signature
+        requests, handles, owned, *others = states
+        requests_then, handles_then, owned_then, *others_then = then
+        if (rows, requests, others, once) != (rows_then, requests_then, others_then, once_then):
+            return None
+        now_and_then = zip(zip(handles, owned), zip(handles_then, owned_then), strict=True)
+        return [row for row, (now, before) in enumerate(now_and_then) if now != before]
 
 
 def row_states_of(req: Any) -> ReadStates:
@@ -85,26 +92,21 @@ def _states(reqs: Sequence[Any], kv: Sequence[Any]) -> RowStates:
     """The states of the requests, whose KV fields are on the objects in `kv`."""
     return (
         tuple(map(ref, reqs)),
-        tuple([n if type(n := r.last_node) is int else _weak(n) for r in reqs]),
+        tuple([n if type(n := r.last_node) is int else weak(n) for r in reqs]),
         tuple([k.cache_protected_len for k in kv]),
         tuple([k.req_pool_idx for k in kv]),
         tuple([r.retraction_count for r in reqs]),
     )
 
 
-def _weak(handle: Any) -> Any:
-    """A tree handle that does not keep the node, and its KV slots, alive."""
-    return None if handle is None else ref(handle)
-
-
 def make_codec_batch(
     reqs: Sequence[Any],
     rows: int,
-    reader: TreeReader,
+    kept: KeptBatches,
     row_states: ReadStates,
     beams: tuple[BeamRows, ...] = (),
 ) -> CodecBatch:
     """A `CodecBatch` for these requests, in batch order, and `rows >= len(reqs)` batch rows."""
     # beam rows, their leader's included, may be permuted on the device between any two steps
     once = object() if rows > len(reqs) else None
-    return CodecBatch((rows, row_states(reqs), once), reader, rows, beams)
+    return CodecBatch((rows, row_states(reqs), once), kept, rows, beams)

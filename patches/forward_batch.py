@@ -9,29 +9,35 @@ from sglang.srt.plugins.hook_registry import HookType
 from sglang_codec.patches.beam_rows import beam_rows
 from sglang_codec.patches.codec_batch import CodecBatch, ReadStates, make_codec_batch, row_states_of
 from sglang_codec.patches.fallbacks import FALLBACKS
+from sglang_codec.patches.kept_paths import KeptBatches
 from sglang_codec.patches.patch import Patch
-from sglang_codec.patches.tree_readers import TreeReader, select_reader
+from sglang_codec.patches.tree_readers import select_reader
 
 
 class Attacher:
-    """Makes the `CodecBatch` of a scheduler's batches; one reader per tree cache."""
+    """Makes the `CodecBatch` of a scheduler's batches; what is kept of a tree ends with it.
+
+    `most_kept`: batches that take turns, one for each pipeline micro-batch.
+    """
 
     def __init__(self) -> None:
+        self.most_kept = 1
         self._tree_cache: Any = None
-        self._reader: TreeReader | None = None
+        self._kept: KeptBatches | None = None
         self._row_states: ReadStates | None = None
 
-    def reader(self, tree_cache: Any) -> TreeReader:
-        if self._reader is None or tree_cache is not self._tree_cache:
-            self._tree_cache, self._reader = tree_cache, select_reader(tree_cache)
-        return self._reader
+    def kept(self, tree_cache: Any) -> KeptBatches:
+        if self._kept is None or tree_cache is not self._tree_cache:
+            self._tree_cache = tree_cache
+            self._kept = KeptBatches(select_reader(tree_cache), self.most_kept)
+        return self._kept
 
     def codec_batch(self, batch: Any) -> CodecBatch:
         if self._row_states is None:
             self._row_states = row_states_of(batch.reqs[0])
-        rows, reader = len(batch.seq_lens), self.reader(batch.tree_cache)
+        rows, kept = len(batch.seq_lens), self.kept(batch.tree_cache)
         beams = beam_rows(batch, rows) if rows > len(batch.reqs) else ()
-        return make_codec_batch(batch.reqs, rows, reader, self._row_states, beams)
+        return make_codec_batch(batch.reqs, rows, kept, self._row_states, beams)
 
 
 ATTACHER = Attacher()

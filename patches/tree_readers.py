@@ -1,31 +1,56 @@
-"""One reader per tree API: what SGLang's radix tree proves about a decode batch's KV slots.
+"""One reader per tree API: what SGLang's radix tree says of the nodes above a request's.
 
 Everything is duck-typed, since three tree APIs follow one another in seven releases. A reader never
-guesses: a handle that is unknown or the root, or a node without a device value, ends the proof, and
-the row is private from there.
+guesses: above a handle that is unknown or the root there is nothing.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Container, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+from weakref import ref
 
 from sglang_codec.patches.fallbacks import FALLBACKS
-from sglang_codec.patches.path_builder import ROOT, PathBuilder, Proof
-from sglang_codec.planning.paths import RadixPaths
+
+
+class Link(NamedTuple):
+    """A tree node on a path; `key` names it, and keeps it not alive.
+
+    `on_device`: the KV slots of all its `length` tokens are in the pool, for as long as a running
+    request holds the node.
+    """
+
+    key: Hashable
+    length: int
+    on_device: bool
+    children: int
+
+
+class Chain(NamedTuple):
+    """The nodes from one that was known (None: the root) down to a handle's, top first."""
+
+    above: Hashable | None
+    links: list[Link]
+
+
+NOTHING = Chain(None, [])
 
 
 class TreeReader(Protocol):
-    """Reads root-to-node paths; call it on the scheduler thread, inside `run_batch`.
-
-    Nodes that only one row passes are left out: they share nothing.
-    """
+    """Looks at paths; on the scheduler thread, inside `run_batch`."""
 
     name: str
 
-    def read(self, handles: Sequence[Any], owned_by_tree: Sequence[int]) -> RadixPaths:
-        """Paths of the rows with these `req.last_node` handles and tree-owned token counts."""
+    def resolved(self, handles: Sequence[Any]) -> Sequence[Any]:
+        """The handles of tree nodes for these `req.last_node`, weak as they are given."""
+        ...
+
+    def chains(self, handles: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
+        """For each handle the nodes up to the first whose key is `known` by then."""
+        ...
+
+    def chains_above(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
+        """For each node that is kept by its key, the same of what is above it."""
         ...
 
 
@@ -35,8 +60,14 @@ class NoneReader:
     def __init__(self, why: str) -> None:
         self.name = f"none ({why})"
 
-    def read(self, handles: Sequence[Any], owned_by_tree: Sequence[int]) -> RadixPaths:
-        return RadixPaths.private(len(handles))
+    def resolved(self, handles: Sequence[Any]) -> Sequence[Any]:
+        return handles
+
+    def chains(self, handles: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
+        return (NOTHING for _ in handles)
+
+    def chains_above(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
+        return (NOTHING for _ in keys)
 
 
 class PathInfoReader:
@@ -47,15 +78,16 @@ class PathInfoReader:
     def __init__(self, tree_core: Any) -> None:
         self._core = tree_core
 
-    def read(self, handles: Sequence[Any], owned_by_tree: Sequence[int]) -> RadixPaths:
-        distinct = [h for h in dict.fromkeys(handles) if _is_node_id(h)]
+    def resolved(self, handles: Sequence[Any]) -> Sequence[Any]:
+        return handles
+
+    def chains(self, handles: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
+        distinct = [h for h in dict.fromkeys(handles) if isinstance(h, int)]
         paths = dict(zip(distinct, self._paths(distinct), strict=True))
-        rows = [paths.get(handle, ()) for handle in handles]
-        readers = Counter(node.node_id for path in rows for node in path)
-        builder = PathBuilder()
-        shared = {h: [n for n in path if readers[n.node_id] > 1] for h, path in paths.items()}
-        proofs = {handle: _add_path(builder, path) for handle, path in shared.items()}
-        return builder.finish([proofs.get(h, ROOT).index for h in handles], owned_by_tree)
+        return (_upwards(paths.get(handle, ()), known) for handle in handles)
+
+    def chains_above(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
+        return (_upwards(path[:-1], known) for path in self._core.collect_path_info(keys))
 
     def _paths(self, handles: list[int]) -> Sequence[Sequence[Any]]:
         try:
@@ -80,39 +112,14 @@ class ParentWalkReader:
     def __init__(self, tree: Any) -> None:
         self._resolve = tree.resolve_node_handle
 
-    def read(self, handles: Sequence[Any], owned_by_tree: Sequence[int]) -> RadixPaths:
-        nodes = self._nodes(dict.fromkeys(handles))
-        # where a second row comes by, it and all above it are shared; nothing else is looked at,
-        # for most nodes of a batch are the ends of a single prompt. A node without a parent is the
-        # root, or a streaming session's sentinel, which is no tree node at all.
-        passed: set[Any] = set()
-        met: dict[Any, None] = {}
-        for handle in handles:
-            node = nodes[handle]
-            while (parent := getattr(node, "parent", None)) is not None:
-                if node in passed:
-                    met[node] = None
-                    break
-                passed.add(node)
-                node = parent
-        builder = PathBuilder()
-        for node in met:
-            _prove(builder, node)
-        proofs = builder.proofs
-        leaf_of = {}
-        for handle, node in nodes.items():
-            while node not in proofs and node is not None:
-                node = getattr(node, "parent", None)
-            leaf_of[handle] = -1 if node is None else proofs[node].index
-        return builder.finish([leaf_of[handle] for handle in handles], owned_by_tree)
+    def resolved(self, handles: Sequence[Any]) -> Sequence[Any]:
+        return handles
 
-    def _nodes(self, handles: Iterable[Any]) -> dict[Any, Any]:
-        resolve = self._resolve
-        try:
-            return {h: None if h is None else resolve(h) for h in handles}
-        except KeyError:
-            # one missing handle fails the whole call: find it
-            return {handle: self._node(handle) for handle in handles}
+    def chains(self, handles: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
+        return (_walk(self._node(handle), known) for handle in handles)
+
+    def chains_above(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
+        return (_walk(key().parent, known) for key in keys)
 
     def _node(self, handle: Any) -> Any:
         if handle is None:
@@ -122,6 +129,32 @@ class ParentWalkReader:
         except KeyError:
             FALLBACKS.record("node handle is not in the tree", handle)
             return None
+
+
+def _upwards(path: Sequence[Any], known: Container[Hashable]) -> Chain:
+    above, links = None, []
+    for node in reversed(path):
+        if node.node_id in known:
+            above = node.node_id
+            break
+        length = node.path_end - node.path_start
+        on_device = node.full_value_len == length
+        links.append(Link(node.node_id, length, on_device, node.num_children))
+    return Chain(above, links[::-1])
+
+
+def _walk(node: Any, known: Container[Hashable]) -> Chain:
+    above, links = None, []
+    # a node without a parent is the root, or a streaming session's sentinel
+    while (parent := getattr(node, "parent", None)) is not None:
+        key = ref(node)
+        if key in known:
+            above = key
+            break
+        length = len(node.key)
+        links.append(Link(key, length, _device_tokens(node) == length, len(node.children)))
+        node = parent
+    return Chain(above, links[::-1])
 
 
 class SessionReader:
@@ -134,30 +167,24 @@ class SessionReader:
 
     def __init__(self, reader: TreeReader, session: Any) -> None:
         self.name = reader.name
-        self._reader, self._session = reader, session
+        self.chains, self.chains_above = reader.chains, reader.chains_above
+        self._session = session
 
-    def read(self, handles: Sequence[Any], owned_by_tree: Sequence[int]) -> RadixPaths:
-        if slots := self._session.slots:
-            locked = {slot.virtual_node: _locked_node(slot) for slot in slots.values()}
-            handles = [locked.get(handle, handle) for handle in handles]
-        return self._reader.read(handles, owned_by_tree)
+    def resolved(self, handles: Sequence[Any]) -> Sequence[Any]:
+        if not (slots := self._session.slots):
+            return handles
+        locked = {ref(slot.virtual_node): weak(_locked_node(slot)) for slot in slots.values()}
+        return [locked.get(handle, handle) for handle in handles]
+
+
+def weak(handle: Any) -> Any:
+    """A tree handle that does not keep the node, and its KV slots, alive."""
+    return handle if handle is None or isinstance(handle, int) else ref(handle)
 
 
 def _locked_node(slot: Any) -> Any:
     """The handle of the node that a session's slot has locked, None if it has none."""
     return slot.last_node if hasattr(slot, "last_node") else getattr(slot.lock, "node", None)
-
-
-def _prove(builder: PathBuilder, node: Any) -> None:
-    """Register a node and all above it."""
-    chain = []
-    while node not in builder.proofs and node.parent is not None:
-        chain.append(node)
-        node = node.parent
-    proof = builder.proofs.get(node, ROOT)
-    for node in reversed(chain):
-        length = len(node.key)
-        proof = builder.add(node, proof, length, on_device=_device_tokens(node) == length)
 
 
 def select_reader(tree_cache: Any) -> TreeReader:
@@ -184,7 +211,7 @@ def _select_tree_reader(tree: Any) -> TreeReader:
     except (AttributeError, NotImplementedError) as error:
         FALLBACKS.record(f"the nodes of {type(tree).__name__} cannot be read", str(error))
         return NoneReader(f"{type(core or tree).__name__} cannot be read")
-    if not hasattr(root, "parent") or not hasattr(root, "key"):
+    if not all(hasattr(root, name) for name in ("parent", "key", "children")):
         return NoneReader(f"{type(tree).__name__} has no nodes")
     return ParentWalkReader(tree)
 
@@ -196,22 +223,6 @@ def unwrap(tree_cache: Any) -> Any:
     return tree_cache
 
 
-def _add_path(builder: PathBuilder, path: Sequence[Any]) -> Proof:
-    proof = ROOT
-    for node in path:
-        known = builder.proofs.get(node.node_id)
-        if known is None:
-            length = node.path_end - node.path_start
-            resident = node.full_value_len == length
-            known = builder.add(node.node_id, proof, length, on_device=resident)
-        proof = known
-    return proof
-
-
-def _is_node_id(handle: Any) -> bool:
-    return isinstance(handle, int)
-
-
 def _device_tokens(node: Any) -> int | None:
     """How many KV slots on the device the node owns for full attention, None if it has none."""
     components = getattr(node, "component_data", None)
@@ -221,4 +232,5 @@ def _device_tokens(node: Any) -> int | None:
     else:
         # an evicted RadixCache node keeps its value, and an unlocked one is no running request's
         value = node.value if node.lock_ref > 0 else None
-    return None if value is None else len(value)
+    # `len` of a tensor is slow Python
+    return None if value is None else value.shape[0]

@@ -156,7 +156,7 @@ def test_no_request_or_tree_node_outlives_a_flush(report: Report) -> None:
 
 
 STAGES = ("batch", "attacher", "reader", "row states", "beams")
-READS = ("tree", "fewer leaves", "more leaves")
+READS = ("tree", "fewer chains", "more chains")
 
 
 @pytest.mark.parametrize("stage", STAGES + READS)

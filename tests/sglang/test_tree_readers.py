@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ import torch
 from sglang.srt.mem_cache.radix_cache import TreeNode
 
 from sglang_codec.patches.fallbacks import FALLBACKS
+from sglang_codec.patches.kept_paths import KeptBatches
 from sglang_codec.patches.tree_readers import (
     NoneReader,
     ParentWalkReader,
     PathInfoReader,
     TreeReader,
     select_reader,
+    weak,
 )
 from sglang_codec.planning.paths import RadixPaths
 
@@ -63,7 +66,7 @@ class InfoCore:
                     path_start=start,
                     path_end=start + tokens,
                     full_value_len=None if name in self.tree.missing else tokens,
-                    num_children=0,
+                    num_children=sum(p == name for p, _ in self.tree.spans.values()),
                 )
             )
             start += tokens
@@ -91,6 +94,8 @@ class NodeTree:
     def _node(parent: TreeNode | None, tokens: int, resident: bool) -> TreeNode:
         node = TreeNode()
         node.parent, node.key, node.lock_ref = parent, [0] * tokens, 1
+        if parent is not None:
+            parent.children[len(parent.children)] = node
         node.value = torch.zeros(tokens, dtype=torch.int64) if resident else None
         return node
 
@@ -110,9 +115,19 @@ def reader_of(kind: str, tree: Tree) -> TreeReader:
     return ParentWalkReader(NodeTree(tree, components=kind == "components"))
 
 
+class Request:
+    """Only who it is matters."""
+
+
+def read_rows(reader: TreeReader, handles: list[Any], owned: list[int]) -> RadixPaths:
+    requests, number = [Request() for _ in handles], range(len(handles))
+    rows = (map(ref, requests), map(weak, handles), owned, number, number)
+    return KeptBatches(reader).read(tuple(map(tuple, rows)))
+
+
 def read_twice(reader: TreeReader, handles: list[Any], owned: int = MANY) -> RadixPaths:
     """Every row has a twin behind all rows, so every node is shared."""
-    return reader.read([*handles, *handles], [owned] * (2 * len(handles)))
+    return read_rows(reader, [*handles, *handles], [owned] * (2 * len(handles)))
 
 
 def read(kind: str, tree: Tree, *names: str, owned: int = MANY) -> RadixPaths:
@@ -144,11 +159,11 @@ def test_paths_of_a_fork(kind: str) -> None:
 def test_what_a_single_row_passes_is_left_out(kind: str) -> None:
     reader = reader_of(kind, tree := Tree(**FORK))
     handles = [tree.ids[name] for name in ("d", "b", "c", "a")]
-    paths = reader.read(handles, [MANY] * 4)
+    paths = read_rows(reader, handles, [MANY] * 4)
     assert [ends(paths, row) for row in range(4)] == [[], [4], [4], [4]]
     assert len(paths.end) == 1
     # a second row at the same node makes it a shared one
-    paths = reader.read([*handles, tree.ids["b"]], [MANY] * 5)
+    paths = read_rows(reader, [*handles, tree.ids["b"]], [MANY] * 5)
     assert [ends(paths, row) for row in range(5)] == [[], [4, 7], [4], [4], [4, 7]]
 
 
@@ -174,7 +189,7 @@ def test_nothing_is_proven_below_a_node_off_the_device(kind: str) -> None:
 @pytest.mark.parametrize("kind", READERS)
 def test_only_tokens_that_the_tree_owns_are_proven(kind: str) -> None:
     tree = Tree(**FORK)
-    assert ends(read(kind, tree, "b", owned=7), 0) == [4, 7]
+    assert ends(read(kind, tree, "b", owned=7), 0) == [7]
     assert ends(read(kind, tree, "b", owned=6), 0) == [4]
     assert ends(read(kind, tree, "b", owned=3), 0) == []
 
@@ -184,7 +199,7 @@ def test_handles_that_are_no_nodes_are_private(kind: str) -> None:
     reader = reader_of(kind, tree := Tree(**FORK))
     virtual = type("VirtualNode", (), {})()
     paths = read_twice(reader, [None, virtual, tree.ids["b"]])
-    assert [ends(paths, row) for row in range(3)] == [[], [], [4, 7]]
+    assert [ends(paths, row) for row in range(3)] == [[], [], [7]]
     assert not FALLBACKS.counts
 
 
@@ -192,7 +207,7 @@ def test_handles_that_are_no_nodes_are_private(kind: str) -> None:
 def test_a_handle_that_is_gone_is_private_and_counted(kind: str) -> None:
     reader = reader_of(kind, tree := Tree(**FORK))
     paths = read_twice(reader, [999, tree.ids["c"]])
-    assert [ends(paths, row) for row in range(2)] == [[], [4, 9]]
+    assert [ends(paths, row) for row in range(2)] == [[], [9]]
     assert dict(FALLBACKS.counts) == {"node handle is not in the tree": 1}
 
 
@@ -206,7 +221,7 @@ def test_a_node_that_nobody_locks_proves_nothing() -> None:
 def test_distinct_handles_are_asked_for_in_one_call() -> None:
     core = InfoCore(tree := Tree(**FORK))
     handles = [tree.ids["b"], tree.ids["c"]] * 8
-    PathInfoReader(core).read(handles, [MANY] * len(handles))
+    read_rows(PathInfoReader(core), handles, [MANY] * len(handles))
     assert core.calls == 1
 
 
@@ -243,7 +258,7 @@ def test_a_turn_of_a_session_has_the_path_that_its_slot_locked(kind: str) -> Non
     reader = select_reader(cache)
     assert reader.name == "parent walk"
     handles, owned = [stand_in, tree.ids["b"], stand_in, empty, gone], [MANY, MANY, 6, MANY, MANY]
-    paths = reader.read(handles, owned)
+    paths = read_rows(reader, handles, owned)
     assert [ends(paths, row) for row in range(5)] == [[4, 7], [4, 7], [4], [], []]
     assert not FALLBACKS.counts
 
@@ -268,18 +283,17 @@ def test_an_unreadable_core_is_named_and_counted() -> None:
 def test_an_object_that_is_no_tree_has_none(cache: Any) -> None:
     reader = select_reader(cache)
     assert isinstance(reader, NoneReader)
-    assert reader.read([None, 3], [0, 5]).leaf.tolist() == [-1, -1]
+    assert read_rows(reader, [None, 3], [0, 5]).leaf.tolist() == [-1, -1]
 
 
 def test_whatever_a_tree_raises_the_batch_is_private_and_counted() -> None:
     from sglang_codec.patches.codec_batch import CodecBatch
 
-    class Broken:
-        name = "broken"
-
-        def read(self, handles: Any, owned_by_tree: Any) -> RadixPaths:
+    class Broken(NoneReader):
+        def chains(self, handles: Any, known: Any) -> Any:
             raise RuntimeError("no idea")
 
-    batch = CodecBatch((2, (("a", "b"), (1, 2), (0, 0), (0, 1), (0, 0)), None), Broken(), 2)
+    states = (("a", "b"), (1, 2), (0, 0), (0, 1), (0, 0))
+    batch = CodecBatch((2, states, None), KeptBatches(Broken("broken")), 2)
     assert batch.read().leaf.tolist() == [-1, -1]
     assert dict(FALLBACKS.counts) == {"reading the tree failed with RuntimeError": 1}

@@ -12,6 +12,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from inproc_scheduler import InprocScheduler, write_tiny_llama
 from step_record import record_step, without_objects
@@ -92,10 +93,19 @@ def _leaves_after_eviction(
     """What is proven of handles whose nodes were evicted: nothing."""
     from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
+    from sglang_codec.patches.kept_paths import KeptBatches
+    from sglang_codec.patches.tree_readers import weak
+
     engine.tree_cache.evict(EvictParams(num_tokens=1 << 20))
     handles = [handle for step in steps for handle in step["handles"]]
-    # each handle twice: what only one row passes is not looked at
-    return reader.read(handles * 2, [1 << 20] * (2 * len(handles))).leaf.tolist()
+    # each handle twice: what only one row passes is left out
+    requests = [Request() for _ in handles * 2]
+    states = map(ref, requests), map(weak, handles * 2), *[[1 << 20] * len(requests)] * 3
+    return KeptBatches(reader).read(tuple(map(tuple, states))).leaf.tolist()
+
+
+class Request:
+    """Only who it is matters."""
 
 
 def _see_a_step_with_sinks(engine: InprocScheduler) -> dict[str, Any]:

@@ -138,18 +138,13 @@ def injected(engine: InprocScheduler, *, beams: bool) -> dict[str, Any]:
     """What is served, counted and logged while one stage of attaching raises in every step."""
     from sglang_codec.patches import forward_batch
     from sglang_codec.patches.fallbacks import FALLBACKS
-    from sglang_codec.planning.paths import RadixPaths
+    from sglang_codec.patches.tree_readers import ParentWalkReader
 
     prompt = [7 + token % 90 for token in range(30)]
-    reader = forward_batch.ATTACHER.reader(engine.tree_cache)
-    read = type(reader).read
+    chains = ParentWalkReader.chains
 
-    def with_leaves(change: Callable[[Any], Any]) -> Callable[..., RadixPaths]:
-        def changed(*arguments: Any) -> RadixPaths:
-            paths = read(*arguments)
-            return RadixPaths(paths.parent, paths.end, change(paths.leaf))
-
-        return changed
+    def with_chains(change: Callable[[list[Any]], list[Any]]) -> Callable[..., Any]:
+        return lambda *arguments: iter(change(list(chains(*arguments))))
 
     def serve() -> list[list[list[int]]]:
         engine.requests.clear()
@@ -169,10 +164,12 @@ def injected(engine: InprocScheduler, *, beams: bool) -> dict[str, Any]:
         "attacher": raising(forward_batch.Attacher, "codec_batch"),
         "reader": raising(forward_batch, "select_reader"),
         "row states": raising(forward_batch, "row_states_of"),
-        "tree": raising(type(reader), "read"),
-        "fewer leaves": mock.patch.object(type(reader), "read", with_leaves(lambda leaf: leaf[1:])),
-        "more leaves": mock.patch.object(
-            type(reader), "read", with_leaves(lambda leaf: leaf.repeat(2))
+        "tree": raising(ParentWalkReader, "chains"),
+        "fewer chains": mock.patch.object(
+            ParentWalkReader, "chains", with_chains(lambda found: found[1:])
+        ),
+        "more chains": mock.patch.object(
+            ParentWalkReader, "chains", with_chains(lambda found: found * 2)
         ),
     }
     if beams:
