@@ -53,6 +53,11 @@ class _Node:
         """Two rows pass, and not the same ones as the next node below."""
         return self.rows + len(self.below) > 1
 
+    def move_below(self, above: _Node) -> None:
+        del self.above.below[self]
+        self.above = above
+        above.below[self] = None
+
 
 class KeptPaths:
     """Reads one batch after another; on the scheduler thread, inside `run_batch`."""
@@ -63,6 +68,7 @@ class KeptPaths:
 
     def _forget_all(self) -> None:
         self._reads = 0
+        self._ends_now: set[Hashable | None] = set()  # where the rows end that are being read
         self._root = _Node(None, 0, None, 0)
         self._nodes: dict[Hashable, _Node] = {}
         self._states: dict[ref[Any], RowState] = {}
@@ -100,69 +106,69 @@ class KeptPaths:
             del self._states[request]
             self._leave(self._ends.pop(request))
         if joined:
-            handles = [_alive(states[row][0]) for row in joined]
-            chains = self._reader.chains(handles, self._nodes)
-            for row, handle, chain in zip(joined, handles, chains, strict=True):
-                self._join(requests[row], states[row], handle, chain)
+            keys = self._reader.keys([_alive(states[row][0]) for row in joined])
+            self._ends_now = set(keys)
+            chains = self._reader.chains(keys, self._nodes)
+            for row, key, chain in zip(joined, keys, chains, strict=True):
+                self._join(requests[row], states[row], key, chain)
         return list(map(self._ends.__getitem__, requests))
 
-    def _join(self, request: ref[Any], state: RowState, handle: Any, chain: Chain) -> None:
+    def _join(self, request: ref[Any], state: RowState, key: Hashable, chain: Chain) -> None:
         owned_by_tree = state[1]
         above = self._known(chain.above)
         links = _proven(chain.links, above.end, owned_by_tree)
-        if len(links) < len(chain.links) or above.end > owned_by_tree:
+        is_whole = len(links) == len(chain.links) and above.end <= owned_by_tree
+        if not is_whole:
             # what is off the device, or not the tree's, may be proven later: read it each time
             state = ()
-            (chain,) = self._reader.chains([handle], ())
+            (chain,) = self._reader.chains([key], ())
             links = _proven(chain.links, 0, owned_by_tree)
-            above, links = self._after_known(self._root, links)
-        node = self._insert(above, links)
+            known = [place for place, link in enumerate(links) if link.key in self._nodes]
+            above = self._nodes[links[known[-1]].key] if known else self._root
+            links = links[known[-1] + 1 :] if known else links
+        node = self._insert(above, links, looked_at=is_whole)
         was_shared = node.is_shared
         node.rows += 1
         self._note(node, was_shared)
         self._states[request], self._ends[request] = state, node
 
-    def _insert(self, above: _Node, links: Sequence[Link]) -> _Node:
-        """The node at the end of `links`, which follow `above`."""
-        if any(_may_part(link, links[-1]) for link in links):
-            self._look_again(above)
-            above, links = self._after_known(above, links)
-        if not links:
-            return above
+    def _insert(self, above: _Node, links: Sequence[Link], *, looked_at: bool) -> _Node:
+        """The node at the end of `links`, which follow `above`.
+
+        `looked_at`: what was read just now knows of this end.
+        """
         was_shared = above.is_shared
-        node, end = above, above.end
+        node, end, parts = above, above.end, False
         for link in links:
             end += link.length
-            if link is links[-1] or _may_part(link, links[-1]):
+            is_last = link is links[-1]
+            if is_last or self._may_part_at(link):
                 node = self._nodes[link.key] = _Node(link.key, end, node, self._reads)
+                parts |= link.children > (not is_last)
         self._note(above, was_shared)
+        if parts:
+            self._look_again(above, [n for n in above.below if n.seen != self._reads or not looked_at])
         return node
+
+    def _may_part_at(self, link: Link) -> bool:
+        """Whether another path may leave this one, or end, at `link`."""
+        return link.children > 1 or link.key in self._ends_now
 
     def _known(self, key: Hashable | None) -> _Node:
         return self._root if key is None else self._nodes[key]
 
-    def _after_known(
-        self, above: _Node, links: Sequence[Link]
-    ) -> tuple[_Node, Sequence[Link]]:
-        """The last node of these links that is kept, else `above`, and the links that follow."""
-        for place in range(len(links), 0, -1):
-            if (node := self._nodes.get(links[place - 1].key)) is not None:
-                return node, links[place:]
-        return above, links
-
-    def _look_again(self, above: _Node) -> None:
-        """Insert the nodes that splits have put between `above` and the nodes below it."""
-        old = [node for node in above.below if node.seen != self._reads]
-        if not old:
+    def _look_again(self, above: _Node, below: Sequence[_Node]) -> None:
+        """Insert the nodes that splits have put between `above` and these nodes below it."""
+        if not below:
             return
-        chains = self._reader.chains_above([node.key for node in old], self._nodes)
-        for node, chain in zip(old, chains, strict=True):
+        chains = self._reader.chains_above([node.key for node in below], self._nodes)
+        for node, chain in zip(below, chains, strict=True):
             node.seen = self._reads
             last = self._known(chain.above)
             end = last.end
             for link in chain.links:
                 end += link.length
-                if link.children > 1:
+                if self._may_part_at(link):
                     last = self._nodes[link.key] = _Node(link.key, end, last, self._reads)
             if last is not node.above:
                 node.move_below(last)
@@ -235,11 +241,6 @@ def _proven(links: Sequence[Link], start: int, owned_by_tree: int) -> Sequence[L
         if not link.on_device or start > owned_by_tree:
             return links[:place]
     return links
-
-
-def _may_part(link: Link, last: Link) -> bool:
-    """Whether other paths may leave the one that ends with `last` here."""
-    return link.children > (link is not last)
 
 
 def _alive(handle: Any) -> Any:

@@ -45,12 +45,16 @@ class TreeReader(Protocol):
         """The handles of tree nodes for these `req.last_node`, weak as they are given."""
         ...
 
-    def chains(self, handles: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
-        """For each handle the nodes up to the first whose key is `known` by then."""
+    def keys(self, handles: Sequence[Any]) -> Sequence[Hashable | None]:
+        """The keys of the nodes with these handles, None where there is none."""
+        ...
+
+    def chains(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
+        """For each of `keys` the nodes from it up to the first whose key is `known` by then."""
         ...
 
     def chains_above(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
-        """For each node that is kept by its key, the same of what is above it."""
+        """The same without the nodes of `keys` themselves, which are nodes of the tree."""
         ...
 
 
@@ -63,8 +67,11 @@ class NoneReader:
     def resolved(self, handles: Sequence[Any]) -> Sequence[Any]:
         return handles
 
-    def chains(self, handles: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
-        return (NOTHING for _ in handles)
+    def keys(self, handles: Sequence[Any]) -> Sequence[Hashable | None]:
+        return [None for _ in handles]
+
+    def chains(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
+        return (NOTHING for _ in keys)
 
     def chains_above(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
         return (NOTHING for _ in keys)
@@ -81,20 +88,23 @@ class PathInfoReader:
     def resolved(self, handles: Sequence[Any]) -> Sequence[Any]:
         return handles
 
-    def chains(self, handles: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
-        distinct = [h for h in dict.fromkeys(handles) if isinstance(h, int)]
+    def keys(self, handles: Sequence[Any]) -> Sequence[Hashable | None]:
+        return [handle if isinstance(handle, int) else None for handle in handles]
+
+    def chains(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
+        distinct = [key for key in dict.fromkeys(keys) if key is not None]
         paths = dict(zip(distinct, self._paths(distinct), strict=True))
-        return (_upwards(paths.get(handle, ()), known) for handle in handles)
+        return (_upwards(paths.get(key, ()), known) for key in keys)
 
     def chains_above(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
         return (_upwards(path[:-1], known) for path in self._core.collect_path_info(keys))
 
-    def _paths(self, handles: list[int]) -> Sequence[Sequence[Any]]:
+    def _paths(self, keys: list[int]) -> Sequence[Sequence[Any]]:
         try:
-            return self._core.collect_path_info(handles)
+            return self._core.collect_path_info(keys)
         except KeyError:
             # one missing handle fails the whole call: find it
-            return [self._path(handle) for handle in handles]
+            return [self._path(key) for key in keys]
 
     def _path(self, handle: int) -> Sequence[Any]:
         try:
@@ -115,8 +125,11 @@ class ParentWalkReader:
     def resolved(self, handles: Sequence[Any]) -> Sequence[Any]:
         return handles
 
-    def chains(self, handles: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
-        return (_walk(self._node(handle), known) for handle in handles)
+    def keys(self, handles: Sequence[Any]) -> Sequence[Hashable | None]:
+        return [weak(self._node(handle)) for handle in handles]
+
+    def chains(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
+        return (_walk(key and key(), known) for key in keys)
 
     def chains_above(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
         return (_walk(key().parent, known) for key in keys)
@@ -167,6 +180,7 @@ class SessionReader:
 
     def __init__(self, reader: TreeReader, session: Any) -> None:
         self.name = reader.name
+        self.keys = reader.keys
         self.chains, self.chains_above = reader.chains, reader.chains_above
         self._session = session
 

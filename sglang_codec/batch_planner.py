@@ -12,6 +12,7 @@ import torch
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.plan_maker import MadePlan, PlanMaker, read_paths
 from sglang_codec.planning.packed import PackedPlan
+from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import SPAN_INTS
 
 
@@ -50,14 +51,25 @@ class NewPlan:
     longest_span: int
 
 
+@dataclass(frozen=True, slots=True)
+class MovedRows:
+    """The plan on the device serves on, but some rows may have got other KV slots than before.
+
+    `spans`: what to gather again, int32 ``[S, 4]`` as the plan's own.
+    """
+
+    spans: np.ndarray
+
+
 @dataclass(slots=True)
 class _Live:
-    """A batch's plans, one for each layer group.
+    """A batch's plans, one for each layer group, and the paths that they were made of.
 
     `lengths` are the rows' at its latest step, `max_lengths` those up to which all plans serve.
     """
 
     signature: Hashable
+    paths: RadixPaths
     made: tuple[MadePlan, ...]
     lengths: np.ndarray
     max_lengths: np.ndarray
@@ -106,7 +118,7 @@ class BatchPlanner:
 
     def plan_if_changed(
         self, codec_batch: Any, lengths: np.ndarray, pool_rows: Any, *, counted: bool = True
-    ) -> tuple[NewPlan, ...]:
+    ) -> tuple[NewPlan | MovedRows, ...]:
         """What is to be sent for each group before this step; nothing if it is on the device.
 
         Args:
@@ -117,33 +129,34 @@ class BatchPlanner:
         """
         lengths = np.array(lengths, np.int32)
         signature = None if codec_batch is None else codec_batch.signature
-        live = self._live_plan(signature, lengths)
+        live, moved = self._live_plan(signature, lengths), []
+        if live is None:
+            paths = read_paths(codec_batch, len(lengths))
+            live, moved = self._plan_of_same_paths(codec_batch, paths, lengths)
         is_new = live is None
+        new: tuple[NewPlan | MovedRows, ...] = ()
         if is_new:
-            live = self._make(codec_batch, signature, lengths, pool_rows)
+            live = self._make(signature, paths, lengths, pool_rows)
             new = tuple(NewPlan(m.staging, m.packed, m.packed.longest_span) for m in live.made)
         elif live is not self._live[-1]:
             new = tuple(
                 _resent(made, lengths, maker.staging())
                 for made, maker in zip(live.made, self.makers, strict=True)
             )
-        else:
-            new = ()
-        live.lengths = lengths
+        elif moved:
+            new = tuple(_moved(made, lengths, moved) for made in live.made)
+        live.signature, live.lengths = signature, lengths
         self._make_current(live)
         if counted:
             self._count(lengths, is_new=is_new)
         return new
 
-    # the name of this stage in a profile of the server
-    @torch.profiler.record_function("codec.plan")
     def _make(
-        self, codec_batch: Any, signature: Hashable, lengths: np.ndarray, pool_rows: Any
+        self, signature: Hashable, paths: RadixPaths, lengths: np.ndarray, pool_rows: Any
     ) -> _Live:
-        paths = read_paths(codec_batch, len(lengths))
         made = tuple(maker.make(paths, lengths, pool_rows) for maker in self.makers)
         limits = np.minimum.reduce([one.packed.max_lengths for one in made])
-        return _Live(signature, made, lengths, limits)
+        return _Live(signature, paths, made, lengths, limits)
 
     def _live_plan(self, signature: Hashable, lengths: np.ndarray) -> _Live | None:
         """The plan that serves this very batch, if there is one."""
@@ -155,17 +168,41 @@ class BatchPlanner:
             FALLBACKS.record(f"comparing batches failed with {type(error).__name__}", error)
         return None
 
+    def _plan_of_same_paths(
+        self, codec_batch: Any, paths: RadixPaths, lengths: np.ndarray
+    ) -> tuple[_Live | None, list[int]]:
+        """The plan of the same rows if they share what they shared, and the rows that moved.
+
+        A request's prompt becomes a part of the tree after its first decode step has been launched.
+        Most often no other row reads that part, so there is nothing to plan again.
+        """
+        try:
+            for live in reversed(self._live):
+                if self._is_next_step(live, lengths) and _same(paths, live.paths):
+                    moved = codec_batch and codec_batch.moved_since(live.signature)
+                    if moved is not None:
+                        return live, moved
+        except Exception as error:
+            FALLBACKS.record(f"comparing batches failed with {type(error).__name__}", error)
+        return None, []
+
+    def _serves(self, live: _Live, signature: Hashable, lengths: np.ndarray) -> bool:
+        """The batch is the planned one."""
+        return (
+            signature is not None
+            and signature == live.signature
+            and self._is_next_step(live, lengths)
+        )
+
     @staticmethod
-    def _serves(live: _Live, signature: Hashable, lengths: np.ndarray) -> bool:
-        """The batch is the planned one, one token longer, and its tails still fit.
+    def _is_next_step(live: _Live, lengths: np.ndarray) -> bool:
+        """Every row is one token longer, and its tail still fits.
 
         One token exactly: a step that this backend did not see (a mixed chunk) has left a slot that
         no one appended to the KV index.
         """
         return (
-            signature is not None
-            and signature == live.signature
-            and len(lengths) == len(live.lengths)
+            len(lengths) == len(live.lengths)
             and bool((lengths == live.lengths + 1).all())
             and bool((lengths <= live.max_lengths).all())
         )
@@ -186,13 +223,33 @@ class BatchPlanner:
         self.totals.kv_tokens_read += self._held - self._saved
 
 
+def _same(paths: RadixPaths, others: RadixPaths) -> bool:
+    """Whether these are the same arrays; equal sharing may look different, never the reverse."""
+    return all(
+        np.array_equal(getattr(paths, name), getattr(others, name))
+        for name in ("parent", "end", "leaf")
+    )
+
+
 def _resent(made: MadePlan, lengths: np.ndarray, staging: torch.Tensor) -> NewPlan:
     """The plan as it was made, with the tails' spans up to where their rows end now."""
-    packed = made.packed
+    packed, spans = made.packed, _spans(made, lengths)
     staging[: packed.used] = made.staging[: packed.used]
-    spans = staging.numpy()[packed.used - packed.num_spans * SPAN_INTS : packed.used]
-    spans = spans.reshape(-1, SPAN_INTS)
+    staging.numpy()[packed.used - spans.size : packed.used] = spans.ravel()
+    return NewPlan(staging, packed, int(spans[:, 2].max(initial=0)))
+
+
+def _moved(made: MadePlan, lengths: np.ndarray, rows: list[int]) -> MovedRows:
+    spans = _spans(made, lengths)
+    return MovedRows(spans[np.isin(spans[:, 0], rows)])
+
+
+def _spans(made: MadePlan, lengths: np.ndarray) -> np.ndarray:
+    """The plan's spans, the tails' up to where their rows end now; a copy."""
+    packed = made.packed
+    spans = made.staging.numpy()[packed.used - packed.num_spans * SPAN_INTS : packed.used]
+    spans = spans.reshape(-1, SPAN_INTS).copy()
     rows = spans[:, 0]
     is_tail = spans[:, 1] + spans[:, 2] == made.lengths[rows]
     spans[:, 2] += np.where(is_tail, (lengths - made.lengths)[rows], 0)
-    return NewPlan(staging, packed, int(spans[:, 2].max(initial=0)))
+    return spans

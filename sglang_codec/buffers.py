@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from sglang_codec.attention_shape import AttentionShape
@@ -67,6 +68,13 @@ class PlanBuffers:
         self.plan[:used].copy_(staging[:used], non_blocking=True)
         self.batch = int(staging[self.layout.merges + 1])
         return self.plan[used - num_spans * SPAN_INTS : used].view(-1, SPAN_INTS)
+
+    def sent(self, spans: np.ndarray) -> torch.Tensor:
+        """Spans that are no new plan's on the device, int32 ``[S, 4]``."""
+        staging = torch.from_numpy(spans)
+        if self.device.type == "cuda":
+            staging = staging.pin_memory()
+        return staging.to(self.device, non_blocking=True)
 
     def upload(self, plan: Plan) -> torch.Tensor:
         """Pack and send `plan`; its spans on the device, int32 ``[S, 4]``.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sglang_codec.attention import prefix_shared_attention, update_lengths
-from sglang_codec.batch_planner import NewPlan
+from sglang_codec.batch_planner import MovedRows, NewPlan
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import cost_model, describe_device, plan_spec
 from sglang_codec.kernels.kv_index import append_slots, gather_slots
@@ -65,15 +65,20 @@ class ServedGroup:
             f"KV index {capacity.kv_index}, {self.buffers.nbytes / 2**20:.0f} MiB"
         )
 
-    def send(self, new: NewPlan, table: torch.Tensor, pool_rows: torch.Tensor) -> None:
+    def send(
+        self, new: NewPlan | MovedRows, table: torch.Tensor, pool_rows: torch.Tensor
+    ) -> None:
         """Make `new` the current plan and fill the KV index from `table`, SGLang's `req_to_token`.
 
         Args:
             pool_rows: ``[B]`` the rows' places in `table`.
         """
-        packed = new.packed
-        spans = self.buffers.send(new.staging, packed.used, packed.num_spans)
-        gather_slots(self.buffers.kv_index, table, pool_rows, spans, longest=new.longest_span)
+        if isinstance(new, MovedRows):
+            spans, longest = self.buffers.sent(new.spans), int(new.spans[:, 2].max(initial=0))
+        else:
+            spans = self.buffers.send(new.staging, new.packed.used, new.packed.num_spans)
+            longest = new.longest_span
+        gather_slots(self.buffers.kv_index, table, pool_rows, spans, longest=longest)
 
     def record(self, seq_lens: torch.Tensor, slots: torch.Tensor) -> None:
         """Take over a step's lengths and append its new KV slots, on the device.

@@ -39,11 +39,15 @@ class Batch:
 
     signature: object
     paths: RadixPaths
+    moved: list[int] | None = None
     reads: int = 0
 
     def read(self) -> RadixPaths:
         self.reads += 1
         return self.paths
+
+    def moved_since(self, signature: object) -> list[int] | None:
+        return self.moved
 
 
 def planner(kv_index: int = 4096, host_rows: Any = None, most_live: int = 1) -> BatchPlanner:

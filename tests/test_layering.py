@@ -50,7 +50,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "sglang_codec.kernels.*",
         "sglang_codec.attention_shape",
     ),
-    "buffers": ("torch", "sglang_codec.planning.plan", "sglang_codec.attention_shape"),
+    "buffers": ("numpy", "torch", "sglang_codec.planning.plan", "sglang_codec.attention_shape"),
     "reference": ("torch", "sglang_codec.planning.*"),
     "attention": (
         "torch",

@@ -37,6 +37,9 @@ class Batch:
         end = np.array([SHARED], np.int32) if shares else empty
         return RadixPaths(parent, end, np.full(self.rows, 0 if shares else -1, np.int32))
 
+    def moved_since(self, signature: object) -> None:
+        return None
+
 
 class Bench:
     """Pools of `max_rows` requests, and a decode backend over two layers.

@@ -1,0 +1,172 @@
+"""Paths that are kept while SGLang's tree is split, grows and is evicted, beside paths read anew."""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+from weakref import ref
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, MatchPrefixParams
+from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
+from step_record import proven_common
+
+from sglang_codec.patches.kept_paths import KeptBatches, KeptPaths
+from sglang_codec.patches.tree_readers import ParentWalkReader, PathInfoReader, TreeReader, weak
+from sglang_codec.planning.paths import RadixPaths
+
+
+class Request:
+    """A running request: it holds a lock on its node, as SGLang's does."""
+
+    def __init__(self, tree: Tree, prompt: list[int]) -> None:
+        self.prompt, self.node = prompt, tree.cache.root_node
+        self.owned = 0
+        tree.hold(self, tree.match(prompt))
+
+    @property
+    def state(self) -> tuple[Any, ...]:
+        return weak(self.node), self.owned, 0, 0
+
+
+class Tree:
+    """SGLang's `RadixCache`, and its paths as its newer cores give them."""
+
+    def __init__(self) -> None:
+        allocator = Mock(device=torch.device("cpu"))
+        self.cache = RadixCache.create_simulated(mock_allocator=allocator)
+        self._slot = 0
+
+    def match(self, tokens: list[int]) -> Any:
+        key = RadixKey(array("q", tokens), None)
+        return self.cache.match_prefix(MatchPrefixParams(key=key)).last_device_node
+
+    def insert(self, tokens: list[int]) -> Any:
+        key = RadixKey(array("q", tokens), None)
+        slots = torch.arange(self._slot, self._slot + len(tokens))
+        self._slot += len(tokens)
+        self.cache.insert(InsertParams(key=key, value=slots))
+        return self.match(tokens)
+
+    def hold(self, request: Request, node: Any) -> None:
+        self.cache.inc_lock_ref(node)
+        self.cache.dec_lock_ref(request.node)
+        request.node, request.owned = node, length_of(node)
+
+    def collect_path_info(self, nodes: list[int]) -> list[list[Any]]:
+        by_id, stack = {}, [self.cache.root_node]
+        while stack:
+            node = stack.pop()
+            by_id[node.id] = node
+            stack.extend(node.children.values())
+        return [[info_of(one) for one in path_of(by_id[node])] for node in nodes]
+
+
+def path_of(node: Any) -> list[Any]:
+    path = []
+    while node.parent is not None:
+        path.append(node)
+        node = node.parent
+    return path[::-1]
+
+
+def length_of(node: Any) -> int:
+    return sum(len(one.key) for one in path_of(node))
+
+
+def info_of(node: Any) -> Any:
+    end, tokens = length_of(node), len(node.key)
+    return SimpleNamespace(
+        node_id=node.id,
+        path_start=end - tokens,
+        path_end=end,
+        full_value_len=tokens if node.lock_ref else None,
+        num_children=len(node.children),
+    )
+
+
+class Batches:
+    """Requests in one order after another, read by one reader that keeps what it read."""
+
+    def __init__(self, tree: Tree, kind: str) -> None:
+        self.by_id = kind == "path info"
+        cache = SimpleNamespace(resolve_node_handle=lambda handle: handle)
+        self.reader: TreeReader = PathInfoReader(tree) if self.by_id else ParentWalkReader(cache)
+        self.kept = KeptBatches(self.reader)
+
+    def read(self, requests: list[Request], kept: KeptBatches | None = None) -> RadixPaths:
+        states = [request.state for request in requests]
+        handles = [handle().id if self.by_id else handle for handle, *_ in states]
+        others = list(zip(*states, strict=True))[1:] if states else [()] * 3
+        columns = (tuple(map(ref, requests)), tuple(handles), *others)
+        return (kept or self.kept).read(columns)
+
+    def read_anew(self, requests: list[Request]) -> RadixPaths:
+        return self.read(requests, KeptBatches(self.reader))
+
+
+def as_step(paths: RadixPaths) -> dict[str, Any]:
+    return {name: getattr(paths, name).tolist() for name in ("parent", "end", "leaf")}
+
+
+def common(one: Request, other: Request) -> int:
+    """Tokens of the nodes that both paths pass."""
+    both = zip(path_of(one.node), path_of(other.node), strict=False)
+    return sum(len(node.key) for node, same in itertools.takewhile(lambda two: two[0] is two[1], both))
+
+
+# few tokens, so that prompts part and meet at any place
+PROMPT = st.lists(st.integers(0, 1), min_size=1, max_size=9)
+EVENT = st.one_of(
+    st.tuples(st.just("starts"), PROMPT),
+    st.tuples(st.just("grows"), st.integers(0, 99)),
+    st.tuples(st.just("ends"), st.integers(0, 99)),
+    st.tuples(st.just("passes"), PROMPT),
+    st.tuples(st.just("evicts"), st.integers(1, 20)),
+    st.tuples(st.just("swaps"), st.integers(0, 99)),
+    st.tuples(st.just("read"), st.just(0)),
+)
+
+
+@pytest.mark.parametrize("kind", ["nodes", "path info"])
+@given(st.lists(EVENT, max_size=40))
+def test_kept_paths_are_those_of_the_tree(kind: str, events: list[tuple[str, Any]]) -> None:
+    tree = Tree()
+    batches, running = Batches(tree, kind), []
+    for event, value in [*events, ("read", 0)]:
+        if event == "starts":
+            running.append(Request(tree, value))
+        elif event == "passes":  # a request that no batch sees: it splits what others hold
+            tree.insert(value)
+        elif event == "evicts":
+            tree.cache.evict(EvictParams(num_tokens=value))
+        elif event != "read" and running:
+            request = running[value % len(running)]
+            if event == "grows":  # its prompt becomes a part of the tree
+                tree.hold(request, tree.insert(request.prompt))
+            else:
+                running.remove(request)
+                if event == "swaps":
+                    running.insert(0, request)
+                else:
+                    tree.hold(request, tree.cache.root_node)
+        if event == "read":
+            check(batches, running)
+
+
+def check(batches: Batches, running: list[Request]) -> None:
+    kept, anew = as_step(batches.read(running)), as_step(batches.read_anew(running))
+    starts = [kept["end"][above] if above >= 0 else 0 for above in kept["parent"]]
+    assert all(above < node for node, above in enumerate(kept["parent"]))
+    assert all(start < end for start, end in zip(starts, kept["end"], strict=True))
+    for one, other in itertools.combinations(range(len(running)), 2):
+        expected = common(running[one], running[other])
+        assert proven_common(kept, one, other) == proven_common(anew, one, other) == expected
+    # nothing but what two rows at least read
+    assert len(kept["end"]) < max(len(running), 1)
