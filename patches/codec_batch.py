@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import ne
 from typing import Any
 from weakref import ref
 
@@ -66,8 +67,8 @@ class CodecBatch:
         requests_then, handles_then, owned_then, *others_then = then
         if (rows, requests, others, once) != (rows_then, requests_then, others_then, once_then):
             return None
-        now_and_then = zip(zip(handles, owned), zip(handles_then, owned_then), strict=True)
-        return [row for row, (now, before) in enumerate(now_and_then) if now != before]
+        moved = [*map(ne, handles, handles_then)], [*map(ne, owned, owned_then)]
+        return [row for row in range(len(handles)) if moved[0][row] or moved[1][row]]
 
 
 def row_states_of(req: Any) -> ReadStates:

@@ -92,9 +92,7 @@ class KeptPaths:
         leaf = np.array([end.place for end in ends], np.int32)
         return RadixPaths(self._parent, self._end, leaf)
 
-    def _update(
-        self, requests: Sequence[ref[Any]], states: Sequence[RowState]
-    ) -> Sequence[_Node]:
+    def _update(self, requests: Sequence[ref[Any]], states: Sequence[RowState]) -> Sequence[_Node]:
         """Forget who has left, then read who has joined; where each row's path ends now."""
         self._reads += 1
         before = map(self._states.get, requests)
@@ -147,7 +145,9 @@ class KeptPaths:
                 parts |= link.children > (not is_last)
         self._note(above, was_shared)
         if parts:
-            self._look_again(above, [n for n in above.below if n.seen != self._reads or not looked_at])
+            self._look_again(
+                above, [n for n in above.below if n.seen != self._reads or not looked_at]
+            )
         return node
 
     def _may_part_at(self, link: Link) -> bool:

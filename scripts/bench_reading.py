@@ -23,7 +23,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 
 RUN_TOKENS = 16  # of each level of the tree
@@ -168,9 +167,7 @@ def make_tree() -> Any:
         from sglang.srt.mem_cache.radix_cache import RadixCache
 
         return RadixCache(CacheInitParams(**arguments))
-    return UnifiedRadixCache(
-        CacheInitParams(**arguments, tree_components=(ComponentType.FULL,))
-    )
+    return UnifiedRadixCache(CacheInitParams(**arguments, tree_components=(ComponentType.FULL,)))
 
 
 if __name__ == "__main__":

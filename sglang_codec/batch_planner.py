@@ -86,7 +86,7 @@ class BatchPlanner:
         self.makers: tuple[PlanMaker, ...] = ()
         self.totals = Totals()
         self._weights: tuple[int, ...] = ()
-        self._most_live = most_live
+        self.most_live = most_live
         self._live: list[_Live] = []  # the one that is on the device comes last
         # KV tokens of one step: what the current plan saves, and what the latest batch holds
         self._saved = 0
@@ -129,14 +129,11 @@ class BatchPlanner:
         """
         lengths = np.array(lengths, np.int32)
         signature = None if codec_batch is None else codec_batch.signature
-        live, moved = self._live_plan(signature, lengths), []
+        live, moved, is_new = self._live_plan(signature, lengths), [], False
         if live is None:
-            paths = read_paths(codec_batch, len(lengths))
-            live, moved = self._plan_of_same_paths(codec_batch, paths, lengths)
-        is_new = live is None
+            live, moved, is_new = self._read_and_plan(codec_batch, lengths, pool_rows)
         new: tuple[NewPlan | MovedRows, ...] = ()
         if is_new:
-            live = self._make(signature, paths, lengths, pool_rows)
             new = tuple(NewPlan(m.staging, m.packed, m.packed.longest_span) for m in live.made)
         elif live is not self._live[-1]:
             new = tuple(
@@ -151,12 +148,20 @@ class BatchPlanner:
             self._count(lengths, is_new=is_new)
         return new
 
-    def _make(
-        self, signature: Hashable, paths: RadixPaths, lengths: np.ndarray, pool_rows: Any
-    ) -> _Live:
+    # the name of this stage in a profile of the server
+    @torch.profiler.record_function("codec.plan")
+    def _read_and_plan(
+        self, codec_batch: Any, lengths: np.ndarray, pool_rows: Any
+    ) -> tuple[_Live, list[int], bool]:
+        """Plans for this batch, the rows that have moved since they were made, and if just now."""
+        paths = read_paths(codec_batch, len(lengths))
+        if codec_batch is not None:
+            live, moved = self._plan_of_same_paths(codec_batch, paths, lengths)
+            if live is not None:
+                return live, moved, False
         made = tuple(maker.make(paths, lengths, pool_rows) for maker in self.makers)
         limits = np.minimum.reduce([one.packed.max_lengths for one in made])
-        return _Live(signature, paths, made, lengths, limits)
+        return _Live(None, paths, made, lengths, limits), [], True
 
     def _live_plan(self, signature: Hashable, lengths: np.ndarray) -> _Live | None:
         """The plan that serves this very batch, if there is one."""
@@ -178,8 +183,10 @@ class BatchPlanner:
         """
         try:
             for live in reversed(self._live):
-                if self._is_next_step(live, lengths) and _same(paths, live.paths):
-                    moved = codec_batch and codec_batch.moved_since(live.signature)
+                if live.signature is None or not self._is_next_step(live, lengths):
+                    continue
+                if _same(paths, live.paths):
+                    moved = codec_batch.moved_since(live.signature)
                     if moved is not None:
                         return live, moved
         except Exception as error:
@@ -209,7 +216,7 @@ class BatchPlanner:
 
     def _make_current(self, live: _Live) -> None:
         others = [other for other in self._live if other is not live]
-        self._live = [*others, live][-self._most_live :]
+        self._live = [*others, live][-self.most_live :]
         # tails grow by as many tokens as the rows do: it stays while the plans do
         saved = [made.packed.kv_tokens_stock - made.packed.kv_tokens_read for made in live.made]
         weighted = sum(w * tokens for w, tokens in zip(self._weights, saved, strict=True))

@@ -11,6 +11,7 @@ import torch
 
 from sglang_codec import __version__
 from sglang_codec.config import BACKEND_NAME, CodecConfig
+from sglang_codec.graph_sizes import decode_graphs
 from sglang_codec.known_settings import unknown_settings
 from sglang_codec.refusals import UnsupportedConfiguration, check_supported, setting
 from sglang_codec.versions import require_supported
@@ -46,6 +47,7 @@ def create_backend(model_runner: ModelRunner) -> AttentionBackend:
         stock = config.prefill_backend or default_prefill_backend(model_runner)
     _check_stock_backend(stock)
 
+    from sglang_codec.patches.forward_batch import ATTACHER
     from sglang_codec.patches.registry import apply_patches
     from sglang_codec.patches.tree_core import prefer_readable_tree_core
 
@@ -56,6 +58,7 @@ def create_backend(model_runner: ModelRunner) -> AttentionBackend:
 
     ordinary = functools.cache(functools.partial(_build_stock_backend, model_runner, stock))
     decode_child = CodecDecodeBackend(model_runner, config, ordinary)
+    ATTACHER.most_kept = decode_child.planner.most_live
     logger.info(banner(model_runner, decode_child, sglang_version, stock))
     _report(decode_child)
     _look_at_a_step(model_runner, decode_child)
@@ -105,7 +108,8 @@ def banner(
         f"codec {__version__} on SGLang {sglang_version}, {device}: "
         f"tree reader {expected_reader(model_runner)}; prefill backend {prefill}; "
         f"page size {model_runner.page_size}; layers {backend.limits}; "
-        f"{len(layers.delegated)} of {layers.num_layers} layers delegated to {prefill}"
+        f"{len(layers.delegated)} of {layers.num_layers} layers delegated to {prefill}; "
+        f"{decode_graphs(model_runner)}"
     )
 
 

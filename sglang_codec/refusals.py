@@ -24,6 +24,7 @@ NAMESPACES = {
     "disable_radix_cache": "memory",
     "enable_pdmux": "disagg",
     "enable_torch_compile": "exec.graph",
+    "cuda_graph_config": "exec.graph",
     "enable_nvidia_megakernel": "exec.kernel",
     "dcp_size": "server_args",
     "pp_size": "parallel",

@@ -65,9 +65,7 @@ class ServedGroup:
             f"KV index {capacity.kv_index}, {self.buffers.nbytes / 2**20:.0f} MiB"
         )
 
-    def send(
-        self, new: NewPlan | MovedRows, table: torch.Tensor, pool_rows: torch.Tensor
-    ) -> None:
+    def send(self, new: NewPlan | MovedRows, table: torch.Tensor, pool_rows: torch.Tensor) -> None:
         """Make `new` the current plan and fill the KV index from `table`, SGLang's `req_to_token`.
 
         Args:

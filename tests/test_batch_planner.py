@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sglang_codec.attention_shape import AttentionShape
-from sglang_codec.batch_planner import BatchPlanner, Totals
+from sglang_codec.batch_planner import BatchPlanner, MovedRows, NewPlan, Totals
 from sglang_codec.dump import PlanDump
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.plan_maker import PlanMaker
@@ -95,6 +95,38 @@ def test_any_other_batch_is_planned_again(signature: object, later: tuple[int, .
     plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
     paths = RadixPaths(PATHS.parent, PATHS.end, PATHS.leaf[: len(later)])
     assert plans.plan_if_changed(Batch(signature, paths), lengths(*later), None)
+
+
+def test_rows_that_share_what_they_shared_keep_the_plan_and_are_gathered_again() -> None:
+    plans = planner()
+    plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
+    (new,) = plans.plan_if_changed(Batch("b", PATHS, moved=[1]), lengths(111, 121, 51), None)
+    assert isinstance(new, MovedRows)
+    assert plans.totals.plans == 1
+    # row 0 stands for both in what they share: of row 1 there is its tail, the new token included
+    assert [span[:3] for span in new.spans.tolist()] == [[1, SHARED, 121 - SHARED]]
+    # the batch is known by its new signature
+    assert not plans.plan_if_changed(Batch("b", PATHS), lengths(112, 122, 52), None)
+    assert not plans.plan_if_changed(Batch("c", PATHS, moved=[]), lengths(113, 123, 53), None)
+
+
+@pytest.mark.parametrize(
+    ("batch", "later"),
+    [
+        (Batch("b", PATHS, moved=None), (111, 121, 51)),  # other rows
+        (Batch("b", RadixPaths.private(3), moved=[]), (111, 121, 51)),  # less is shared
+        (Batch("b", PATHS, moved=[]), (112, 122, 52)),  # a step that this backend did not see
+        (Batch("b", PATHS, moved=[]), (150, 121, 51)),  # a tail without room
+    ],
+)
+def test_rows_that_share_anything_else_are_planned_again(
+    batch: Batch, later: tuple[int, ...]
+) -> None:
+    plans = planner()
+    plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
+    (new,) = plans.plan_if_changed(batch, lengths(*later), None)
+    assert isinstance(new, NewPlan)
+    assert plans.totals.plans == 2
 
 
 def test_a_batch_of_which_nothing_is_known_is_private() -> None:

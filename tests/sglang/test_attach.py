@@ -50,6 +50,10 @@ def test_settings_are_read_from_the_resolved_configuration(report: Report) -> No
     assert len(report["arguments"]) >= 9
 
 
+def test_a_server_without_graphs_says_so(report: Report) -> None:
+    assert report["graphs"].startswith("all decode steps are eager")
+
+
 def test_the_first_rank_writes_the_dump_that_was_asked_for(report: Report) -> None:
     assert report["dump"] == "plan.json"
 

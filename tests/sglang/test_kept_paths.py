@@ -17,7 +17,7 @@ from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, Ma
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
 from step_record import proven_common
 
-from sglang_codec.patches.kept_paths import KeptBatches, KeptPaths
+from sglang_codec.patches.kept_paths import KeptBatches
 from sglang_codec.patches.tree_readers import ParentWalkReader, PathInfoReader, TreeReader, weak
 from sglang_codec.planning.paths import RadixPaths
 
@@ -118,7 +118,7 @@ def as_step(paths: RadixPaths) -> dict[str, Any]:
 def common(one: Request, other: Request) -> int:
     """Tokens of the nodes that both paths pass."""
     both = zip(path_of(one.node), path_of(other.node), strict=False)
-    return sum(len(node.key) for node, same in itertools.takewhile(lambda two: two[0] is two[1], both))
+    return sum(len(node.key) for node, same in both if node is same)
 
 
 # few tokens, so that prompts part and meet at any place
@@ -170,3 +170,60 @@ def check(batches: Batches, running: list[Request]) -> None:
         assert proven_common(kept, one, other) == proven_common(anew, one, other) == expected
     # nothing but what two rows at least read
     assert len(kept["end"]) < max(len(running), 1)
+
+
+@pytest.mark.parametrize("kind", ["nodes", "path info"])
+def test_who_joins_costs_its_own_path(kind: str) -> None:
+    tree = Tree()
+    batches = Batches(tree, kind)
+    running = [Request(tree, [0] * 5)]
+    tree.hold(running[0], tree.insert([0] * 5))
+    looked: list[Any] = []
+    chains = batches.reader.chains
+    batches.reader.chains = lambda keys, known: (looked.extend(keys), chains(keys, known))[1]
+    for end in range(1, 9):
+        tree.insert([0] * 5 + [end])
+        running.append(Request(tree, [0] * 5 + [end]))
+        batches.read(running)
+    assert len(looked) == len(running)
+    batches.read(running[1:])
+    assert len(looked) == len(running)
+
+
+def test_batches_that_take_turns_keep_their_paths() -> None:
+    tree = Tree()
+    tree.insert([0] * 5)
+    batches = Batches(tree, "nodes")
+    batches.kept = KeptBatches(batches.reader, most_kept=2)
+    first, second = ([Request(tree, [0] * 5) for _ in range(2)] for _ in range(2))
+    batches.read(first)
+    batches.read(second)
+    batches.reader.chains = Mock(side_effect=AssertionError("all of it is known"))
+    for running in (first, second, first[1:], second):
+        assert batches.read(running).end.tolist() == ([5] if len(running) == 2 else [])
+
+
+def test_after_a_tree_has_raised_everything_is_read_again() -> None:
+    tree = Tree()
+    tree.insert([0] * 5)
+    batches = Batches(tree, "nodes")
+    running = [Request(tree, [0] * 5) for _ in range(2)]
+    batches.read(running)
+    running.append(Request(tree, [0] * 5))
+    chains, batches.reader.chains = batches.reader.chains, Mock(side_effect=RuntimeError)
+    with pytest.raises(RuntimeError):
+        batches.read(running)
+    batches.reader.chains = chains
+    assert batches.read(running).leaf.tolist() == [0, 0, 0]
+
+
+def test_a_row_that_is_not_the_trees_to_its_end_is_looked_at_each_time() -> None:
+    """As it may be after a split that only its own path shows."""
+    tree = Tree()
+    tree.insert([0] * 5)
+    batches = Batches(tree, "nodes")
+    running = [Request(tree, [0] * 5) for _ in range(2)]
+    running[0].owned = 3
+    assert batches.read(running).end.tolist() == []
+    running.append(Request(tree, [0] * 3))
+    assert as_step(batches.read(running)) == {"parent": [-1], "end": [3], "leaf": [0, 0, 0]}

@@ -204,6 +204,23 @@ def codec_batch_of(batch: SimpleNamespace) -> Any:
     return view.codec_batch
 
 
+def test_moved_rows_are_those_whose_place_in_the_tree_changed() -> None:
+    batch = decode_batch("a", "b", "c")
+    base = codec_batch_of(batch).signature
+    assert codec_batch_of(batch).moved_since(base) == []
+    batch.reqs[2].last_node = 7
+    batch.reqs[0].kv.cache_protected_len = 7
+    assert codec_batch_of(batch).moved_since(base) == [0, 2]
+    for other in (decode_batch("a", "b", "c"), decode_batch("a", "b")):
+        assert codec_batch_of(other).moved_since(base) is None
+    for owner, change in ((batch.reqs[1], "retraction_count"), (batch.reqs[1].kv, "req_pool_idx")):
+        setattr(owner, change, 7)
+        assert codec_batch_of(batch).moved_since(base) is None
+        setattr(owner, change, 0)
+    with_beams = decode_batch("a", rows=2)
+    assert codec_batch_of(with_beams).moved_since(codec_batch_of(with_beams).signature) is None
+
+
 def test_a_batch_with_rows_beyond_the_requests_is_never_the_same() -> None:
     """The device may permute them between any two steps, which the host does not see."""
     batch = decode_batch("leader", rows=3)

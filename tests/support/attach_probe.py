@@ -25,6 +25,7 @@ def main(model_folder: str, output: str, server_args: str) -> None:
 
     from sglang_codec.dump import path_of_rank
     from sglang_codec.factory import attention_backend_names
+    from sglang_codec.graph_sizes import decode_graphs
     from sglang_codec.patches.eager_start import EAGER_START
     from sglang_codec.patches.fallbacks import FALLBACKS
     from sglang_codec.patches.registry import PATCHES, times_applied
@@ -47,6 +48,7 @@ def main(model_folder: str, output: str, server_args: str) -> None:
         "choices": ATTENTION_BACKEND_CHOICES.count("codec"),
         "hooks": {patch.target: times_applied(patch) for patch in PATCHES},
         "settings": _settings_found(engine),
+        "graphs": decode_graphs(engine.model_runner),
         "arguments": [name for name in NAMESPACES if hasattr(engine.server_args, name)],
         "names": list(attention_backend_names(engine.model_runner)),
         "looked": looked,

@@ -1,12 +1,13 @@
 """Serve rows that join and leave one at a time, and write down who ran and what was planned.
 
-    python join_probe.py MODEL_FOLDER OUTPUT.json BACKEND '{"disable_overlap_schedule": false}'
+python join_probe.py MODEL_FOLDER OUTPUT.json BACKEND '{"disable_overlap_schedule": false}'
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from inproc_scheduler import InprocScheduler, write_tiny_llama
 from sharing_probe import source_of_tokens
 
 TRUNK = 48
-ROWS = 6
+ROWS = 4
 
 
 def main(model_folder: str, output: str, backend: str, server_args: str) -> None:
@@ -35,8 +36,8 @@ def one_by_one(engine: InprocScheduler) -> dict[str, Any]:
     waiting = [trunk + some(5 + row) for row in range(ROWS)]
     engine.submit(waiting.pop(0), 3 * ROWS, rid="row 0")
 
-    def join(step: int) -> None:
-        if waiting and step % 2 == 0:
+    def join(step: int, prefilled: list[str]) -> None:
+        if waiting and step % 2 == 0 and not prefilled:
             row = ROWS - len(waiting)
             engine.submit(waiting.pop(0), 3 * ROWS - row, rid=f"row {row}")
 
@@ -44,30 +45,33 @@ def one_by_one(engine: InprocScheduler) -> dict[str, Any]:
 
 
 def twins(engine: InprocScheduler) -> dict[str, Any]:
-    """Of two equal prompts that are prefilled at once one ends there: the other gets its slots."""
+    """A prompt is prefilled, and again before its tokens are the tree's. The first request ends
+    with its first token; then the second gets the first one's KV slots, between two decode steps.
+    """
     some = source_of_tokens(1)
     trunk = some(TRUNK)
     engine.submit(trunk + some(3), 9, rid="warm too")
-    tail = some(9)
+    waiting, tail = ["first", "second"], some(9)
 
-    def join(step: int) -> None:
-        if step == 3:
-            engine.submit(trunk + tail, 1, rid="ends")
-            engine.submit(trunk + tail, 6, rid="stays")
+    def join(step: int, prefilled: list[str]) -> None:
+        if (step == 3 and waiting == ["first", "second"]) or prefilled == ["first"]:
+            rid = waiting.pop(0)
+            engine.submit(trunk + tail, 1 if rid == "first" else 6, rid=rid)
 
     return observed(engine, join)
 
 
-def observed(engine: InprocScheduler, at_step: Any) -> dict[str, Any]:
+def observed(engine: InprocScheduler, at_step: Callable[[int, list[str]], None]) -> dict[str, Any]:
     """Who decoded in each step, the plans made, and KV slots that the device got wrong."""
     backend, rows, wrong, moved = engine.decode_backend, [], [], []
     planner = getattr(backend, "planner", None)
     plans = planner.totals.plans if planner else 0
 
     def on_forward(_: InprocScheduler, forward_batch: Any) -> None:
-        if forward_batch.forward_mode.is_decode():
-            rows.append(list(forward_batch.rids))
-            at_step(len(rows))
+        decodes, rids = forward_batch.forward_mode.is_decode(), list(forward_batch.rids)
+        if decodes:
+            rows.append(rids)
+        at_step(len(rows), [] if decodes else rids)
 
     if planner:
         watch(engine, wrong, moved)
