@@ -133,7 +133,7 @@ class KeptPaths:
     def _insert(self, above: _Node, links: Sequence[Link], *, looked_at: bool) -> _Node:
         """The node at the end of `links`, which follow `above`.
 
-        `looked_at`: what was read just now knows of this end.
+        `looked_at`: nodes that were read just now already show that a path ends here.
         """
         was_shared = above.is_shared
         node, end, parts = above, above.end, False
@@ -145,9 +145,8 @@ class KeptPaths:
                 parts |= link.children > (not is_last)
         self._note(above, was_shared)
         if parts:
-            self._look_again(
-                above, [n for n in above.below if n.seen != self._reads or not looked_at]
-            )
+            old = [one for one in above.below if one.seen != self._reads or not looked_at]
+            self._look_again(above, old)
         return node
 
     def _may_part_at(self, link: Link) -> bool:

@@ -12,7 +12,8 @@ from sglang_versions import INSTALLED, VERSIONS
 from warm_python import run_probe
 
 Report = dict[str, Any]
-CASES = [*((version, True) for version in VERSIONS), (INSTALLED, False)]
+CASES = {f"{version}-overlap": (version, True) for version in VERSIONS}
+CASES[f"{INSTALLED}-normal"] = (INSTALLED, False)
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +32,7 @@ def expected(serve: Callable[..., Report]) -> dict[str, list[int]]:
     return serve(INSTALLED, "torch_native", overlap=False)["tokens"]
 
 
-@pytest.fixture(
-    scope="module", params=CASES, ids=lambda case: f"{case[0]}-{'overlap' if case[1] else 'normal'}"
-)
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
 def report(request: pytest.FixtureRequest, serve: Callable[..., Report]) -> Report:
     version, overlap = request.param
     return serve(version, "codec", overlap=overlap) | {"overlap": overlap}

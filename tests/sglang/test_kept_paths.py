@@ -1,4 +1,4 @@
-"""Paths that are kept while SGLang's tree is split, grows and is evicted, beside paths read anew."""
+"""Paths kept while SGLang's tree is split, grows and is evicted, beside paths read anew."""
 
 from __future__ import annotations
 
