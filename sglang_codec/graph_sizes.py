@@ -18,7 +18,7 @@ def largest_decode_graph(model_runner: Any) -> int:
 
 def decode_graphs(model_runner: Any) -> str:
     """Which decode steps are eager, that is slowed down by the host, and what changes it."""
-    largest, most = largest_decode_graph(model_runner), model_runner.max_running_requests
+    largest, most = largest_decode_graph(model_runner), model_runner.req_to_token_pool.size
     if largest == 0:
         return "all decode steps are eager (CUDA graphs are off, see --disable-cuda-graph)"
     if largest >= most:

@@ -15,7 +15,6 @@ def runner(sizes: list[int], *, most: int, backend: str = "full") -> Any:
     return SimpleNamespace(
         server_args=SimpleNamespace(cuda_graph_config=config),
         req_to_token_pool=SimpleNamespace(size=most),
-        max_running_requests=most,
     )
 
 
