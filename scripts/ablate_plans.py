@@ -24,10 +24,10 @@ from bench.measure import WRONG, limit_us
 from bench.problem import SLOTS, KVPool, Problem
 from bench.summary import geometric_mean
 from bench_planner import UNLIMITED, cost_of, radix_paths, spec_of
+from sglang_codec.planning.choice import planner_for
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 from sglang_codec import wrapper as wrapper_module
-from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.planner import make_plan
 
 OWN = "planner"

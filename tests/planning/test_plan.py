@@ -6,7 +6,6 @@ import dataclasses
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from plan_specs import SPEC, SPECS, UNLIMITED, cost_model
 
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.index import kv_index_of
-from sglang_codec.planning.native import NativePlanner
 from sglang_codec.planning.plan import (
     ALIGNED_ENTRIES,
     MERGE_INTS,
@@ -45,26 +43,12 @@ PAIR = st.tuples(st.integers(0, 99), st.sampled_from((0, 0, 1, 3, 17, 64, 200, 3
 COUNTS = st.builds(tree_counts, st.lists(PAIR, max_size=8), st.lists(PAIR, max_size=12))
 
 
-PLANNERS = {
-    "python": make_plan,
-    "native": lambda forest, *machine: NativePlanner(*machine).make_plan(forest),
-}
-
-
-@pytest.fixture(params=("python", "native"), scope="module", autouse=True)
-def planner(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every test is about both planners."""
-    PLANNERS["tested"] = PLANNERS[request.param]
-    yield request.param
-    del PLANNERS["tested"]
-
-
 def plan_of(
     paths: Paths, spec: PlanSpec = SPEC, capacity: PlanCapacity = UNLIMITED
 ) -> tuple[Plan, np.ndarray]:
     """A plan and the KV index that it reads, with -1 where no token has been put yet."""
     forest = PrefixForest.from_paths(paths)
-    plan = PLANNERS["tested"](forest, spec, cost_model(spec), capacity)
+    plan = make_plan(forest, spec, cost_model(spec), capacity)
     index = kv_index_of(forest, plan)
     assert index.shape == (plan.kv_entries,)
     filled = np.full(plan.kv_entries, -1, np.int32)
@@ -423,7 +407,7 @@ def test_packing_into_other_buffers_is_refused() -> None:
 
 def test_a_forest_without_slots_has_no_index() -> None:
     forest = PrefixForest.from_dict(PrefixForest.from_paths(with_slots([[("a", 9)]])).to_dict())
-    plan = PLANNERS["tested"](forest, SPEC, cost_model(SPEC), UNLIMITED)
+    plan = make_plan(forest, SPEC, cost_model(SPEC), UNLIMITED)
     with pytest.raises(ValueError, match="no KV slots: build it with PrefixForest.from_paths"):
         kv_index_of(forest, plan)
 
