@@ -32,9 +32,7 @@ class Assembled(NamedTuple):
 
 
 @compiled
-def assemble(
-    forest: Forest, reading: Reading, schedule: Schedule, machine: np.record
-) -> Assembled:
+def assemble(forest: Forest, reading: Reading, schedule: Schedule, machine: np.record) -> Assembled:
     """Sort the tasks and write down everything that the device is told."""
     items, found = schedule.items, schedule.tasks
     headroom, reserved, entry = machine.headroom, 0, 0

@@ -76,8 +76,8 @@ def cache_folder() -> Path | None:
             raise OSError(f"{folder} cannot be written to")
     except OSError as error:
         logger.warning(
-            "codec compiles its planner at each start, as there is no cache: %s. Let XDG_CACHE_HOME "
-            "name a folder of this user",
+            "codec compiles its planner at each start, as there is no cache: %s. Let "
+            "XDG_CACHE_HOME name a folder of this user",
             error,
         )
         return None
@@ -92,8 +92,9 @@ def _key() -> str:
     """What compiled code depends on: Numba looks at the source of the entry only."""
     versions = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
     flags = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
-    key = hashlib.sha256(repr((versions, flags, cpu_target.target_context.codegen().magic_tuple()))
-                         .encode())
+    key = hashlib.sha256(
+        repr((versions, flags, cpu_target.target_context.codegen().magic_tuple())).encode()
+    )
     for source in sorted(_SOURCES.glob("*.py")):
         key.update(source.read_bytes())
     return key.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Marks the functions that are compiled. They work uncompiled too, and importing compiles nothing."""
+"""Marks the functions that are compiled. They work uncompiled too, and no import compiles one."""
 
 from __future__ import annotations
 

@@ -4,66 +4,45 @@ from __future__ import annotations
 
 import numpy as np
 
-from sglang_codec.planning.assembly import assemble
-from sglang_codec.planning.compiled import Entry
+from sglang_codec.planning.assembly import Assembled, assemble
+from sglang_codec.planning.compiled import Entry, compiled
 from sglang_codec.planning.packing import Places, pack, put, put_pieces
-from sglang_codec.planning.reading import Reading
-from sglang_codec.planning.schedules import schedule_reading
+from sglang_codec.planning.reading import Reading, given_reading
+from sglang_codec.planning.schedules import Schedule, schedule_reading
 from sglang_codec.planning.structure import Forest, depth_of, forest_of
-from sglang_codec.planning.tables import BUNDLE, MACHINE, NODE, PIECE, RUN, SPAN, WAY, ints, view
+from sglang_codec.planning.tables import MACHINE, NODE, RUN, SPAN, ints, view
 from sglang_codec.planning.ways import plan_forest
 
 INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
-# of `report`: why there is no plan and what it would need, then what the caller wants to know
-REPORT = 10
+# what a plan is reported to be: numbers in this order
+REPORT = (
+    "why",  # there is none, and what it would need
+    "need",
+    "used",  # elements of the packed plan
+    "num_spans",
+    "longest_span",
+    "kv_tokens_read",
+    "num_shared",
+    "depth",
+    "num_tasks",
+    "num_bundles",
+    "num_pieces",
+    "num_listed",  # entries of the part lists
+    "num_parts",
+    "kv_entries",
+    "bundle_entries",
+)
 
 
-def _pack_paths(
-    parent: np.ndarray,
-    end: np.ndarray,
-    leaf: np.ndarray,
-    lengths: np.ndarray,
-    private_tokens: int,
-    machines: np.ndarray,
-    places: np.ndarray,
-    out: np.ndarray,
-    max_lengths: np.ndarray,
-    report: np.ndarray,
-) -> bool:
-    """Radix paths -> what is uploaded; whether a plan fits.
-
-    Args:
-        parent, end, leaf, lengths: see `forest_of`. machines: one `MACHINE`.
-        places: the numbers of `Places`. out: ``[size]``, written if a plan fits.
-        max_lengths: ``[B]``, as of `Plan`, written. report: ``[REPORT]``, behind the first two
-            the numbers of `PackedPlan`, but for the rows' tokens.
-    """
-    machine, report[0], report[1] = machines[0], 0, 0
+def _build_forest(
+    parent: np.ndarray, end: np.ndarray, leaf: np.ndarray, lengths: np.ndarray, private_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Radix paths -> `order`, int64 ``[B]``, and the fields of each `NODE`, int64."""
     forest = forest_of(parent, end, leaf, lengths, private_tokens)
-    reading, best = plan_forest(forest, machine, report)
-    if not best.found:
-        return False
-    plan = assemble(forest, reading, best, machine)
-    to = Places(places[0], places[1], places[2], places[3], places[4], places[5])
-    used = pack(forest, reading, plan, machine.headroom, to, out)
-    if used > to.size:
-        report[0] = 0
-        return False
-    longest, tokens = 0, 0
-    for s in range(len(reading.spans)):
-        longest = max(longest, reading.spans[s].tokens)
-    for t in range(len(plan.tasks)):
-        tokens += plan.tasks[t].kv_len
-    report[2], report[3], report[4], report[5] = used, len(reading.spans), longest, tokens
-    report[6], report[7] = forest.num_shared, depth_of(forest)
-    for row in range(len(lengths)):
-        max_lengths[row] = lengths[row]
-        if reading.append_base[row] >= 0:
-            max_lengths[row] += machine.headroom
-    return True
+    return forest.order, view(forest.nodes, np.int64)
 
 
-def _plan_arrays(
+def _plan(
     order: np.ndarray,
     lengths: np.ndarray,
     nodes: np.ndarray,
@@ -72,45 +51,75 @@ def _plan_arrays(
     append_base: np.ndarray,
     kv_entries: int,
     machines: np.ndarray,
+    places: np.ndarray,
+    out: np.ndarray,
+    max_lengths: np.ndarray,
     report: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """A forest -> the arrays of a `Plan`, empty if none fits.
+) -> tuple[bool, np.ndarray, np.ndarray]:
+    """A forest -> a packed plan, or the arrays of a `Plan`.
 
     Args:
-        order, lengths, nodes: of a `Forest`. runs, spans, append_base, kv_entries: of a `Reading`
-            without bundles; where `kv_entries` is below 0, the best one is found.
-        report: ``[REPORT]``, behind the first two the numbers of tasks, bundles, pieces, part rows,
-            spans and partial rows, and the entries of both indexes.
+        order, nodes: of a `Forest`, `nodes` as int64. lengths: int32 ``[B]``.
+        runs, spans, append_base, kv_entries: of a `Reading` without bundles, as int64; where
+            `kv_entries` is below 0, the best reading is found.
+        machines: one `MACHINE`.
+        places: the numbers of `Places`, or none for no packed plan.
+        out: int32 ``[size]``, the packed plan. max_lengths: int32 ``[B]``, as of `Plan`.
+        report: int64, see `REPORT`.
 
     Returns:
-        int32, array after array as in `Planner`, and float64, the tasks' microseconds.
+        Whether a plan fits; nothing is written if not. Without `places` also int32, array after
+        array as in `Planner`, and float64, the tasks' microseconds.
     """
-    machine, report[0], report[1] = machines[0], 0, 0
-    forest = Forest(order, lengths, nodes, len(nodes) - len(order))
+    machine, nothing, no_us = machines[0], np.zeros(0, np.int32), view(ints(0), np.float64)
+    table = view(nodes, NODE)
+    report[0], report[1] = 0, 0
+    forest = Forest(order, table, len(table) - len(order))
     if kv_entries < 0:
         reading, best = plan_forest(forest, machine, report)
     else:
-        none = ints(0)
-        reading = Reading(
-            runs,
-            view(none, PIECE),
-            view(none, BUNDLE),
-            spans,
-            append_base,
-            view(none, WAY),
-            kv_entries,
-            0,
-        )
+        reading = given_reading(view(runs, RUN), view(spans, SPAN), append_base, kv_entries)
         best = schedule_reading(forest, reading, machine, machine.num_tiles, report)
     if not best.found:
-        report[2] = -1
-        return np.zeros(0, np.int32), view(ints(0), np.float64)
+        return False, nothing, no_us
     plan = assemble(forest, reading, best, machine)
-    tasks, pieces, batch = len(plan.tasks), len(reading.pieces), len(order)
-    report[2], report[3], report[4] = tasks, len(reading.bundles), pieces
-    report[5], report[6], report[7] = len(plan.part_rows), len(reading.spans), best.parts
-    report[8], report[9] = reading.kv_entries, reading.bundle_entries
-    size = 11 * tasks + 6 * pieces + len(plan.slot_indptr) + 3 * batch + 1 + len(plan.part_rows)
+    if len(places):
+        to = Places(places[0], places[1], places[2], places[3], places[4], places[5])
+        report[2] = pack(forest, reading, plan, machine.headroom, to, out)
+        if report[2] > to.size:
+            report[0] = 0
+            return False, nothing, no_us
+    _report(forest, reading, best, plan, report)
+    for row in range(len(lengths)):
+        grows = reading.append_base[row] >= 0
+        max_lengths[row] = lengths[row] + (machine.headroom if grows else 0)
+    if len(places):
+        return True, nothing, no_us
+    return True, *_arrays(forest, reading, plan, machine)
+
+
+@compiled
+def _report(
+    forest: Forest, reading: Reading, best: Schedule, plan: Assembled, report: np.ndarray
+) -> None:
+    longest, tokens = 0, 0
+    for s in range(len(reading.spans)):
+        longest = max(longest, reading.spans[s].tokens)
+    for t in range(len(plan.tasks)):
+        tokens += plan.tasks[t].kv_len
+    report[3], report[4], report[5] = len(reading.spans), longest, tokens
+    report[6], report[7] = forest.num_shared, depth_of(forest)
+    report[8], report[9] = len(plan.tasks), len(reading.bundles)
+    report[10], report[11] = len(reading.pieces), len(plan.part_rows)
+    report[12], report[13], report[14] = best.parts, reading.kv_entries, reading.bundle_entries
+
+
+@compiled
+def _arrays(
+    forest: Forest, reading: Reading, plan: Assembled, machine: np.record
+) -> tuple[np.ndarray, np.ndarray]:
+    tasks, pieces, batch = len(plan.tasks), len(reading.pieces), len(forest.order)
+    size = 11 * tasks + 6 * pieces + len(plan.slot_indptr) + 2 * batch + 1 + len(plan.part_rows)
     out = np.zeros(size + 4 * len(reading.spans) + len(reading.ways), np.int32)
     at = put(out, 0, view(plan.tasks, np.int64))
     at = put_pieces(out, at, forest, reading, machine.headroom)
@@ -118,9 +127,7 @@ def _plan_arrays(
     at = put(out, at, plan.part_indptr)
     at = put(out, at, plan.part_rows)
     at = put(out, at, reading.append_base)
-    for row in range(batch):
-        out[at + row] = lengths[row] + (machine.headroom if reading.append_base[row] >= 0 else 0)
-    at = put(out, at + batch, view(reading.spans, np.int64))
+    at = put(out, at, view(reading.spans, np.int64))
     us = view(ints(tasks), np.float64)
     for t in range(tasks):
         note = plan.notes[t]
@@ -138,19 +145,6 @@ def _plan_arrays(
     return out, us
 
 
-def _build_forest(
-    parent: np.ndarray, end: np.ndarray, leaf: np.ndarray, lengths: np.ndarray, private_tokens: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Radix paths -> `order`, int64 ``[B]``, and the fields of each `NODE`, int64."""
-    forest = forest_of(parent, end, leaf, lengths, private_tokens)
-    return forest.order, view(forest.nodes, np.int64)
-
-
-pack_paths = Entry(
-    _pack_paths, (*[INT32] * 4, int, MACHINE, INT64, INT32, INT32, INT64)
-)
-plan_arrays = Entry(
-    _plan_arrays, (INT64, INT64, NODE, RUN, SPAN, INT64, int, MACHINE, INT64)
-)
 build_forest = Entry(_build_forest, (*[INT32] * 4, int))
-ENTRIES = (pack_paths, plan_arrays, build_forest)
+plan = Entry(_plan, (INT64, INT32, *[INT64] * 4, int, MACHINE, INT64, INT32, INT32, INT64))
+ENTRIES = (build_forest, plan)

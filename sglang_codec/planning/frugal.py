@@ -164,7 +164,8 @@ def _best_cuts(
 
 
 def _fits(reading: GivenRuns, capacity: PlanCapacity, room: int) -> bool:
-    parts = int((reading.runs["last"] - reading.runs["first"]).sum())  # no fewer than tasks
+    runs = reading.runs.view(RUN)
+    parts = int((runs["last"] - runs["first"]).sum())  # no fewer than tasks
     return reading.kv_entries <= capacity.kv_index and parts + room <= min(
         capacity.tasks, capacity.parts
     )
@@ -221,9 +222,8 @@ def _reading(forest: PrefixForest, spec: PlanSpec, paths: HeavyPaths, cuts: _Cut
         ("entry", offset),
     ):
         spans[name] = values[listed > 0]
-    return GivenRuns(
-        table, spans, append_base, int(entries.sum()), absorbed[: forest.num_shared]
-    )
+    tables = (table.view(np.int64), spans.view(np.int64))
+    return GivenRuns(*tables, append_base, int(entries.sum()), absorbed[: forest.num_shared])
 
 
 def _leaving(

@@ -28,11 +28,10 @@ class Cut:
     in_turn: bool = True
 
 
-def forest_arrays(forest: PrefixForest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`order`, `lengths` and `nodes` of a `Forest`."""
-    columns = (getattr(forest, name) for name in NODE.names)
-    nodes = np.stack([*columns], axis=1).astype(np.int64).ravel().view(NODE)
-    return forest.order.astype(np.int64), forest.lengths.astype(np.int64), nodes
+def forest_arrays(forest: PrefixForest) -> tuple[np.ndarray, np.ndarray]:
+    """`order` of a `Forest`, and its `nodes` as int64."""
+    columns = [getattr(forest, name) for name in NODE.names]
+    return forest.order.astype(np.int64), np.stack(columns, axis=1).astype(np.int64).ravel()
 
 
 def machine_table(

@@ -28,7 +28,12 @@ class Places(NamedTuple):
 
 @compiled
 def pack(
-    forest: Forest, reading: Reading, plan: Assembled, headroom: int, places: Places, out: np.ndarray
+    forest: Forest,
+    reading: Reading,
+    plan: Assembled,
+    headroom: int,
+    places: Places,
+    out: np.ndarray,
 ) -> int:
     """Writes a plan; returns how many elements are used, or would be: nothing is written then."""
     batch, count = len(forest.order), len(plan.tasks)
@@ -67,9 +72,7 @@ def put(out: np.ndarray, at: int, values: np.ndarray) -> int:
 
 
 @leaf
-def put_pieces(
-    out: np.ndarray, at: int, forest: Forest, reading: Reading, headroom: int
-) -> int:
+def put_pieces(out: np.ndarray, at: int, forest: Forest, reading: Reading, headroom: int) -> int:
     """Writes `Plan.pieces` from `at` on; returns where they end."""
     for p in range(len(reading.pieces)):
         piece = reading.pieces[p]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from dataclasses import dataclass
-from typing import NoReturn
 
 import numpy as np
 
 from sglang_codec.planning.border import check_output, checked_paths
 from sglang_codec.planning.cost_model import CostModel
-from sglang_codec.planning.entries import REPORT, pack_paths, plan_arrays
+from sglang_codec.planning.entries import REPORT, build_forest, plan
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.inputs import Cut, forest_arrays, machine_table
 from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan
@@ -32,7 +32,6 @@ from sglang_codec.planning.schedules import (
     TOO_MANY_PARTS,
     TOO_MANY_TASKS,
 )
-from sglang_codec.planning.tables import RUN, SPAN
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +48,8 @@ class GivenRuns:
     """A reading without bundles, made elsewhere.
 
     Args:
-        runs, spans: tables of `RUN` and `SPAN`. append_base: int64 ``[B]`` by row, as of `Plan`.
-        kv_entries: of the KV index. absorbed: bool ``[num_shared]``.
+        runs, spans: tables of `RUN` and `SPAN` as int64.
+        append_base: int64 ``[B]`` by row, as of `Plan`. kv_entries: of the KV index. absorbed: bool ``[num_shared]``.
     """
 
     runs: np.ndarray
@@ -58,6 +57,11 @@ class GivenRuns:
     append_base: np.ndarray
     kv_entries: int
     absorbed: np.ndarray
+
+
+_NONE = np.zeros(0, np.int64)
+_NOTHING_GIVEN = GivenRuns(_NONE, _NONE, _NONE, -1, np.zeros(0, bool))
+_NO_PLACES = _NONE
 
 
 class Planner:
@@ -93,16 +97,12 @@ class Planner:
         """
         forest = forest.checked()
         self.capacity.check(rows=forest.batch)
-        if given is None:
-            no, base = np.zeros(0, np.int64), np.zeros(0, np.int64)
-            reading = no.view(RUN), no.view(SPAN), base, -1
-        else:
-            reading = given.runs, given.spans, given.append_base, given.kv_entries
-        report = np.zeros(REPORT, np.int64)
-        ints, us = plan_arrays(*forest_arrays(forest), *reading, self._machine, report)
-        if report[2] < 0:
-            self._refuse(report)
-        return _plan(forest, self.spec, ints, us, report, given)
+        given = given or _NOTHING_GIVEN
+        order, nodes = forest_arrays(forest)
+        lengths, max_lengths = forest.lengths, np.empty(forest.batch, np.int32)
+        out = max_lengths  # is not written
+        ints, us, report = self._planned(order, nodes, lengths, given, _NO_PLACES, out, max_lengths)
+        return _plan(forest, self.spec, ints, us, max_lengths, report, given)
 
     def pack_paths(
         self, paths: RadixPaths, lengths: np.ndarray, layout: PlanLayout, out: np.ndarray
@@ -127,14 +127,54 @@ class Planner:
         if layout is not self._layout[0]:
             self._layout = layout, self._places(layout)
         check_output(out, layout.size)
-        max_lengths, report = np.empty(batch, np.int32), np.empty(REPORT, np.int64)
-        if not pack_paths(
-            *arrays, PRIVATE_TOKENS, self._machine, self._layout[1], out, max_lengths, report
-        ):
-            self._refuse(report)
-        used, num_spans, longest, read, num_shared, depth = report[2:8].tolist()
-        stock = int(arrays[-1].sum())
-        return PackedPlan(used, num_spans, longest, read, stock, max_lengths, num_shared, depth)
+        max_lengths, places = np.empty(batch, np.int32), self._layout[1]
+        order, nodes = build_forest(*arrays, PRIVATE_TOKENS)
+        _, _, report = self._planned(
+            order, nodes, arrays[-1], _NOTHING_GIVEN, places, out, max_lengths
+        )
+        return PackedPlan(
+            used=report["used"],
+            num_spans=report["num_spans"],
+            longest_span=report["longest_span"],
+            kv_tokens_read=report["kv_tokens_read"],
+            kv_tokens_stock=int(arrays[-1].sum()),
+            max_lengths=max_lengths,
+            num_shared=report["num_shared"],
+            depth=report["depth"],
+        )
+
+    def _planned(
+        self,
+        order: np.ndarray,
+        nodes: np.ndarray,
+        lengths: np.ndarray,
+        given: GivenRuns,
+        places: np.ndarray,
+        out: np.ndarray,
+        max_lengths: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+        """What `entries.plan` returns, and its report."""
+        numbers = np.empty(len(REPORT), np.int64)
+        found, ints, us = plan(
+            order,
+            lengths,
+            nodes,
+            given.runs,
+            given.spans,
+            given.append_base,
+            given.kv_entries,
+            self._machine,
+            places,
+            out,
+            max_lengths,
+            numbers,
+        )
+        report = dict(zip(REPORT, numbers.tolist(), strict=True))
+        if not found:
+            if size := _TOO_LARGE.get(report["why"]):
+                self.capacity.check(**{size: report["need"]})
+            raise PlanCapacityError(f"no plan fits {self.capacity}")
+        return ints, us, report
 
     def _places(self, layout: PlanLayout) -> np.ndarray:
         if layout.capacity != self.capacity:
@@ -145,12 +185,6 @@ class Planner:
         layout.check(self.spec.num_classes, self.spec.num_slots)
         places = (layout.order, layout.merges, layout.append_base, layout.tasks, layout.size)
         return np.array([layout.capacity.rows, *places], np.int64)
-
-    def _refuse(self, report: np.ndarray) -> NoReturn:
-        why, need = report[:2].tolist()
-        if size := _TOO_LARGE.get(why):
-            self.capacity.check(**{size: need})
-        raise PlanCapacityError(f"no plan fits {self.capacity}")
 
 
 def make_plan(
@@ -181,10 +215,10 @@ def make_ready() -> None:
             compile_entries()
         except Exception as error:
             logger.warning(
-                "codec could not compile its planner and plans slowly: %s: %s. Install the numba "
-                "that SGLang pins.",
+                "codec could not compile its planner and plans slowly: %s: %.300s. Install the "
+                "numba that SGLang pins",
                 type(error).__name__,
-                error,
+                " ".join(str(error).split()),
             )
 
 
@@ -193,16 +227,16 @@ def _plan(
     spec: PlanSpec,
     ints: np.ndarray,
     us: np.ndarray,
-    report: np.ndarray,
-    given: GivenRuns | None,
+    max_lengths: np.ndarray,
+    report: dict[str, int],
+    given: GivenRuns,
 ) -> Plan:
-    """A plan whose arrays are parts of `ints`, in the order of `entries.plan_arrays`."""
-    tasks, _, pieces, listed, spans, parts, kv_entries, bundle_entries = report[2:].tolist()
-    batch, done = forest.batch, 0
+    """A plan whose arrays are parts of `ints`, in the order of `entries.plan`."""
+    tasks, pieces, batch, done = report["num_tasks"], report["num_pieces"], forest.batch, 0
 
     def part(*shape: int) -> np.ndarray:
         nonlocal done
-        begin, done = done, done + int(np.prod(shape))
+        begin, done = done, done + math.prod(shape)
         return ints[begin:done].reshape(shape)
 
     return Plan(
@@ -211,19 +245,19 @@ def _plan(
         pieces=part(pieces, len(PIECE_FIELDS)),
         slot_indptr=part(spec.num_classes, spec.num_slots + 1),
         part_indptr=part(batch + 1),
-        part_rows=part(listed),
+        part_rows=part(report["num_listed"]),
         append_base=part(batch),
-        max_lengths=part(batch),
-        spans=part(spans, SPAN_INTS),
+        max_lengths=max_lengths,
+        spans=part(report["num_spans"], SPAN_INTS),
         node=part(tasks),
         start=part(tasks),
         slot=part(tasks),
         piece_node=part(pieces),
         piece_start=part(pieces),
-        absorbed=given.absorbed if given else part(forest.num_shared).astype(bool),
-        num_parts=parts,
-        kv_entries=kv_entries,
-        bundle_entries=bundle_entries,
+        absorbed=given.absorbed if given.kv_entries >= 0 else part(forest.num_shared).astype(bool),
+        num_parts=report["num_parts"],
+        kv_entries=report["kv_entries"],
+        bundle_entries=report["bundle_entries"],
         us=us,
         row_tiles=spec.row_tiles,
         lengths=forest.lengths,

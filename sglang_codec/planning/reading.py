@@ -11,7 +11,7 @@ from sglang_codec.planning.bundles import Units
 from sglang_codec.planning.compiled import compiled, leaf
 from sglang_codec.planning.machine import aligned
 from sglang_codec.planning.structure import Forest
-from sglang_codec.planning.tables import BUNDLE, PIECE, RUN, SPAN, ints, view
+from sglang_codec.planning.tables import BUNDLE, PIECE, RUN, SPAN, WAY, ints, view
 
 
 class Reading(NamedTuple):
@@ -127,6 +127,17 @@ def read_forest(forest: Forest, units: Units, machine: np.record, eager: float) 
         ways[:shared],
         entry,
         bundle_entries,
+    )
+
+
+@compiled
+def given_reading(
+    runs: np.ndarray, spans: np.ndarray, append_base: np.ndarray, kv_entries: int
+) -> Reading:
+    """A reading without bundles, made elsewhere."""
+    no = ints(0)
+    return Reading(
+        runs, view(no, PIECE), view(no, BUNDLE), spans, append_base, view(no, WAY), kv_entries, 0
     )
 
 

@@ -11,10 +11,9 @@ from sglang_codec.planning.tables import ints, nodes_of
 
 
 class Forest(NamedTuple):
-    """A `PrefixForest`: `order` and `lengths`, int64 ``[B]``, and `nodes`, a table of `NODE`."""
+    """A `PrefixForest`: `order`, int64 ``[B]``, and `nodes`, a table of `NODE`."""
 
     order: np.ndarray
-    lengths: np.ndarray
     nodes: np.ndarray
     num_shared: int
 
@@ -32,7 +31,7 @@ def forest_of(
     batch, num_paths = len(leaf), len(end)
     # runs nest, and each has two readers and other ones than its parent: fewer runs than rows
     most_shared = min(num_paths, max(batch - 1, 0))
-    nodes, order, lengths = nodes_of(most_shared + batch), ints(batch), ints(batch)
+    nodes, order = nodes_of(most_shared + batch), ints(batch)
     deepest = ints(batch)  # node that each row uses, or num_paths
     run = ints(num_paths + 1)  # readers of each node, then its run or -1
     inner = ints(most_shared + 1)  # at n + 1: readers of the runs below run n
@@ -45,7 +44,6 @@ def forest_of(
         used = num_paths if n < 0 else n
         deepest[row] = used
         run[used] += 1
-        lengths[row] = tokens[row]
     run[num_paths] = -1
     for n in range(num_paths - 1, -1, -1):
         if above_of[n] >= 0:
@@ -92,10 +90,10 @@ def forest_of(
         tail = nodes[shared + position]
         tail.parent = above
         tail.start = 0 if above < 0 else nodes[above].start + nodes[above].length
-        tail.length = lengths[row] - tail.start
+        tail.length = tokens[row] - tail.start
         tail.first = position
         tail.last = position + 1
-    return Forest(order, lengths, nodes[: shared + batch], shared)
+    return Forest(order, nodes[: shared + batch], shared)
 
 
 @compiled

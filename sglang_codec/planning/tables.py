@@ -17,8 +17,8 @@ def _record(ints: str, floats: str = "") -> np.dtype:
 
 MOST_TILES = 8
 MOST_POINTS = 64  # of a curve
-# `PlanSpec`, `PlanCapacity` and the cost model: microseconds of a task of each class over its tokens
-# at increasing points, class after class, that of bundles last
+# `PlanSpec`, `PlanCapacity` and the cost model: microseconds of a task of each class over its
+# tokens at increasing points, class after class, that of bundles last
 MACHINE = np.dtype(
     (
         np.record,
@@ -54,7 +54,7 @@ SPAN = _record("row start tokens entry")
 # a query tile of a run, to be cut along the KV axis; share: of the cost model's time, 1 unless
 # other tiles read the same tokens
 ITEM = _record("run first queries tile start tokens", "share us")
-# `tokens` of the item `source` from its token `begin` on, or a bundle, whose `source` is -1 - bundle; needs_part:
+# `tokens` of the item `source` from its token `begin` on, or the bundle -1 - `source`; needs_part:
 # it leaves a partial result instead of writing the output
 TASK = _record("source begin first queries tokens slot needs_part", "us")
 # a task as the kernels are told of it, see `TASK_FIELDS`, and what only the host knows of it

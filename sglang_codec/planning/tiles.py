@@ -61,7 +61,13 @@ def chunk_tokens(item: np.record, machine: np.record, us: float) -> float:
 
 @leaf
 def put_chunk(
-    task: np.record, items: np.ndarray, i: int, begin: int, tokens: int, slot: int, machine: np.record
+    task: np.record,
+    items: np.ndarray,
+    i: int,
+    begin: int,
+    tokens: int,
+    slot: int,
+    machine: np.record,
 ) -> None:
     """Makes `task` the chunk of item `i` that begins `begin` tokens into it."""
     item = items[i]

@@ -33,7 +33,9 @@ WORTH_SMALLER = 0.95  # smaller tiles read more from the L2: only for so much le
 
 
 @compiled
-def plan_forest(forest: Forest, machine: np.record, refused: np.ndarray) -> tuple[Reading, Schedule]:
+def plan_forest(
+    forest: Forest, machine: np.record, refused: np.ndarray
+) -> tuple[Reading, Schedule]:
     """The best way to read a forest that fits.
 
     Args:
@@ -102,7 +104,7 @@ def _least_us(reading: Reading, machine: np.record) -> float:
 
 @leaf
 def _are_absorbed_alike(ways: np.ndarray, others: np.ndarray) -> bool:
-    for n in range(len(ways)):
+    for n in range(len(ways)):  # noqa: SIM110 (no generators here)
         if ways[n].absorbed != others[n].absorbed:
             return False
     return True
@@ -110,7 +112,7 @@ def _are_absorbed_alike(ways: np.ndarray, others: np.ndarray) -> bool:
 
 @leaf
 def _has_tile(items: np.ndarray, tile: int) -> bool:
-    for i in range(len(items)):
+    for i in range(len(items)):  # noqa: SIM110
         if items[i].tile == tile:
             return True
     return False

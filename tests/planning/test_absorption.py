@@ -24,7 +24,7 @@ BYTES = st.sampled_from((1.0, 64.0, 512.0, 4096.0))
 def absorbed_with(
     forest: PrefixForest, *, kv_token_bytes: float, partial_bytes: float, eager: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which shared runs are absorbed, with every row on its own, and where each node then starts."""
+    """Which shared runs are absorbed, every row on its own, and where each node then starts."""
     machine, tables = machine_of(SPEC, cost_model(SPEC)), tables_of(forest)
     machine.kv_token_bytes, machine.partial_bytes = kv_token_bytes, partial_bytes
     ways = ways_of(tables, single_units(forest.batch).units, np.arange(forest.batch))

@@ -121,7 +121,8 @@ def test_a_kernel_without_room_for_two_rows_has_no_bundles(rows: int) -> None:
 @given(COUNTS)
 def test_every_row_sees_its_own_tokens_and_no_others(counts: Counts) -> None:
     """Runs and pieces that a position reads tile its row, without a plan around them."""
-    forest, tables, machine = forest_of(counts), tables_of(forest_of(counts)), machine_of(SPEC, COST)
+    forest, machine = forest_of(counts), machine_of(SPEC, COST)
+    tables = tables_of(forest)
     reading = read_forest(tables, bundle_tails(tables, machine), machine, 1.0)
     for position, row in enumerate(forest.order.tolist()):
         read = [

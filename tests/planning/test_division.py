@@ -31,9 +31,7 @@ SLOTS = st.sampled_from((1, 2, 7, 33, 132))
 BLOCKS = st.sampled_from((16, 64, 128))
 
 
-def divide(
-    items: list[tuple[int, int]], slots: int, block: int, finer: float = 1.0
-) -> np.ndarray:
+def divide(items: list[tuple[int, int]], slots: int, block: int, finer: float = 1.0) -> np.ndarray:
     """Tokens per chunk of each item."""
     spec = PlanSpec(4, 128, 2, (16, 64), block, slots)
     table, machine = items_of(items, spec, cost_model()), machine_of(spec, cost_model())

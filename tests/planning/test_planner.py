@@ -44,8 +44,8 @@ def test_partials_are_dearer_where_the_l2_does_not_keep_them() -> None:
     forest = shared_and_private(512, 1024, 32)
     spec = dataclasses.replace(SPEC, row_tiles=(64, 128), num_slots=16, tail_headroom=0)
     plans = {
-        l2_tokens: make_plan(forest, dataclasses.replace(spec, l2_tokens=l2_tokens), COST, UNLIMITED)
-        for l2_tokens in (0.0, 1e9)
+        tokens: make_plan(forest, dataclasses.replace(spec, l2_tokens=tokens), COST, UNLIMITED)
+        for tokens in (0.0, 1e9)
     }
     assert plans[0.0].num_parts < plans[1e9].num_parts
     assert plans[0.0].makespan_us >= plans[1e9].makespan_us
@@ -97,8 +97,13 @@ def _read_only(array: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "cut",
-    [Cut("division", in_turn=False), Cut("division"), Cut("pages", 64), Cut("splits", 8),
-     Cut("splits")],
+    [
+        Cut("division", in_turn=False),
+        Cut("division"),
+        Cut("pages", 64),
+        Cut("splits", 8),
+        Cut("splits"),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("nodes", [0, 12])

@@ -11,7 +11,7 @@ from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.inputs import forest_arrays, machine_table
 from sglang_codec.planning.plan import PlanCapacity, PlanSpec
 from sglang_codec.planning.structure import Forest
-from sglang_codec.planning.tables import ITEM, TASK
+from sglang_codec.planning.tables import ITEM, NODE, TASK
 
 UNLIMITED = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
 
@@ -23,7 +23,8 @@ def machine_of(spec: PlanSpec, cost_model: CostModel) -> np.record:
 
 def tables_of(forest: PrefixForest) -> Forest:
     """A forest as the stages read it."""
-    return Forest(*forest_arrays(forest), forest.num_shared)
+    order, nodes = forest_arrays(forest)
+    return Forest(order, nodes.view(NODE), forest.num_shared)
 
 
 def items_of(items: Sequence[tuple[int, int]], spec: PlanSpec, cost_model: CostModel) -> np.ndarray:
