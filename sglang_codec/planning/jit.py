@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
@@ -22,7 +22,7 @@ from numba.core.typed_passes import NativeLowering
 from numba.np.arrayobj import make_array, populate_array
 
 from sglang_codec.planning.compile_cache import CompileCache
-from sglang_codec.planning.compiled import PARTS
+from sglang_codec.planning.compiled import PARTS, Entry
 from sglang_codec.planning.entries import ENTRIES
 from sglang_codec.planning.tables import view
 
@@ -32,12 +32,12 @@ OPTIONS = {"error_model": "numpy", "no_cfunc_wrapper": True}
 _WORTH_A_LINE = 1.0  # seconds
 
 
-def compile_entries() -> None:
+def compile_entries(entries: Sequence[Entry] = ENTRIES) -> None:
     """Compile the entries, or load them as they were compiled before; without a JIT do nothing."""
     if numba.config.DISABLE_JIT:
         return
     start = time.perf_counter()
-    for entry in ENTRIES:
+    for entry in entries:
         dispatcher = numba.njit(**OPTIONS)(entry.function)
         dispatcher._cache = CompileCache(entry.function.__name__)
         dispatcher.compile(tuple(map(_type_of, entry.signature)))

@@ -49,7 +49,8 @@ class GivenRuns:
 
     Args:
         runs, spans: tables of `RUN` and `SPAN` as int64.
-        append_base: int64 ``[B]`` by row, as of `Plan`. kv_entries: of the KV index. absorbed: bool ``[num_shared]``.
+        append_base: int64 ``[B]`` by row, as of `Plan`. kv_entries: of the KV index.
+        absorbed: bool ``[num_shared]``.
     """
 
     runs: np.ndarray

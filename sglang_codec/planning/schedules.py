@@ -75,12 +75,6 @@ def schedule_reading(
         busy_us += own[b].us
     for i in range(count):
         total += items[i].us
-    if machine.cut:
-        tasks = tasks_of(count_told(items, machine, busy_us) + bundles)
-        done = cut_as_told(items, machine, busy_us, tasks)
-        _put_tasks(tasks, done, own[:bundles])
-        longest_first(tasks[done:] if machine.in_turn else tasks, slots)
-        return _schedule(forest, items, tasks, machine, refused)
     level = (busy_us + total) / slots
     fixed = bundles + cut_gangs(items, level, machine, is_ganged, own[bundles:])
     busy = longest_first(own[:fixed], slots)
@@ -113,6 +107,22 @@ def schedule_reading(
         if other.found and other.balance >= BALANCED:
             break
     return best
+
+
+@compiled
+def schedule_as_told(
+    forest: Forest, reading: Reading, machine: np.record, refused: np.ndarray
+) -> Schedule:
+    """The schedule that the `MACHINE` asks for in place of the best one, see `schedule_reading`."""
+    items, own = query_tiles(reading, machine, machine.num_tiles), bundle_tasks(reading, machine, 0)
+    busy_us, slots = 0.0, machine.num_slots
+    for b in range(len(own)):
+        busy_us += own[b].us
+    tasks = tasks_of(count_told(items, machine, busy_us) + len(own))
+    done = cut_as_told(items, machine, busy_us, tasks)
+    _put_tasks(tasks, done, own)
+    longest_first(tasks[done:] if machine.in_turn else tasks, slots)
+    return _schedule(forest, items, tasks, machine, refused)
 
 
 @compiled

@@ -9,7 +9,7 @@ import numpy as np
 from sglang_codec.planning.bundles import bundle_tails, single_units
 from sglang_codec.planning.compiled import compiled, leaf
 from sglang_codec.planning.machine import token_us, up
-from sglang_codec.planning.reading import Reading, read_forest
+from sglang_codec.planning.reading import Reading, given_reading, read_forest
 from sglang_codec.planning.schedules import (
     BALANCED,
     TOO_LONG_BUNDLES,
@@ -17,10 +17,11 @@ from sglang_codec.planning.schedules import (
     TOO_MANY_PIECES,
     Schedule,
     no_schedule,
+    schedule_as_told,
     schedule_reading,
 )
 from sglang_codec.planning.structure import Forest
-from sglang_codec.planning.tables import WAY, ints, view
+from sglang_codec.planning.tables import RUN, SPAN, WAY, ints, view
 from sglang_codec.planning.tiles import tile_share
 
 # with bundles, then every row on its own from SINGLE on; how eagerly runs are absorbed by what is
@@ -43,7 +44,7 @@ def plan_forest(
     """
     single, units = single_units(len(forest.order)), bundle_tails(forest, machine)
     best, last, has_last = no_schedule(), view(ints(0), WAY), False
-    best_reading = read_forest(forest, single, machine, 0.0)
+    best_reading = given_reading(view(ints(0), RUN), view(ints(0), SPAN), ints(0), 0)
     for way in range(0 if units.bundles else SINGLE, len(WAYS)):
         eager = WAYS[way]
         if eager == 0 and best.found:
@@ -70,6 +71,8 @@ def plan_forest(
             is_good = found.balance >= BALANCED or len(found.tasks) > FEW_TASKS
             if is_good or not _has_tile(found.items, sizes - 1):
                 break
+    if machine.cut and best.found:
+        best = schedule_as_told(forest, best_reading, machine, refused)
     return best_reading, best
 
 
