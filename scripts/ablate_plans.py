@@ -13,21 +13,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from bench import results, tables, timing
-from bench.cuts import Cut, cuts
+from bench.cuts import CUTS
 from bench.measure import WRONG, limit_us
 from bench.problem import SLOTS, KVPool, Problem
 from bench.summary import geometric_mean
 from bench_planner import UNLIMITED, cost_of, radix_paths, spec_of
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
-from sglang_codec import wrapper as wrapper_module
-from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.planner import make_plan
 
 OWN = "planner"
@@ -53,28 +50,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@contextmanager
-def planned_by(cut: Cut | None) -> Iterator[None]:
-    """Within it, the wrapper's plans are cut this way."""
-    own = wrapper_module.planner_for
-    wrapper_module.planner_for = lambda *machine: (
-        own(*machine) if cut is None else (lambda forest: make_plan(forest, *machine, cut=cut))
-    )
-    try:
-        yield
-    finally:
-        wrapper_module.planner_for = own
-
-
 def predict(row: tables.Row) -> dict:
     """Predicted makespan and tasks of each plan."""
     spec = spec_of(row)
     cost = cost_of(spec)
     forest = PrefixForest.from_radix_paths(*radix_paths(row, tails=False))
-    own = planner_for(spec, cost, UNLIMITED)
     plans = {
-        name: (make_plan(forest, spec, cost, UNLIMITED, cut=cut) if cut else own(forest)).summary()
-        for name, cut in cuts(spec, cost).items()
+        name: make_plan(forest, spec, cost, UNLIMITED, cut).summary() for name, cut in CUTS.items()
     }
     us = {name: plan["makespan_us"] for name, plan in plans.items()}
     return head_of(row) | {"us": us, "plan": plans, "wrong": [], "why": {}}
@@ -92,12 +74,10 @@ def measure(row: tables.Row, pool: KVPool, ceilings: dict, options: argparse.Nam
         calls = timing.calls_per_replay(problem.layers, limit)
     outcome: dict[str, dict] = {"err": {}, "plan": {}, "why": {}}
     samplers, kept = {}, []
-    names = cuts(_wrapper(problem).spec, _wrapper(problem).cost_model)
-    for name, cut in names.items():
+    for name, cut in CUTS.items():
         try:
             wrapper = _wrapper(problem)
-            with planned_by(cut):
-                wrapper.plan(forest, sm_scale=problem.sm_scale)
+            wrapper.plan(forest, sm_scale=problem.sm_scale, cut=cut)
             run = _run(wrapper, problem)
             outcome["err"][name] = problem.errors(run(0))[0]
             samplers[name] = timing.make_sampler(problem.device)(run, problem.layers, calls)

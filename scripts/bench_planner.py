@@ -31,11 +31,11 @@ from sglang_codec.batch_planner import BatchPlanner
 from sglang_codec.device import Device, plan_spec
 from sglang_codec.kernels.launch import launch_config
 from sglang_codec.plan_maker import PlanMaker
-from sglang_codec.planning.choice import MakePlan, packer_for, planner_for
 from sglang_codec.planning.cost_model import COST_TABLES, CostModel
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import PlanCapacity, PlanLayout, PlanSpec
+from sglang_codec.planning.planner import Planner, make_plan
 
 # the ceilings are for a GPU without a cost table
 H100 = Device(
@@ -130,10 +130,10 @@ class OtherWork:
 
 
 def layout_for(
-    spec: PlanSpec, paths: RadixPaths, lengths: np.ndarray, plan: MakePlan
+    spec: PlanSpec, paths: RadixPaths, lengths: np.ndarray, planner: Planner
 ) -> PlanLayout:
     """Buffers that the batch fits, with as many rows again."""
-    made = plan(PrefixForest.from_radix_paths(paths, lengths, private_tokens=1))
+    made = planner.make_plan(PrefixForest.from_radix_paths(paths, lengths, private_tokens=1))
     sizes = (made.batch, made.num_tasks, made.num_parts, made.kv_entries, made.bundle_entries)
     return PlanLayout.of(PlanCapacity(*(2 * size + 64 for size in sizes)), spec)
 
@@ -145,17 +145,16 @@ def changed_batch(tree: str, repeats: int) -> dict[str, object]:
     lengths = lengths + np.random.default_rng(1).integers(0, 200, len(lengths), np.int32)
     spec = spec_of(row, headroom=128)
     cost = cost_of(spec)
-    make_plan = planner_for(spec, cost, UNLIMITED)
-    layout = layout_for(spec, paths, lengths, make_plan)
-    pack_paths = packer_for(spec, cost, layout.capacity)
+    layout = layout_for(spec, paths, lengths, Planner(spec, cost, UNLIMITED))
+    planner = Planner(spec, cost, layout.capacity)
     packed, work = np.zeros(layout.size, np.int32), OtherWork()
 
     def at_once() -> None:
-        pack_paths(paths, lengths, layout, packed)
+        planner.pack_paths(paths, lengths, layout, packed)
 
     def in_stages() -> None:
         forest = PrefixForest.from_radix_paths(paths, lengths, private_tokens=1)
-        layout.pack(make_plan(forest), packed)
+        layout.pack(planner.make_plan(forest), packed)
 
     return {
         "tree": tree,
@@ -182,7 +181,7 @@ class Batch:
 def unchanged_us(row: tables.Row, paths: RadixPaths, lengths: np.ndarray, cost: CostModel) -> float:
     """Median microseconds of a step whose rows are one token longer, and nothing else."""
     spec = spec_of(row, headroom=128)
-    layout = layout_for(spec, paths, lengths, planner_for(spec, cost, UNLIMITED))
+    layout = layout_for(spec, paths, lengths, Planner(spec, cost, UNLIMITED))
     staging = torch.zeros(layout.size, dtype=torch.int32)
     maker = PlanMaker(spec, cost, layout, lambda: staging, lambda *_: [])
     planner = BatchPlanner(maker)
@@ -208,7 +207,7 @@ def planned_row(row: tables.Row) -> dict[str, object]:
     """What is predicted of a row of the public tables."""
     forest = PrefixForest.from_radix_paths(*radix_paths(row, tails=False))
     spec = spec_of(row)
-    plan = planner_for(spec, cost_of(spec), UNLIMITED)(forest).summary()
+    plan = make_plan(forest, spec, cost_of(spec), UNLIMITED).summary()
     return {
         "table": row.table,
         "name": row.name,

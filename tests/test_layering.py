@@ -17,32 +17,53 @@ STANDARD = frozenset(sys.stdlib_module_names)
 PLANNING = (
     "border",
     "paths",
-    "forest",
-    "absorption",
-    "cost_model",
-    "plan",
+    "compiled",
+    "tables",
+    "machine",
+    "structure",
     "bundles",
+    "absorption",
     "reading",
+    "tiles",
+    "schedule",
+    "gangs",
     "tape",
     "division",
-    "schedule",
+    "fixed_cuts",
+    "schedules",
+    "ways",
     "assembly",
-    "planner",
+    "packing",
+    "entries",
+    "forest",
+    "cost_model",
+    "plan",
+    "inputs",
+    "compile_cache",
+    "jit",
     "packed",
+    "planner",
     "plain",
     "capacity",
     "heavy_paths",
     "frugal",
-    "native",
-    "choice",
     "index",
 )
+# the only modules that know of the compiler; they are loaded when a planner is made
+COMPILER = ("planning.compile_cache", "planning.jit")
 
 # module -> what it may import besides the standard library; patterns of full module names
 ALLOWED: dict[str, tuple[str, ...]] = {
     "attention_shape": (),
     "shape_support": ("sglang_codec.attention_shape",),
-    "planning.*": ("numpy", "sglang_codec.planning.*", "sglang_codec.attention_shape"),
+    "planning.*": (
+        "numpy",
+        "numba",
+        "numba.*",
+        "llvmlite",
+        "sglang_codec.attention_shape",
+        "sglang_codec.planning.*",
+    ),
     "kernels.*": (
         "torch",
         "triton",
@@ -204,6 +225,21 @@ def test_planning_imports_in_flow_order(name: str) -> None:
     earlier = {f"sglang_codec.planning.{other}" for other in PLANNING[: PLANNING.index(name)]}
     own = set(imported(f"planning.{name}", lazy=False))
     assert {other for other in own if other.startswith("sglang_codec.planning.")} <= earlier
+
+
+def test_only_two_modules_know_of_the_compiler() -> None:
+    for module in MODULES:
+        if module.startswith("planning.") and module not in COMPILER:
+            for name in imported(module):
+                assert not matches(name, ("numba", "llvmlite")), f"{module} imports {name}"
+    for module in MODULES:
+        at_once = set(imported(module, lazy=False))
+        assert module in COMPILER or "sglang_codec.planning.jit" not in at_once
+
+
+def test_the_last_resort_needs_no_compiled_planner() -> None:
+    own = {name for name in imported("planning.plain") if name.startswith("sglang_codec.")}
+    assert own == {"sglang_codec.planning.border", "sglang_codec.planning.plan"}
 
 
 def test_the_metrics_client_is_not_imported_before_sglang_has_set_it_up() -> None:

@@ -67,11 +67,11 @@ def codec(problem: Problem) -> list[Runner]:
 
 def _host_plan_ms(wrapper: PrefixSharedDecodeWrapper, forests: list[PrefixForest]) -> float:
     """Planning alone: no upload, no device."""
-    from sglang_codec.planning.choice import planner_for
     from sglang_codec.planning.plan import PlanCapacity
+    from sglang_codec.planning.planner import Planner
 
     unlimited = PlanCapacity(*[2**31 - 1] * 4)
-    make_plan = planner_for(wrapper.spec, wrapper.cost_model, unlimited)
+    make_plan = Planner(wrapper.spec, wrapper.cost_model, unlimited).make_plan
 
     def plan(i: int) -> None:
         make_plan(forests[i])

@@ -170,7 +170,9 @@ def test_pools_and_tree_return_to_where_they_were(outcomes: dict[str, Outcome], 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_plan_that_shares_holds_the_debug_invariant(outcomes: dict[str, Outcome], name: str) -> None:
+def test_every_plan_that_shares_holds_the_debug_invariant(
+    outcomes: dict[str, Outcome], name: str
+) -> None:
     report = outcomes[name].report
     assert report["checked"] == report["sharing"] > 0
     assert report["fallbacks"] == {}

@@ -14,10 +14,10 @@ from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import cost_model, describe_device, plan_spec
 from sglang_codec.kernels.launch import LaunchConfig
-from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout, PlanSpec
+from sglang_codec.planning.planner import make_plan as plan_forest
 from sglang_codec.testing import Paths, Problem, without_pages
 
 MOST_SMS = 8
@@ -83,7 +83,7 @@ def plan_batch(
     costs = cost_model(machine, spec)
     if make_plan is None:
         unlimited = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
-        plan = planner_for(spec, costs, unlimited)(forest)
+        plan = plan_forest(forest, spec, costs, unlimited)
     else:
         plan = make_plan(forest, spec, costs)
     capacity = PlanCapacity(
