@@ -1,0 +1,173 @@
+"""Time decode attention on published prefix trees: `codec`, the stock kernels, prefix-aware peers.
+
+    python scripts/kernels/bench_kernels.py --rows quick --json out/kernels.json
+    python scripts/kernels/bench_kernels.py --rows codec,controls --slots scattered,contiguous
+    python scripts/kernels/bench_kernels.py --rows all --only "FT-1" --heads 32/8 --peers codec,fa3
+    python scripts/kernels/bench_kernels.py --rows all --slots scattered,contiguous \\
+        --not-in out/first.json --json out/second.json
+
+Times are per layer: CUDA-graph replays that cycle through enough layers of KV to keep L2 cold. The
+limit is the larger of unique KV bytes over the measured copy bandwidth and FLOPs over the measured
+bf16 matrix-product rate; beside it stands what Q, O and our partial results take at that bandwidth.
+Errors are against fp64 on the same sampled requests for every peer. FastTree (`fasttree.py`) and
+PAT (`prefix_attn`, built) take part where they are on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import targets
+import torch
+from library import results
+from library.attention import summary, tables, timing
+from library.attention.measure import measure_row
+from library.attention.peers import ADAPTERS, DEFAULT, PAGES
+from library.attention.problem import SLOTS, KVPool, Problem
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--rows", type=_list, default=["quick"], help=f"from {', '.join(tables.PRESETS)}")
+    add("--heads", type=_list, help="as 32/8,16/1: in place of each table's own")
+    add("--only", help="rows whose table, name or tree contains this text")
+    add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    add("--head-dim", type=int, default=tables.HEAD_DIM)
+    add("--peers", type=_list, help=f"from {', '.join(ADAPTERS)}; default {','.join(DEFAULT)}")
+    add("--contiguous-peers", type=_list, help="peers on contiguous slots; default: as --peers")
+    add("--slots", type=_list, default=["scattered"], help="scattered, contiguous, or both")
+    add("--not-in", type=Path, nargs="*", default=[], help="leave out the rows of these reports")
+    add("--order", choices=("shuffled", "dfs"), default="shuffled", help="batch order")
+    add("--layers", type=int, help="distinct KV layers; default: enough to keep L2 cold")
+    add("--rounds", type=int, default=3, help="rounds of replays in which the peers take turns")
+    add("--budget", type=float, default=float("inf"), help="stop before a row after these seconds")
+    add("--json", type=Path, help="write the report here, after every row")
+    add("--commit", help="commit to record; default: git, or BENCH_COMMIT")
+    add("--device", default="cuda")
+    add("--verbose", action="store_true", help="traceback of every peer that fails")
+    options = parser.parse_args(arguments)
+    if options.peers is None:
+        options.peers = default_peers(options.dtype)
+    if options.contiguous_peers is None:
+        options.contiguous_peers = options.peers
+    if unknown := {*options.peers, *options.contiguous_peers} - set(ADAPTERS):
+        parser.error(f"unknown peers: {', '.join(sorted(unknown))}")
+    if unknown := set(options.slots) - set(SLOTS):
+        parser.error(f"unknown slots: {', '.join(sorted(unknown))}; choose from {', '.join(SLOTS)}")
+    try:
+        options.selected = tables.select(options.rows, options.heads, options.only)
+    except ValueError as error:
+        parser.error(str(error))
+    if not options.selected:
+        parser.error("no row is selected")
+    return options
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def default_peers(dtype: str) -> list[str]:
+    # FlashInfer compiles its cascade's FA3 prefill at first use unless it is prebuilt, and that
+    # takes many minutes: other types than bf16 get it only when asked for
+    return [peer for peer in DEFAULT if dtype == "bfloat16" or peer != "cascade"]
+
+
+def run(options: argparse.Namespace) -> results.Report:
+    started = time.monotonic()
+    device = torch.device(options.device)
+    report = results.Report(
+        results.gpu_name(device),
+        results.versions(),
+        options.commit or results.commit(),
+        results.command(),
+        timing.ceilings(device),
+    )
+    print(report.gpu, report.commit, report.versions, report.ceilings, flush=True)
+    pool = KVPool(getattr(torch, options.dtype), device)
+    work = [*work_of(options)]
+    for number, (row, slots) in enumerate(work):
+        elapsed = time.monotonic() - started
+        if elapsed > options.budget:
+            report.stopped = f"budget spent after {number} of {len(work)} rows"
+            break
+        progress = f"[{elapsed:4.0f}s {number + 1}/{len(work)}]"
+        print(f"{progress} {row.table} {row.name} {row.heads} {slots[:4]}", end=" ", flush=True)
+        try:
+            report.rows.append(_one(row, slots, pool, options, report.ceilings))
+            print(summary.line(report.rows[-1]), flush=True)
+        except torch.OutOfMemoryError as error:
+            _skip(report, row, slots, f"out of memory: {error}")
+        except Exception as error:  # whatever a row does, the report keeps all other rows
+            traceback.print_exc()
+            _skip(report, row, slots, f"{type(error).__name__}: {error}")
+            if not timing.is_alive(device):
+                report.stopped = f"the device is unusable since {row.table} {row.name} {row.heads}"
+                break
+        finally:
+            if options.json:
+                report.write(options.json)
+        if number == 0:
+            gc.collect()
+            gc.freeze()  # the imported libraries: walking them again costs more than a row
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    if options.json:
+        report.write(options.json)
+    return report
+
+
+def work_of(options: argparse.Namespace) -> Iterator[tuple[tables.Row, str]]:
+    """The rows and layouts of KV slots to measure, those of earlier reports left out."""
+    done = {results.key(row) for row in results.load(options.not_in)[1]}
+    for row in options.selected:
+        for slots in options.slots:
+            if (row.table, row.name, row.heads, options.dtype, slots) not in done:
+                yield row, slots
+
+
+def _one(
+    row: tables.Row, slots: str, pool: KVPool, options: argparse.Namespace, ceilings: dict
+) -> dict:
+    peers = options.contiguous_peers if slots == "contiguous" else options.peers
+    pages = [PAGES[peer] for peer in peers if peer in PAGES]
+    align = max(pages, default=1) if slots == "contiguous" else 1
+    problem = Problem(
+        row, pool, options.order, slots, align, options.layers, head_dim=options.head_dim
+    )
+    return measure_row(problem, peers, ceilings, options.rounds, options.verbose)
+
+
+def _skip(report: results.Report, row: tables.Row, slots: str, why: str) -> None:
+    report.skipped.append(
+        {"table": row.table, "name": row.name, "heads": row.heads, "slots": slots, "why": why}
+    )
+    print(why, flush=True)
+
+
+def main() -> int:
+    options = parse()
+    if "codec" in options.peers and importlib.util.find_spec("sglang_codec") is None:
+        print("sglang_codec is not importable: install it or put the checkout on PYTHONPATH")
+        return 2
+    report = run(options)
+    print(summary.summarise(report.rows))
+    if "codec" in options.peers:
+        print(f"\n{targets.report(report.rows)}")
+    if report.stopped:
+        print(f"stopped: {report.stopped}")
+    return 3 if report.stopped and not report.stopped.startswith("budget") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

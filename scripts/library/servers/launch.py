@@ -1,0 +1,75 @@
+"""The model and the flags that every server of a run has in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.servers.encoders import has_tokenizer
+from library.servers.engines import has_gpu, prepare_environment
+from library.servers.models import SHAPES, write_model
+
+# the decode log line, written often, checks what the client sees
+_FLAGS = ("--random-seed=0", "--grammar-backend=none", "--decode-log-interval=16")
+# a machine without a GPU: fp32, and a KV pool that is not sized from the memory
+_CPU_FLAGS = (
+    "--device=cpu",
+    "--dtype=float32",
+    "--max-total-tokens=8192",
+    "--max-running-requests=16",
+    "--context-length=2048",
+    "--disable-cuda-graph",
+    "--skip-server-warmup",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to start servers with.
+
+    Args:
+        name: of the model, as results have it.
+        model: directory or Hugging Face name.
+        flags: besides the model and the backend; the user's come last and win.
+        text: whether prompts may be text.
+    """
+
+    name: str
+    model: str
+    flags: tuple[str, ...]
+    text: bool
+
+    @property
+    def all_flags(self) -> list[str]:
+        return [f"--model-path={self.model}", *self.flags]
+
+
+def add_model_options(group: argparse._MutuallyExclusiveGroup) -> None:
+    """--model and --shape."""
+    group.add_argument("--model", help="model directory or Hugging Face name")
+    group.add_argument(
+        "--shape",
+        choices=tuple(SHAPES),
+        help="dummy weights in the shape of a model, and a tokenizer: nothing is downloaded",
+    )
+
+
+def check_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse a --model that is meant as a directory and is none."""
+    if args.model and args.model.startswith(("/", ".")) and not Path(args.model).is_dir():
+        parser.error(f"--model: {args.model} is no directory")
+
+
+def make_launch(args: argparse.Namespace, folder: Path, flags: Sequence[str]) -> Launch:
+    """Settle the model, writing a dummy one if that is wanted, and this process's environment."""
+    gpu = has_gpu()
+    model = args.model or str(write_model(args.shape, folder / args.shape))
+    prepare_environment(model, gpu=gpu)
+    text = has_tokenizer(model)
+    chosen = [*_FLAGS, *(() if gpu else _CPU_FLAGS)]
+    chosen += ["--load-format=dummy"] if args.shape else []
+    chosen += [] if text else ["--skip-tokenizer-init"]
+    name = f"{args.shape} shape, dummy weights" if args.shape else Path(model).name
+    return Launch(name, model, (*chosen, *flags), text)

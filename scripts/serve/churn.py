@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Churn: a server under requests that join and leave at every step, and what is left afterwards.
+
+A seeded traffic of few-shot groups, trees, growing prefixes, twins, strangers, and agents that come
+back under their old request id; answers of one token and long ones; clients that abort or hang up;
+between two rounds the cache is flushed. A server that this starts has a KV pool so small that
+requests are retracted, checks codec's debug invariant at every plan and its own memory in every
+iteration. Exit status 0 if no check failed.
+
+    python scripts/serve/churn.py --shape llama3-8b --minutes 10 --stock-test --json out/churn.json
+    python scripts/serve/churn.py --model MODEL --requests 200 --round 50 -- --page-size=16
+    python scripts/serve/churn.py --shape small --minutes 2 --stock-test --json FILE -- --pp-size=2
+    python scripts/serve/churn.py --url http://127.0.0.1:30000 --minutes 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from churning.options import make_parser
+from churning.run import Run
+from churning.stock_test import POOL, VOCABULARY
+from library.results import command, commit, gpu_name, plain, versions
+from library.servers.clients import GenerationError, ServerClient
+from library.servers.launch import make_launch
+from library.servers.server import ServerFailed, leave_on_sigterm, running_server
+from library.servers.words import split_words, without_paths
+
+# the debug invariant at every plan; SGLang's memory check in every iteration
+VARIABLES = {"SGLANG_CODEC_CHECK_SHARING": "1", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
+
+
+def server_flags(args: argparse.Namespace) -> list[str]:
+    """A pool for a third of what all clients may want, and a scheduler that hopes for the best."""
+    pool = args.concurrency * (args.prompt + args.output) // 3
+    longest = POOL if args.stock_test else args.prompt + args.output
+    return [
+        f"--max-total-tokens={max(pool, 2 * longest)}",
+        f"--max-running-requests={args.concurrency}",
+        "--schedule-conservativeness=0.05",
+        "--chunked-prefill-size=256",
+    ]
+
+
+def vocabulary_of(args: argparse.Namespace, model: str) -> int:
+    """Token ids that the model has."""
+    if args.vocabulary:
+        return args.vocabulary
+    config = json.loads((Path(model) / "config.json").read_text())
+    return config.get("text_config", config)["vocab_size"]
+
+
+def churn(args: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The results, and the flags of the server if it was started here."""
+    with ExitStack() as stack:
+        if args.url:
+            model = ServerClient(args.url).info()["model_path"]
+            url, log, flags = args.url.rstrip("/"), None, []
+        else:
+            for name, value in VARIABLES.items():
+                os.environ.setdefault(name, value)
+            launch = make_launch(args, args.logs, [*server_flags(args), *words])
+            server = stack.enter_context(
+                running_server(
+                    args.backend, launch.all_flags, args.logs, start_limit_s=args.start_limit
+                )
+            )
+            model, url, log = launch.model, server.url, server.log
+            flags = without_paths(launch.flags)
+        vocabulary = vocabulary_of(args, model)
+        if args.stock_test and vocabulary < VOCABULARY:
+            raise GenerationError(
+                f"--stock-test needs {VOCABULARY} token ids, this model has {vocabulary}"
+            )
+        return Run(args, url, vocabulary, log).run(), flags
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it, say what held, write it down."""
+    own, words = split_words(list(sys.argv[1:] if argv is None else argv))
+    parser = make_parser(__doc__)
+    args = parser.parse_args(own)
+    if args.url and words:
+        parser.error("flags after -- are for a server that this starts: not with --url")
+    try:
+        results, flags = churn(args, words)
+    except (GenerationError, ServerFailed, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    head = {"gpu": gpu_name(device), "versions": versions(), "commit": commit()}
+    variables = {} if args.url else {name: os.environ[name] for name in VARIABLES}
+    how = {"command": command(), "server_flags": flags, "server_variables": variables}
+    document = head | how | results
+    for check in results["checks"]:
+        mark = {True: "ok", False: "FAILED", None: "unknown"}[check["holds"]]
+        print(f"{mark:8}{check['name']}: {check['seen']}")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(plain(document), indent=1) + "\n")
+    return 0 if results["ok"] else 1
+
+
+if __name__ == "__main__":
+    leave_on_sigterm()
+    sys.exit(main())

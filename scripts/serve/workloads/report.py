@@ -1,0 +1,173 @@
+"""Prints the results, and writes them as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from library.servers.encoders import Encoder
+from library.servers.sharing import Sharing, explain
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from workloads.comparison import Comparison, Difference, compare
+from workloads.runs import BackendRun
+
+_SHOWN_DIFFERENCES = 8
+
+
+def compare_with_first(runs: Sequence[BackendRun]) -> list[Comparison]:
+    """Every run after the first against the first."""
+    return [
+        compare(runs[0].backend, runs[0].completions, run.backend, run.completions)
+        for run in runs[1:]
+    ]
+
+
+def print_runs(console: Console, runs: Sequence[BackendRun]) -> None:
+    """One line of figures per backend."""
+    table = Table(box=box.SIMPLE)
+    headers = ("backend", "start s", "wall s", "tokens", "tokens/s", "TPOT ms", "cached")
+    for number, header in enumerate(headers):
+        table.add_column(header, justify="right" if number else "left", no_wrap=True)
+    for run in runs:
+        table.add_row(
+            run.backend,
+            "-" if run.startup_s is None else f"{run.startup_s:.1f}",
+            f"{run.wall_s:.2f}",
+            str(run.output_tokens),
+            f"{run.tokens_per_s:.1f}",
+            "-" if run.mean_tpot_ms is None else f"{run.mean_tpot_ms:.2f}",
+            f"{run.cached_tokens}/{run.prompt_tokens}",
+        )
+    console.print(table)
+
+
+def print_comparison(console: Console, comparison: Comparison, tie_gap: float) -> None:
+    """How many requests are identical, and where the others part."""
+    line = (
+        f"{comparison.other} against {comparison.reference}: {comparison.identical} of"
+        f" {comparison.compared} requests have identical tokens"
+    )
+    if comparison.differences:
+        line += f", {comparison.ties(tie_gap)} of the others part at a tie"
+    if comparison.unmatched:
+        line += f"; {comparison.unmatched} prompts differ after an earlier level parted"
+    console.print(line, soft_wrap=True)
+    for difference in comparison.differences[:_SHOWN_DIFFERENCES]:
+        console.print(f"  {_describe(difference, tie_gap)}", soft_wrap=True)
+    hidden = len(comparison.differences) - _SHOWN_DIFFERENCES
+    if hidden > 0:
+        console.print(f"  and {hidden} more (all of them with --json)")
+
+
+def _describe(difference: Difference, tie_gap: float) -> str:
+    text = (
+        f"{difference.name}: token {difference.position} is {difference.got}, not"
+        f" {difference.expected}"
+    )
+    if difference.gap_reference is None:
+        return f"{text} (--logprobs tells a tie from an error)"
+    other = "" if difference.gap_other is None else f" and {difference.gap_other:.4f}"
+    verdict = "a tie" if difference.is_tie(tie_gap) else "not a tie"
+    return f"{text}; top two logits {difference.gap_reference:.4f}{other} apart: {verdict}"
+
+
+def print_sharing(
+    console: Console, name: str, sharing: Sharing, picture: Path | None = None
+) -> None:
+    """The forest and its plan, and the KV tokens read against a stock backend's."""
+    text = explain(sharing, picture)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{name} read {sharing.kv_tokens_read:,} KV tokens in {sharing.steps} decode steps"
+        f" ({sharing.plans} plans); a stock backend reads {sharing.kv_tokens_stock:,}:"
+        f" {sharing.saved:.1%} saved",
+        soft_wrap=True,
+    )
+    for reason, count in sharing.fallbacks.items():
+        console.print(f"  not shared, {count} times: {reason}", soft_wrap=True)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    import torch
+
+    def installed(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    packages = ("sglang-codec", "sglang", "torch", "triton", "transformers", "flashinfer-python")
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "gpu": gpu,
+        "packages": {package: installed(package) for package in packages},
+    }
+
+
+def as_json(
+    workload: dict[str, Any],
+    runs: Sequence[BackendRun],
+    comparisons: Sequence[Comparison],
+    encoder: Encoder,
+    tie_gap: float,
+    extra: Callable[[BackendRun], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Everything that was measured; `extra` adds a workload's own figures to each run."""
+    return {
+        "workload": workload,
+        "machine": machine(),
+        "runs": [_run_json(run, encoder) | (extra(run) if extra else {}) for run in runs],
+        "comparisons": [comparison.as_json(tie_gap) for comparison in comparisons],
+    }
+
+
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Write results, making the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _run_json(run: BackendRun, encoder: Encoder) -> dict[str, Any]:
+    return {
+        "backend": run.backend,
+        "startup_s": run.startup_s,
+        "wall_s": run.wall_s,
+        "output_tokens": run.output_tokens,
+        "tokens_per_s": run.tokens_per_s,
+        "mean_tpot_ms": run.mean_tpot_ms,
+        "prompt_tokens": run.prompt_tokens,
+        "cached_tokens": run.cached_tokens,
+        "sharing": run.sharing.as_json() if run.sharing else None,
+        "batches": [
+            {
+                "label": batch.label,
+                "requests": len(batch.completions),
+                "wall_s": batch.wall_s,
+                "output_tokens": batch.output_tokens,
+            }
+            for batch in run.batches
+        ],
+        "requests": [
+            {
+                "name": completion.request.name,
+                "prompt_tokens": len(completion.request.input_ids),
+                "cached_tokens": completion.cached_tokens,
+                "output_ids": completion.output_ids,
+                "text": encoder.decode(completion.output_ids) if encoder.is_text else None,
+                "first_token_s": completion.first_token_s,
+                "last_token_s": completion.last_token_s,
+            }
+            for completion in run.completions
+        ],
+    }
