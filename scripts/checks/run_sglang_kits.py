@@ -35,11 +35,10 @@ from kits.outcomes import Outcome, counts
 from kits.served import Target
 from kits.worker import Worker
 from library.options import positive_number
-from library.results import commit, plain, versions
+from library.results import commit, plain, split_words, versions, without_paths
 from library.servers.engines import has_gpu
 from library.servers.launch import make_launch
-from library.servers.server import ServerFailed, leave_on_sigterm, running_server
-from library.servers.words import reason, split_words, without_paths
+from library.servers.server import ServerFailed, leave_on_sigterm, reason, running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "LICENSE", ROOT / "docs" / "architecture.md", ROOT / "README.md")

@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from library.options import positive, positive_number
+from library.results import split_words, without_paths
 from library.servers.clients import GenerationError, ServerClient
 from library.servers.engines import has_gpu
 from library.servers.launch import add_model_options, check_model, make_launch
 from library.servers.models import read_config
 from library.servers.server import ServerFailed, running_server
-from library.servers.words import split_words, without_paths
 from library.servers.workload import Workload, parse_tree
 from tracing import timeline
 from tracing.chrome_trace import NoSteps, Profile, read_profile

@@ -12,9 +12,6 @@ time of the same without attention is taken off; `alone` is attention by itself,
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,18 +20,19 @@ from typing import Any
 import torch
 from library import results
 from library.attention import stock_peers, timing
+from library.attention.peers import call_of, wrapper_of
 from library.attention.problem import KVPool, Problem
 from library.attention.tables import Row, parse_tree
+from library.options import parser_of
 
-from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
-from sglang_codec.attention import prefix_shared_attention
+from sglang_codec import PrefixForest
 from sglang_codec.kernels.kv_store import store_kv
 
 TREES = ("1_8192", "1_8448", "8_1024", "64_2048", "1,32_8192,256", "1,256_256,32")
 HEADS = "32/8"
 HIDDEN, INNER = 4096, 14336
 LEAST_CALLS = 32
-SAMPLES = 15
+ROUNDS = 5
 TOLERANCE = 1e-2  # between the ways, in bf16
 
 Step = Callable[[int], torch.Tensor]
@@ -53,29 +51,15 @@ def stock_store(k: torch.Tensor, v: torch.Tensor, problem: Problem, slots: torch
 
 def ways(problem: Problem) -> dict[str, tuple[Step, Step | None]]:
     """Name -> (writing, attending); both launch on the current stream."""
-    wrapper = PrefixSharedDecodeWrapper(
-        problem.num_qo_heads, problem.num_kv_heads, problem.head_dim, dtype=problem.dtype
-    )
+    wrapper = wrapper_of(problem)
     wrapper.plan(PrefixForest.from_paths(problem.paths), sm_scale=problem.sm_scale)
     slots = problem.tensor([row[-1] for row in problem.request_slots], torch.int64)
     k, v = problem.k[0][slots].clone(), problem.v[0][slots].clone()
-    out = torch.full_like(problem.q, float("nan"))
 
     def own(layer: int) -> None:
         store_kv(k, v, problem.k[layer], problem.v[layer], slots, early_launch=True)
 
-    def codec(layer: int) -> torch.Tensor:
-        prefix_shared_attention(
-            problem.q,
-            problem.k[layer],
-            problem.v[layer],
-            out,
-            wrapper._buffers,
-            sm_scale=problem.sm_scale,
-            config=wrapper.config,
-        )
-        return out
-
+    codec = call_of(wrapper, problem)
     store = stock_store(k, v, problem, slots)
     return {
         "codec": (own, codec),
@@ -108,14 +92,7 @@ def measure(tree: str, pool: KVPool) -> dict[str, Any]:
             errors[name] = float((found - expected).abs().max())
             samplers[f"{name}, alone"] = timing.graph_sampler(attend, problem.layers, calls)
         samplers[name] = timing.graph_sampler(step, problem.layers, calls)
-    for sample in samplers.values():
-        sample(3)
-    # in turn, so that a drifting clock meets all alike
-    taken = {name: [] for name in samplers}
-    for _ in range(SAMPLES):
-        for name, sample in samplers.items():
-            taken[name] += sample(2)
-    us = {name: statistics.median(times) for name, times in taken.items()}
+    us = timing.measure(samplers, calls, ROUNDS)
     around = us.pop("nothing")
     in_model = {name: us[name] - around for name in us if not name.endswith("alone")}
     alone = {name.removesuffix(", alone"): us[name] for name in us if name.endswith("alone")}
@@ -125,9 +102,7 @@ def measure(tree: str, pool: KVPool) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--trees", nargs="+", default=TREES, metavar="TREE")
     parser.add_argument("--json", type=Path, metavar="OUT.json")
     options = parser.parse_args(arguments)
@@ -142,10 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(f"{tree}: us in a model (alone): {shown}", flush=True)
     if options.json:
-        head = {"gpu": torch.cuda.get_device_name(), "versions": results.versions()}
-        head |= {"commit": results.commit(), "command": results.command(), "rows": rows}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(results.plain(head), indent=1) + "\n")
+        head = results.head(torch.cuda.get_device_name())
+        results.write(head | {"rows": rows}, options.json)
     return 0
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
+import re
 import sys
 import time
 import traceback
@@ -31,50 +31,43 @@ from library.attention import summary, tables, timing
 from library.attention.measure import measure_row
 from library.attention.peers import ADAPTERS, DEFAULT, PAGES
 from library.attention.problem import SLOTS, KVPool, Problem
+from library.options import parser_of, positive, some_of
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--rows", type=_list, default=["quick"], help=f"from {', '.join(tables.PRESETS)}")
-    add("--heads", type=_list, help="as 32/8,16/1: in place of each table's own")
+    parser = parser_of(__doc__)
+    add, peers = parser.add_argument, some_of(ADAPTERS)
+    presets = ", ".join(tables.PRESETS)
+    add("--rows", type=some_of(tables.PRESETS), default=["quick"], help=f"from {presets}")
+    add("--heads", type=_heads, help="as 32/8,16/1: in place of each table's own")
     add("--only", help="rows whose table, name or tree contains this text")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    add("--head-dim", type=int, default=tables.HEAD_DIM)
-    add("--peers", type=_list, help=f"from {', '.join(ADAPTERS)}; default {','.join(DEFAULT)}")
-    add("--contiguous-peers", type=_list, help="peers on contiguous slots; default: as --peers")
-    add("--slots", type=_list, default=["scattered"], help="scattered, contiguous, or both")
+    add("--head-dim", type=positive, default=tables.HEAD_DIM)
+    add("--peers", type=peers, help=f"from {', '.join(ADAPTERS)}; default {','.join(DEFAULT)}")
+    add("--contiguous-peers", type=peers, help="peers on contiguous slots; default: as --peers")
+    add("--slots", type=some_of(SLOTS), default=["scattered"], help="scattered, contiguous or both")
     add("--not-in", type=Path, nargs="*", default=[], help="leave out the rows of these reports")
     add("--order", choices=("shuffled", "dfs"), default="shuffled", help="batch order")
-    add("--layers", type=int, help="distinct KV layers; default: enough to keep L2 cold")
-    add("--rounds", type=int, default=3, help="rounds of replays in which the peers take turns")
+    add("--layers", type=positive, help="distinct KV layers; default: enough to keep L2 cold")
+    add("--rounds", type=positive, default=3, help="rounds in which the peers take turns")
     add("--budget", type=float, default=float("inf"), help="stop before a row after these seconds")
     add("--json", type=Path, help="write the report here, after every row")
-    add("--commit", help="commit to record; default: git, or BENCH_COMMIT")
     add("--device", default="cuda")
     add("--verbose", action="store_true", help="traceback of every peer that fails")
     options = parser.parse_args(arguments)
-    if options.peers is None:
-        options.peers = default_peers(options.dtype)
-    if options.contiguous_peers is None:
-        options.contiguous_peers = options.peers
-    if unknown := {*options.peers, *options.contiguous_peers} - set(ADAPTERS):
-        parser.error(f"unknown peers: {', '.join(sorted(unknown))}")
-    if unknown := set(options.slots) - set(SLOTS):
-        parser.error(f"unknown slots: {', '.join(sorted(unknown))}; choose from {', '.join(SLOTS)}")
-    try:
-        options.selected = tables.select(options.rows, options.heads, options.only)
-    except ValueError as error:
-        parser.error(str(error))
+    options.peers = options.peers or default_peers(options.dtype)
+    options.contiguous_peers = options.contiguous_peers or options.peers
+    options.selected = tables.select(options.rows, options.heads, options.only)
     if not options.selected:
-        parser.error("no row is selected")
+        parser.error(f"--only {options.only!r} is in no row of {','.join(options.rows)}")
     return options
 
 
-def _list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _heads(text: str) -> list[str]:
+    words = [word.strip() for word in text.split(",")]
+    if bad := [word for word in words if not re.fullmatch(r"[1-9]\d*/[1-9]\d*", word)]:
+        raise argparse.ArgumentTypeError(f"{bad[0]!r}: query / KV heads, as in 32/8,16/1")
+    return words
 
 
 def default_peers(dtype: str) -> list[str]:
@@ -86,13 +79,7 @@ def default_peers(dtype: str) -> list[str]:
 def run(options: argparse.Namespace) -> results.Report:
     started = time.monotonic()
     device = torch.device(options.device)
-    report = results.Report(
-        results.gpu_name(device),
-        results.versions(),
-        options.commit or results.commit(),
-        results.command(),
-        timing.ceilings(device),
-    )
+    report = results.Report.of(device, timing.ceilings(device))
     print(report.gpu, report.commit, report.versions, report.ceilings, flush=True)
     pool = KVPool(getattr(torch, options.dtype), device)
     work = [*work_of(options)]
@@ -157,9 +144,6 @@ def _skip(report: results.Report, row: tables.Row, slots: str, why: str) -> None
 
 def main() -> int:
     options = parse()
-    if "codec" in options.peers and importlib.util.find_spec("sglang_codec") is None:
-        print("sglang_codec is not importable: install it or put the checkout on PYTHONPATH")
-        return 2
     report = run(options)
     print(summary.summarise(report.rows))
     if "codec" in options.peers:

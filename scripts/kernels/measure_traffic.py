@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import ncu
@@ -27,6 +28,8 @@ from library.attention import tables, timing
 from library.attention.measure import WRONG, bytes_moved
 from library.attention.peers import ADAPTERS
 from library.attention.problem import SLOTS, KVPool, Problem
+from library.attention.summary import markdown
+from library.options import parser_of, some_of
 
 ROWS = (
     ("codec", "batch120k 64", "32/8"),
@@ -62,24 +65,27 @@ class Marks:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
-    add("--row", help="only the row of this name")
-    add("--peers", default=",".join(PEERS), help="from the benchmark's peers, comma-separated")
+    names = ", ".join(name for _, name, _ in ROWS)
+    add("--row", type=select, default=select(""), help=f"one row only: {names}")
+    add("--peers", type=some_of(ADAPTERS), default=PEERS, help=f"default: {','.join(PEERS)}")
     add("--slots", choices=SLOTS, default="scattered")
     add("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     add("--ncu", help="path of the profiler")
     add("--json", type=Path)
-    add("--commit", help="commit to record; default: git, or BENCH_COMMIT")
     add("--child", type=Path, help=argparse.SUPPRESS)  # run one row and peer, write marks here
     return parser
 
 
-def select(name: str | None) -> list[tables.Row]:
+def select(name: str) -> list[tables.Row]:
+    """The row of a name, or all."""
     rows = [r for r in tables.all_rows() if (r.table, r.name, r.heads) in ROWS]
-    return [row for row in rows if name in (None, row.name)]
+    found = [row for row in rows if name in ("", row.name)]
+    if not found:
+        known = ", ".join(row.name for row in rows)
+        raise argparse.ArgumentTypeError(f"no row is called {name!r}: choose from {known}")
+    return found
 
 
 def child(
@@ -167,50 +173,33 @@ def per_call(kernels: list[ncu.Kernel], metric: str) -> float:
 
 def lines(rows: list[dict]) -> str:
     """Markdown: megabytes per layer."""
-    text = [
-        "| row | heads | peer | read MB | written MB | KV, each token once | with Q and partials "
-        "| per request | read / KV | read / all | read / per request |",
-        "|---" * 11 + "|",
-    ]
+    heads = ["row", "heads", "peer", "read MB", "written MB", "KV, each token once"]
+    heads += ["with Q and partials", "per request"]
+    heads += ["read / KV", "read / all", "read / per request"]
+    text = []
     for row in rows:
         wrong = " (wrong output)" if row["wrong"] else ""
         cells = [f"{row['table']} {row['name']}", row["heads"], row["peer"] + wrong]
         sizes = [row["read_bytes"], row["written_bytes"], row["bytes"]["kv"]]
         sizes += [row["unique_read_bytes"], row["per_request_read_bytes"]]
         cells += ["-" if size is None else f"{size / 1e6:.2f}" for size in sizes]
-        cells += [
-            f"{row['of_kv']:.3f}x",
-            f"{row['of_unique']:.3f}x",
-            f"{row['of_per_request']:.3f}x",
-        ]
-        text.append(f"| {' | '.join(cells)} |")
-    return "\n".join(text)
+        ratios = ("of_kv", "of_unique", "of_per_request")
+        text.append(cells + [f"{row[ratio]:.3f}x" for ratio in ratios])
+    return markdown(heads, text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the rows and print the table; 2 where no counter can be read, 3 if a row failed."""
-    parser = make_parser()
-    options = parser.parse_args(argv)
-    selected, peers = select(options.row), options.peers.split(",")
-    if not selected:
-        parser.error(f"no row is called {options.row!r}: {', '.join(name for _, name, _ in ROWS)}")
-    if unknown := set(peers) - set(ADAPTERS):
-        parser.error(f"unknown peers: {', '.join(sorted(unknown))}")
+    options = make_parser().parse_args(argv)
     if options.child:
-        child(selected[0], peers[0], options)
+        child(options.row[0], options.peers[0], options)
         return 0
     try:
         program = ncu.find(options.ncu)
         if not torch.cuda.is_available():
             raise ncu.CountersUnavailable("no CUDA device is visible")
-        report = results.Report(
-            torch.cuda.get_device_name(),
-            results.versions(),
-            options.commit or results.commit(),
-            results.command(),
-            {},
-        )
-        run(report, selected, peers, options, program)
+        report = results.Report.of(CUDA, {})
+        run(report, options, program)
     except ncu.CountersUnavailable as reason:
         print(f"no DRAM bytes were measured: {reason}", file=sys.stderr)
         return 2
@@ -218,25 +207,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 3 if report.skipped else 0
 
 
-def run(
-    report: results.Report,
-    selected: list[tables.Row],
-    peers: list[str],
-    options: argparse.Namespace,
-    program: str,
-) -> None:
+def run(report: results.Report, options: argparse.Namespace, program: str) -> None:
     """Fill the report, and write it after every row and peer."""
-    for row in selected:
-        for peer in peers:
-            try:
-                report.rows.append(measure(row, peer, options, program))
-                print(lines(report.rows[-1:]).splitlines()[-1], flush=True)
-            except ncu.RunFailed as failure:
-                why = {"table": row.table, "name": row.name, "heads": row.heads, "peer": peer}
-                report.skipped.append(why | {"why": str(failure)})
-                print(f"{row.table} {row.name} {peer}: {failure}", file=sys.stderr, flush=True)
-            if options.json:
-                report.write(options.json)
+    for row, peer in product(options.row, options.peers):
+        try:
+            report.rows.append(measure(row, peer, options, program))
+            print(lines(report.rows[-1:]).splitlines()[-1], flush=True)
+        except ncu.RunFailed as failure:
+            why = {"table": row.table, "name": row.name, "heads": row.heads, "peer": peer}
+            report.skipped.append(why | {"why": str(failure)})
+            print(f"{row.table} {row.name} {peer}: {failure}", file=sys.stderr, flush=True)
+        if options.json:
+            report.write(options.json)
 
 
 if __name__ == "__main__":

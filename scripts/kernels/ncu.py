@@ -6,15 +6,16 @@ import csv
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 READ = "dram__bytes_read.sum"
 WRITE = "dram__bytes_write.sum"
 METRICS = (READ, WRITE)
 # where CUDA's and the profiler's own installers put it
-PLACES = ("/usr/local/cuda/bin/ncu", "/opt/nvidia/nsight-compute/*/ncu")
+PLACES = ("/opt/nvidia/nsight-compute/*/ncu", "/usr/local/cuda/bin/ncu")
 SCALE = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 # versions differ in how they spell the unit
 UNIT_BYTES = {prefix + unit: n for prefix, n in SCALE.items() for unit in ("byte", "B")}
@@ -47,19 +48,13 @@ def find(given: str | None = None) -> str:
     Raises:
         CountersUnavailable: it is not installed.
     """
-    if given:
-        if found := shutil.which(given):
+    places = [path for place in PLACES for path in sorted(glob(place))]
+    for name in [given] if given else ["ncu", *reversed(places)]:
+        if found := shutil.which(name):
             return found
-        raise CountersUnavailable(f"{given} is not a program: --ncu takes the profiler's path")
-    if found := shutil.which("ncu"):
-        return found
-    for place in PLACES:
-        root, pattern = Path("/"), place.lstrip("/")
-        if matches := sorted(root.glob(pattern)):
-            return str(matches[-1])
     raise CountersUnavailable(
-        "ncu is not installed: DRAM bytes come from hardware counters, which Nsight Compute reads; "
-        "install it or give its path with --ncu"
+        f"{given or 'ncu'} is not installed: DRAM bytes come from hardware counters, which Nsight "
+        "Compute reads; install it or give its path with --ncu"
     )
 
 
@@ -118,45 +113,24 @@ def messages(text: str) -> list[str]:
 
 
 def parse(text: str) -> list[Kernel]:
-    """Launches in the order of the profiler's CSV, in either of its forms.
-
-    The raw page has a column per metric and a line of units below the heading; the details page
-    has a line per launch and metric.
+    """Launches in the order of the profiler's CSV: a column per metric, units below the heading.
 
     Raises:
         RunFailed: no launch was profiled.
     """
     lines = text.splitlines()
-    heading = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
-    if heading is None:
-        raise RunFailed("\n".join(["ncu profiled no kernel", *messages(text)]))
+    heading = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     records = [*csv.DictReader(line for line in lines[heading:] if line.startswith('"'))]
-    long = "Metric Name" in records[0] if records else False
-    kernels = [*(_from_details(records) if long else _from_raw(records))]
-    if not kernels:
+    if len(records) < 2:
         raise RunFailed("\n".join(["ncu profiled no kernel", *messages(text)]))
-    return kernels
-
-
-def _from_raw(records: list[dict[str, str]]) -> Iterator[Kernel]:
-    units: dict[str, str] = {}
-    for record in records:
-        if not record["ID"]:
-            units = record
-            continue
-        counted = [name for name in METRICS if name in record]
-        values = {name: _bytes(record[name], units.get(name, "")) for name in counted}
-        yield Kernel(record["Kernel Name"], values)
-
-
-def _from_details(records: list[dict[str, str]]) -> Iterator[Kernel]:
-    launches: dict[str, Kernel] = {}
-    for record in records:
-        kernel = launches.setdefault(record["ID"], Kernel(record["Kernel Name"], {}))
-        if record["Metric Name"] in METRICS:
-            value = _bytes(record["Metric Value"], record["Metric Unit"])
-            kernel.metrics[record["Metric Name"]] = value
-    yield from launches.values()
+    units, *launches = records
+    return [
+        Kernel(
+            launch["Kernel Name"],
+            {name: _bytes(launch[name], units[name]) for name in METRICS if name in launch},
+        )
+        for launch in launches
+    ]
 
 
 def _bytes(value: str, unit: str) -> float:

@@ -10,7 +10,6 @@ stream of NumPy's PCG64, whose top 24 bits become numbers uniform in [-sqrt(3), 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from library import results
+from library.options import parser_of
 
 from sglang_codec.reference import decode_attention
 from sglang_codec.testing import Counts, Paths, rows_of, with_slots, without_pages
@@ -168,22 +168,14 @@ def record(cases: list[Case], out: Path) -> None:
             raise SystemExit(f"{case.name}: FlashInfer and fp64 disagree; nothing is written")
         arrays[f"{case.name}.out"], arrays[f"{case.name}.lse"] = values.numpy(), lse.numpy()
         described[case.name] = {"inputs_sha256": inputs.digest, "relative_error": error}
-    metadata = {
-        "gpu": results.gpu_name(torch.device("cuda")),
-        "versions": results.versions(),
-        "commit": results.commit(),
-        "recipe": "scripts/kernels/record_flashinfer.py",
-        "cases": described,
-    }
+    metadata = results.head(results.gpu_name(torch.device("cuda"))) | {"cases": described}
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out, metadata=np.array(json.dumps(metadata)), **arrays)
     print(f"{out}: {len(cases)} cases, {out.stat().st_size / 1e6:.2f} MB")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--head-dims", default="128", help="64 is compiled by FlashInfer at use")
     parser.add_argument("--out", type=Path, help="default: tests/data/flashinfer_<version>.npz")
     options = parser.parse_args()

@@ -25,14 +25,16 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from glob import glob
 from pathlib import Path
 
 import torch
 from library import results
+from library.options import parser_of, some_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOOLS = ("memcheck", "racecheck", "initcheck")
-PLACES = ("usr/local/cuda/bin/compute-sanitizer", "usr/local/cuda-*/bin/compute-sanitizer")
+PLACES = ("/usr/local/cuda/bin/compute-sanitizer", "/usr/local/cuda-*/bin/compute-sanitizer")
 KERNELS = "tests/kernels"
 # every kernel, in shapes that take seconds under the sanitizer
 CASES = (
@@ -117,11 +119,10 @@ class Outcome:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
-    add("--tools", default=",".join(TOOLS), help="comma-separated, also synccheck")
+    tools = some_of((*TOOLS, "synccheck"))
+    add("--tools", type=tools, default=TOOLS, help=f"default: {','.join(TOOLS)}; also synccheck")
     add("--cases", nargs="+", help=f"test ids below {KERNELS}, in place of the chosen ones")
     add("--timeout", type=float, default=TIMEOUT_S, help="seconds for each tool")
     add("--sanitizer", help="path of compute-sanitizer")
@@ -131,10 +132,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def find(given: str | None) -> str | None:
     """The sanitizer's path, None if it is not installed."""
-    if given or (found := shutil.which("compute-sanitizer")):
-        return shutil.which(given) if given else found
-    matches = [path for place in PLACES for path in sorted(Path("/").glob(place))]
-    return str(matches[-1]) if matches else None
+    places = [path for place in PLACES for path in sorted(glob(place), reverse=True)]
+    names = [given] if given else ["compute-sanitizer", *places]
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def run_tool(tool: str, prefix: Sequence[str], cases: Sequence[str], timeout: float) -> Outcome:
@@ -147,7 +147,7 @@ def run_tool(tool: str, prefix: Sequence[str], cases: Sequence[str], timeout: fl
             pytest += ["-k", f"not {LEFT_OUT[tool]}"]
         options = ("--tool", tool, *OPTIONS.get(tool, ()), "--log-file", str(log))
         sanitizer = [*prefix, *options] if prefix else []
-        shown = shlex.join([*map(_name, sanitizer), "python", *pytest[1:]])
+        shown = shlex.join(results.without_paths([*sanitizer, "python", *pytest[1:]]))
         began = time.monotonic()
         status, said = _run([*sanitizer, *pytest], timeout)
         outcome = parse(tool, shown, said, log.read_text(errors="replace") if log.exists() else "")
@@ -188,11 +188,6 @@ def parse(tool: str, command: str, said: str, log: str) -> Outcome:
     )
 
 
-def _name(word: str) -> str:
-    """Of absolute paths only the name, which is what repeats a command."""
-    return Path(word).name if word.startswith("/") else word
-
-
 def _run(command: Sequence[str], timeout: float) -> tuple[int | None, str]:
     """Status and output of a command with all that it starts; no status if it took too long."""
     with tempfile.TemporaryFile("w+", errors="replace") as said:
@@ -226,12 +221,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("there is no CUDA GPU: the sanitizer checks what runs on one")
         return 2
-    gpu = results.gpu_name(torch.device("cuda"))
-    report = results.Report(gpu, results.versions(), results.commit(), results.command(), {})
+    report = results.Report.of(torch.device("cuda"), {})
     report.versions["compute-sanitizer"] = _version(sanitizer)
-    cases, tools = options.cases or CASES, options.tools.split(",")
+    cases = options.cases or CASES
     # once without: it compiles the kernels
-    for tool in (NONE, *tools):
+    for tool in (NONE, *options.tools):
         outcome = run_tool(tool, [] if tool == NONE else [sanitizer], cases, options.timeout)
         print(outcome.verdict, flush=True)
         report.rows.append(asdict(outcome) | {"tests": list(cases), "clean": outcome.is_clean})

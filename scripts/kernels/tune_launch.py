@@ -11,20 +11,21 @@ POR.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from library import results
 from library.attention import tables, timing
 from library.attention.measure import limit_us
+from library.attention.peers import call_of, wrapper_of
 from library.attention.problem import KVPool, Problem
+from library.options import parser_of
 
-from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
+from sglang_codec import PrefixForest
 from sglang_codec import attention as attention_module
 from sglang_codec.kernels.launch import LaunchConfig, Tile
 
@@ -53,15 +54,8 @@ def parse_config(text: str) -> LaunchConfig:
             bundle = tile
         else:
             tiles.append(tile)
-    numbers = map(int, (stages, warps, ctas))
-    flag = "".join(flags)
-    return LaunchConfig(
-        tuple(tiles),
-        bundle,
-        *numbers,
-        early_launch="e" in flag,
-        warp_roles="w" in flag,
-    )
+    roles = {"early_launch": "e" in "".join(flags), "warp_roles": "w" in "".join(flags)}
+    return LaunchConfig(tuple(tiles), bundle, int(stages), int(warps), int(ctas), **roles)
 
 
 @contextmanager
@@ -75,43 +69,49 @@ def without_por() -> Iterator[None]:
         attention_module.por = por
 
 
-def prepare(
-    problem: Problem, forest: PrefixForest, config: LaunchConfig
-) -> tuple[PrefixSharedDecodeWrapper, timing.Run]:
-    """A planned wrapper and the call that runs it over a NaN-filled output."""
-    wrapper = PrefixSharedDecodeWrapper(
-        problem.num_qo_heads,
-        problem.num_kv_heads,
-        problem.head_dim,
-        dtype=problem.dtype,
-        config=config,
-    )
+def measure(
+    problem: Problem, forest: PrefixForest, config: LaunchConfig, calls: int
+) -> dict[str, Any]:
+    """Microseconds of a checked configuration, with and without POR, and its plan."""
+    wrapper = wrapper_of(problem, config=config)
     wrapper.plan(forest, sm_scale=problem.sm_scale)
-    out = torch.full_like(problem.q, float("nan"))
+    run = call_of(wrapper, problem)
+    error = problem.errors(run(0))[0]
+    samplers = {"us": timing.graph_sampler(run, problem.layers, calls)}
+    with without_por():
+        samplers["us_pac"] = timing.graph_sampler(run, problem.layers, calls)
+    times = timing.measure(samplers, calls, 2)
+    return {"err": error} | times | {"plan": wrapper.launch_plan.summary()}
 
-    def run(layer: int) -> torch.Tensor:
-        return wrapper.run(problem.q, problem.k[layer], problem.v[layer], out=out)
 
-    return wrapper, run
+def line(record: dict[str, Any]) -> str:
+    """A record as it is printed."""
+    if "why" in record:
+        return f"   {record['config']:34s} {record['why']}"
+    us, plan = record["us"], record["plan"]
+    return (
+        f"   {record['config']:34s} {us:.4g} us (PAC {record['us_pac']:.4g}), "
+        f"{record['limit_us'] / us:.0%} of the limit, error {record['err']:.1e}, "
+        f"{plan['tasks']} tasks, {plan['parts']} parts, predicted {plan['makespan_us']:.1f} us"
+    )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--configs", required=True)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--only", default="")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure every configuration on every row."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--configs", required=True, type=lambda text: text.split(","))
+    parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
+    parser.add_argument("--only", default="", help="rows whose table, name or heads contain this")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    try:
+        configs = {text: parse_config(text) for text in options.configs}
+    except (ValueError, TypeError) as error:
+        parser.error(f"--configs: {error}: see --help for the form of a configuration")
     device = torch.device("cuda")
     ceilings = timing.ceilings(device)
-    print(torch.cuda.get_device_name(), ceilings, flush=True)
-    head = {
-        "gpu": torch.cuda.get_device_name(),
-        "versions": results.versions(),
-        "commit": results.commit(),
-        "command": results.command(),
-        "ceilings": ceilings,
-    }
+    head = results.head(torch.cuda.get_device_name()) | {"ceilings": ceilings}
+    print(head["gpu"], ceilings, flush=True)
     pool = KVPool(getattr(torch, options.dtype), device)
     records = []
     for row in tables.all_rows():
@@ -123,35 +123,16 @@ def main() -> int:
         limit = max(limit_us(problem, ceilings))
         calls = timing.calls_per_replay(problem.layers, limit)
         print(f"{' '.join(key)} limit {limit:.1f}", flush=True)
-        for text in options.configs.split(","):
+        for text, config in configs.items():
             record = {"row": key, "config": text, "limit_us": limit}
             try:
-                config = parse_config(text)
-                wrapper, run = prepare(problem, forest, config)
-                record["err"] = problem.errors(run(0))[0]
-                samplers = {"us": timing.graph_sampler(run, problem.layers, calls)}
-                with without_por():
-                    samplers["us_pac"] = timing.graph_sampler(run, problem.layers, calls)
-                record |= timing.measure(samplers, calls, 2)
-                record["plan"] = wrapper.launch_plan.summary()
-            except Exception as error:
+                record |= measure(problem, forest, config, calls)
+            except Exception as error:  # whatever a configuration does, the others are measured
                 record["why"] = f"{type(error).__name__}: {error}"[:160]
             records.append(record)
-            shown = {k: v for k, v in record.items() if k[:2] == "us" or k in ("err", "why")}
-            fields = (
-                f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items()
-            )
-            plan = record.get("plan", {})
-            print(
-                f"   {text:34s}",
-                " ".join(fields),
-                f"{limit / record.get('us', 1e9):.0%}",
-                f"tasks {plan.get('tasks')} parts {plan.get('parts')} "
-                f"predicted {plan.get('makespan_us', 0):.1f}",
-                flush=True,
-            )
+            print(line(record), flush=True)
         if options.json:
-            options.json.write_text(json.dumps({**head, "records": records}))
+            results.write(head | {"records": records}, options.json)
     return 0
 
 

@@ -1,10 +1,32 @@
-"""Types of command-line options: a wrong word is refused with what it should be."""
+"""Command lines: a wrong word is refused with what it should be."""
 
 from __future__ import annotations
 
 import argparse
 import ast
+from collections.abc import Callable, Iterable
 from typing import Any
+
+
+def parser_of(description: str, **more: Any) -> argparse.ArgumentParser:
+    """A parser whose help is a program's docstring, as it stands."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=form, **more)
+
+
+def some_of(known: Iterable[str], separator: str = ",") -> Callable[[str], list[str]]:
+    """The type of a list of known words, as in `codec,fa3`; each counts once."""
+
+    def parse(text: str) -> list[str]:
+        words = [word.strip() for word in text.split(separator) if word.strip()]
+        unknown = [word for word in words if word not in known]
+        if unknown or not words:
+            raise argparse.ArgumentTypeError(
+                f"{(unknown or [text])[0]!r} is unknown: choose from {separator.join(known)}"
+            )
+        return list(dict.fromkeys(words))
+
+    return parse
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

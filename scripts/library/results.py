@@ -1,4 +1,4 @@
-"""The benchmark's JSON document, written after every row so that a killed run leaves all it had."""
+"""What every result tells (machine, versions, commit, command), and how it is written as JSON."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 DISTRIBUTIONS = {
     "sglang": ("sglang",),
@@ -22,11 +24,14 @@ DISTRIBUTIONS = {
     "flashinfer": ("flashinfer-python",),
     "triton": ("triton",),
     "numpy": ("numpy",),
+    "transformers": ("transformers",),
     "sglang_codec": ("sglang-codec",),
 }
 
 
 def versions() -> dict[str, str]:
+    import torch
+
     found = {"python": platform.python_version(), "torch": torch.__version__}
     found["cuda"] = torch.version.cuda or "none"
     for name, distributions in DISTRIBUTIONS.items():
@@ -50,10 +55,27 @@ def commit() -> str:
         return "unknown"
 
 
-def command() -> str:
-    """This program's command line; of absolute paths only the names, which is what repeats it."""
-    words = [Path(word).name if word.startswith("/") else word for word in sys.argv]
-    return shlex.join([Path(words[0]).name, *words[1:]])
+def command(words: Sequence[str] | None = None) -> str:
+    """This program's command line, or with other words; of absolute paths only the names."""
+    return shlex.join(without_paths([Path(sys.argv[0]).name, *(words or sys.argv[1:])]))
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before `--`, and a server's flags after it."""
+    cut = words.index("--") if "--" in words else len(words)
+    return list(words[:cut]), list(words[cut + 1 :])
+
+
+def without_paths(words: Iterable[str]) -> list[str]:
+    """Words with names in place of absolute paths, which is what repeats them."""
+    return [_without_path(word) for word in words]
+
+
+def _without_path(word: str) -> str:
+    option, equals, value = word.partition("=")
+    if equals and option.startswith("-"):
+        return f"{option}={_without_path(value)}"
+    return Path(word).name if word.startswith(("/", "~")) else word
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -64,12 +86,27 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def gpu_name(device: torch.device) -> str:
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def head(gpu: str) -> dict[str, object]:
+    """What the figures of this run depend on."""
+    return {"gpu": gpu, "versions": versions(), "commit": commit(), "command": command()}
+
+
+def write(document: dict, path: Path) -> None:
+    """Write a document so that a killed run leaves the last complete one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(plain(document), indent=1) + "\n")
+    unfinished.replace(path)
 
 
 @dataclass
 class Report:
-    """The document: its head is fixed at the start, rows are added one by one."""
+    """A document of rows, written after each of them."""
 
     gpu: str
     versions: dict[str, str]
@@ -80,14 +117,12 @@ class Report:
     skipped: list[dict] = field(default_factory=list)
     stopped: str = ""
 
-    def document(self) -> dict:
-        return {key: plain(value) for key, value in vars(self).items()}
+    @classmethod
+    def of(cls, device: torch.device, ceilings: dict[str, float]) -> Report:
+        return cls(**head(gpu_name(device)), ceilings=ceilings)
 
     def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".part")
-        unfinished.write_text(json.dumps(self.document(), indent=1) + "\n")
-        unfinished.replace(path)
+        write(vars(self), path)
 
 
 KEY = ("table", "name", "heads", "dtype", "slots")  # what tells one row from another

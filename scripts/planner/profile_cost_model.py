@@ -11,11 +11,10 @@ planner reads the first table, so name the head configuration that matters most 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,10 @@ import torch
 from library import results
 from library.attention import timing
 from library.attention.problem import KVPool, layers_to_stay_cold
+from library.options import parser_of
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 from sglang_codec.device import describe_device
-from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.planning.cost_model import COST_TABLES
 from sglang_codec.planning.plan import Plan
 
@@ -80,7 +79,7 @@ def task_us(
 ) -> tuple[float, int]:
     """Microseconds of one task on one slot, and the number of slots."""
     readers = max(1, rows // shape.group)
-    num_slots = _num_slots(shape, pool)
+    num_slots = _wrapper(shape, pool).spec.num_slots
     most = max(WAVES) * num_slots * tokens
     least_bytes = _kv_bytes(shape, pool, min(WAVES) * num_slots * tokens)
     layers = layers_to_stay_cold(least_bytes)
@@ -95,7 +94,7 @@ def task_us(
         plan = wrapper.plan(equal_forest(waves * num_slots, readers, tokens, slots))
         check_even(plan, waves, tokens)
         q = torch.randn(plan.batch, shape.num_qo_heads, shape.head_dim, device=pool.device)
-        run = _run(wrapper, q.to(pool.dtype), k, v)
+        run = partial(_attend, wrapper, q.to(pool.dtype), k, v)
         kept.append(run)  # a graph refers to the buffers of its wrapper
         make = timing.make_sampler(pool.device)
         samplers[str(waves)] = make(run, layers, calls)
@@ -104,35 +103,27 @@ def task_us(
     return (times[str(many)] - times[str(few)]) / (many - few), num_slots
 
 
-def without_bundles(config: LaunchConfig) -> LaunchConfig:
-    """The launch configuration in which every short private row is a task of its own."""
-    return dataclasses.replace(config, bundle=None)
+def _attend(
+    wrapper: PrefixSharedDecodeWrapper,
+    q: torch.Tensor,
+    k: list[torch.Tensor],
+    v: list[torch.Tensor],
+    layer: int,
+) -> torch.Tensor:
+    return wrapper.run(q, k[layer], v[layer])
 
 
 def _wrapper(shape: Shape, pool: KVPool) -> PrefixSharedDecodeWrapper:
-    config = describe_device(pool.device, shape.head_dim).config
+    # every short private row is a task of its own
+    config = dataclasses.replace(describe_device(pool.device, shape.head_dim).config, bundle=None)
     return PrefixSharedDecodeWrapper(
         shape.num_qo_heads,
         shape.num_kv_heads,
         shape.head_dim,
         dtype=pool.dtype,
         device=pool.device,
-        config=without_bundles(config),
+        config=config,
     )
-
-
-def _run(
-    wrapper: PrefixSharedDecodeWrapper,
-    q: torch.Tensor,
-    k: list[torch.Tensor],
-    v: list[torch.Tensor],
-) -> timing.Run:
-    out = torch.empty_like(q)
-    return lambda layer: wrapper.run(q, k[layer], v[layer], out=out)
-
-
-def _num_slots(shape: Shape, pool: KVPool) -> int:
-    return _wrapper(shape, pool).spec.num_slots
 
 
 def _kv_bytes(shape: Shape, pool: KVPool, tokens: int) -> int:
@@ -141,8 +132,8 @@ def _kv_bytes(shape: Shape, pool: KVPool, tokens: int) -> int:
 
 def measure_table(shape: Shape, pool: KVPool, tokens: list[int], scattered: bool) -> dict:
     """One table: every row tile of the kernel over the token grid, and zero tokens."""
-    row_tiles = _wrapper(shape, pool).spec.row_tiles
-    num_slots = _num_slots(shape, pool)
+    spec = _wrapper(shape, pool).spec
+    row_tiles, num_slots = spec.row_tiles, spec.num_slots
     fitting = [
         n
         for n in tokens
@@ -184,9 +175,7 @@ def table_path(gpu: str, head_dim: int) -> Path:
     return COST_TABLES / f"{name}_d{head_dim}.json"
 
 
-def document(
-    gpu: str, dtype: str, head_dim: int, tables: list[dict], ceilings: dict, commit: str
-) -> dict:
+def document(gpu: str, dtype: str, head_dim: int, tables: list[dict], ceilings: dict) -> dict:
     """The file: its head describes the first table."""
     first = tables[0]
     return {
@@ -196,24 +185,21 @@ def document(
         "group": first["group"],
         "num_kv_heads": first["num_kv_heads"],
         "slots": first["slots"],
-        "ceilings": results.plain(ceilings),
-        "commit": commit,
+        "ceilings": ceilings,
+        "commit": results.commit(),
         "command": results.command(),
         "tables": tables,
     }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--heads", default="32/8", help="query/KV heads, comma-separated; the first one counts")
     add("--head-dim", type=int, default=128)
     add("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     add("--tokens", default=",".join(map(str, TOKENS)))
     add("--slots", choices=("scattered", "contiguous"), default="scattered")
-    add("--commit", help="commit to record; default: git, or BENCH_COMMIT")
     add("--json", type=Path, help="default: the package's cost_tables folder")
     options = parser.parse_args()
     device = torch.device("cuda")
@@ -223,14 +209,11 @@ def main() -> int:
     pool = KVPool(getattr(torch, options.dtype), device)
     tokens = [int(n) for n in options.tokens.split(",")]
     path = options.json or table_path(gpu, options.head_dim)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tables = []
     for heads in options.heads.split(","):
         shape = Shape(*map(int, heads.split("/")), options.head_dim)
         tables.append(measure_table(shape, pool, tokens, options.slots == "scattered"))
-        commit = options.commit or results.commit()
-        written = document(gpu, options.dtype, options.head_dim, tables, ceilings, commit)
-        path.write_text(json.dumps(written, indent=1) + "\n")
+        results.write(document(gpu, options.dtype, options.head_dim, tables, ceilings), path)
         torch.cuda.empty_cache()
     print(path)
     return 0

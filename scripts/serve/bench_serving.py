@@ -25,10 +25,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from library.results import commit, versions
+from library.results import commit, split_words, versions, without_paths
 from library.servers.launch import make_launch
 from library.servers.server import leave_on_sigterm
-from library.servers.words import split_words, without_paths
 from plot_serving import draw
 from serving.bound import probe_gpu
 from serving.document import CannotContinue, Document

@@ -28,11 +28,10 @@ import torch
 from churning.options import make_parser
 from churning.run import Run
 from churning.stock_test import POOL, VOCABULARY
-from library.results import command, commit, gpu_name, plain, versions
+from library.results import command, commit, gpu_name, plain, split_words, versions, without_paths
 from library.servers.clients import GenerationError, ServerClient
 from library.servers.launch import make_launch
 from library.servers.server import ServerFailed, leave_on_sigterm, running_server
-from library.servers.words import split_words, without_paths
 
 # the debug invariant at every plan; SGLang's memory check in every iteration
 VARIABLES = {"SGLANG_CODEC_CHECK_SHARING": "1", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}

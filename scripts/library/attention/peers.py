@@ -8,7 +8,7 @@ exception becomes the peer's recorded reason. An adapter may return several vari
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,7 +17,7 @@ from library.attention.fasttree_peer import fasttree
 from library.attention.pat_peer import pat
 from library.attention.problem import Problem
 from library.attention.runner import Adapter, Runner
-from library.attention.timing import time_host
+from library.attention.timing import Run, time_host
 from library.attention.tree_peers import cascade
 
 if TYPE_CHECKING:
@@ -30,16 +30,25 @@ PAGES = {"fa3p16": 16, "fa3p64": 64, "pat": 32}  # slots; for contiguous nodes
 PLAN_REPEATS = 6
 
 
-def codec(problem: Problem) -> list[Runner]:
-    from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
+def wrapper_of(problem: Problem, **options: Any) -> PrefixSharedDecodeWrapper:
+    """Our wrapper for a problem's shape."""
+    from sglang_codec import PrefixSharedDecodeWrapper
 
-    wrapper = PrefixSharedDecodeWrapper(
-        problem.num_qo_heads,
-        problem.num_kv_heads,
-        problem.head_dim,
-        dtype=problem.dtype,
-        device=problem.device,
-    )
+    heads = (problem.num_qo_heads, problem.num_kv_heads, problem.head_dim)
+    where = {"dtype": problem.dtype, "device": problem.device}
+    return PrefixSharedDecodeWrapper(*heads, **where, **options)
+
+
+def call_of(wrapper: PrefixSharedDecodeWrapper, problem: Problem) -> Run:
+    """The planned wrapper's attention of one layer, over an output that was NaN."""
+    out = torch.full_like(problem.q, float("nan"))
+    return lambda layer: wrapper.run(problem.q, problem.k[layer], problem.v[layer], out=out)
+
+
+def codec(problem: Problem) -> list[Runner]:
+    from sglang_codec import PrefixForest
+
+    wrapper = wrapper_of(problem)
 
     def plan(forest: PrefixForest) -> None:
         wrapper.plan(forest, sm_scale=problem.sm_scale)
@@ -57,12 +66,7 @@ def codec(problem: Problem) -> list[Runner]:
     notes["replan_ms"] = time_host(lambda i: plan(forest), PLAN_REPEATS, device)
     notes["host_plan_ms"] = _host_plan_ms(wrapper, forests)
     notes["plan"] = dict(wrapper.launch_plan.summary())
-    out = torch.full_like(problem.q, float("nan"))
-
-    def run(layer: int) -> torch.Tensor:
-        return wrapper.run(problem.q, problem.k[layer], problem.v[layer], out=out)
-
-    return [Runner(run, notes=notes)]
+    return [Runner(call_of(wrapper, problem), notes=notes)]
 
 
 def _host_plan_ms(wrapper: PrefixSharedDecodeWrapper, forests: list[PrefixForest]) -> float:

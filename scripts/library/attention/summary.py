@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from library.attention import traffic
-from library.attention.peers import PREFIX_AWARE, STOCK
-
-LOSING = 0.97  # a row below this share of the best stock backend's speed loses
+from library.attention.peers import STOCK
+from library.figures import LOSING
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -51,31 +51,62 @@ def line(row: dict) -> str:
     return text + plan + (f" gain={ratio:.2f}" if ratio else "")
 
 
-def summarise(rows: list[dict], worst: int = 8) -> str:
-    """Geometric means per table, head configuration and slots; worst and losing rows."""
-    heading = f"{'table':<10}{'heads':>6}{'slots':>6}{'rows':>6}{'/stock':>8}{'/aware':>8}"
-    lines = [heading + f"{'of limit':>10}{'stock of':>10}{'losing':>8}"]
-    groups: dict[tuple[str, str, str], list[dict]] = {}
+def grouped(rows: Iterable[dict], key: Callable[[dict], Any]) -> dict[Any, list[dict]]:
+    """Rows by a key, in the order in which the keys come."""
+    groups: dict[Any, list[dict]] = {}
     for row in rows:
-        slots = row.get("slots", "")[:4]
-        groups.setdefault((row["table"], row["heads"], slots), []).append(row)
-        if row["table"] in ("fasttree", "pat"):
-            groups.setdefault((row["table"], "all", slots), []).append(row)
-    lines += [_group_line(*key, members) for key, members in groups.items()]
-    ranked = sorted(((gain(row), row) for row in rows if gain(row)), key=lambda pair: pair[0])
-    if ranked:
-        lines += ["", f"worst against the best stock backend, and all below {LOSING}x:"]
-        shown = max(worst, sum(ratio < LOSING for ratio, _ in ranked))
-        lines += [f"  {ratio:6.2f}x  {label(row)}  {line(row)}" for ratio, row in ranked[:shown]]
-    slower = [(gain(row, PREFIX_AWARE), row) for row in rows]
-    beaten = [(ratio, row) for ratio, row in slower if ratio is not None and ratio < 1]
-    if beaten:
-        lines += ["", f"rows on which a prefix-aware peer is faster ({len(beaten)}):"]
-        lines += [f"  {ratio:6.2f}x  {label(row)}" for ratio, row in beaten]
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    lines = (f"| {' | '.join(cells)} |" for cells in (heads, *rows))
+    return "\n".join([next(lines), "|---" * len(heads) + "|", *lines])
+
+
+def summarise(rows: list[dict]) -> str:
+    """Means, wrong results, how well the planner predicts, and why peers are missing."""
     wrong = [f"{label(row)}: {peer}" for row in rows for peer in row["wrong"]]
     if wrong:
-        lines += ["", "wrong results:", *(f"  {entry}" for entry in wrong)]
-    return "\n".join([*lines, *prediction(rows), *reasons(rows)])
+        wrong = ["", "wrong results:", *(f"  {entry}" for entry in wrong)]
+    return "\n".join([means(rows), *wrong, *prediction(rows), *reasons(rows)])
+
+
+def means(rows: list[dict]) -> str:
+    """A line per table, heads and slots: gain, distance from the limit, losing rows, error."""
+    slots = several_slots(rows)
+    heads = ["table", "heads", *(["slots"] if slots else []), "rows"]
+    heads += ["faster than the best stock backend", "of the limit", "best stock of the limit"]
+    heads += [f"rows below {LOSING}x", "worst row", "largest error ratio"]
+    names = ("table", "heads", "slots") if slots else ("table", "heads")
+    groups = grouped(
+        (row for row in rows if gain(row) is not None), lambda row: tuple(row[n] for n in names)
+    )
+    return markdown(heads, ([*group, *_means(groups[group])] for group in sorted(groups)))
+
+
+def _means(rows: list[dict]) -> list[str]:
+    gains = {row["name"]: gain(row) for row in rows}
+    worst = min(gains, key=gains.__getitem__)
+    limits = [row["us"]["codec"] / row["limit_us"] for row in rows]
+    stock = [best(row, STOCK)[1] / row["limit_us"] for row in rows]
+    errors = [row["err"]["codec"] / min(stock_errors(row)) for row in rows]
+    return [
+        str(len(rows)),
+        *(f"{geometric_mean(values):.2f}x" for values in (gains.values(), limits, stock)),
+        str(sum(value < LOSING for value in gains.values())),
+        f"{worst} {gains[worst]:.2f}x",
+        f"{max(errors):.2f}",
+    ]
+
+
+def stock_errors(row: dict) -> list[float]:
+    return [error for peer, error in row["err"].items() if peer in STOCK]
+
+
+def several_slots(rows: list[dict]) -> bool:
+    return len({row.get("slots") for row in rows}) > 1
 
 
 def prediction(rows: list[dict]) -> list[str]:
@@ -97,20 +128,6 @@ def prediction(rows: list[dict]) -> list[str]:
         f"{np.median(ratio):.2f} in the median, {ratio[worst]:.2f} at worst "
         f"({label(pairs[worst][2])})",
     ]
-
-
-def _group_line(table: str, heads: str, slots: str, rows: list[dict]) -> str:
-    gains = [ratio for row in rows if (ratio := gain(row))]
-    aware = [ratio for row in rows if (ratio := gain(row, PREFIX_AWARE))]
-    ours = [us[1] / row["limit_us"] for row in rows if (us := best(row, ("codec",)))]
-    stock = [us[1] / row["limit_us"] for row in rows if (us := best(row, STOCK))]
-    losing = sum(ratio < LOSING for ratio in gains)
-    numbers = f"{_times(gains):>8}{_times(aware):>8}{_times(ours):>10}{_times(stock):>10}"
-    return f"{table:<10}{heads:>6}{slots:>6}{len(rows):>6}{numbers}{losing:>8}"
-
-
-def _times(ratios: list[float]) -> str:
-    return f"{geometric_mean(ratios):.2f}x" if ratios else "-"
 
 
 def reasons(rows: list[dict]) -> list[str]:

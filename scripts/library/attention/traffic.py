@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 PARTIAL_ELEMENT_BYTES = 4  # partial outputs and their LSE are fp32
 KINDS = ("kv", "q", "o", "partial_write", "partial_read")
 
@@ -22,28 +21,10 @@ def split(
     return {"kv": kv, "q": rows, "o": rows, "partial_write": partial, "partial_read": partial}
 
 
-def of_row(row: dict) -> dict[str, int] | None:
-    """The split of a report's row, rebuilt where it was not recorded; None where it cannot be."""
-    if "bytes" in row:
-        return row["bytes"]
-    if "unique_bytes" not in row or "plan" not in row:
-        return None
-    return split(
-        row["unique_bytes"],
-        batch=row["batch"],
-        num_qo_heads=int(row["heads"].split("/")[0]),
-        head_dim=row["head_dim"],
-        element_bytes=ELEMENT_BYTES[row["dtype"]],
-        parts=row["plan"]["parts"],
-    )
-
-
 def all_bytes_us(row: dict) -> float | None:
     """Microseconds that all bytes of a row take at the bandwidth that its limit was made with."""
-    parts = of_row(row)
-    if parts is None or "bandwidth_us" not in row:
-        return None
-    return row["bandwidth_us"] * sum(parts.values()) / parts["kv"]
+    parts = row.get("bytes")
+    return row["bandwidth_us"] * sum(parts.values()) / parts["kv"] if parts else None
 
 
 def full_limit_us(row: dict) -> float | None:

@@ -103,6 +103,12 @@ def cause(log: Path) -> str:
     return found[-1] if found else "its log does not say why"
 
 
+def reason(message: str) -> str:
+    """The first line of a message, with file names in place of absolute paths."""
+    first = message.strip().splitlines()[0] if message.strip() else "no reason given"
+    return re.sub(r"(?<![:/\w.])/(?:[\w.+-]+/)+", "", first)[:300]
+
+
 def end(process: subprocess.Popen) -> None:
     """Ask the process group to end, then kill what is left of it."""
     _signal(process, signal.SIGTERM)

@@ -12,8 +12,7 @@ import requests as http
 from library.servers.clients import GenerationError, ServerClient
 from library.servers.launch import Launch
 from library.servers.models import read_config
-from library.servers.server import Server, ServerFailed, running_server, tail
-from library.servers.words import reason
+from library.servers.server import Server, ServerFailed, reason, running_server, tail
 from library.servers.workload import StockWorkload, Workload
 
 from serving.bound import kv_bytes_per_token

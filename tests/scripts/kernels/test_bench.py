@@ -13,6 +13,7 @@ import table_kernels
 import torch
 from library import results
 from library.attention import measure, summary, tables, timing, traffic, tree_peers
+from library.attention.peers import PREFIX_AWARE
 from library.attention.problem import KVPool, Problem, layers_to_stay_cold
 from library.attention.runner import Runner, Unsupported
 
@@ -339,8 +340,9 @@ def test_the_report_is_written_after_every_row(
         return synthetic_row(row, codec=10.0, flashinfer=np.float32(20.0))
 
     monkeypatch.setattr(bench_kernels, "_one", one)
+    monkeypatch.setenv("BENCH_COMMIT", "abc")
     options = bench_kernels.parse(
-        ["--device", "cpu", "--json", str(path), "--commit", "abc", "--peers", "codec,flashinfer"]
+        ["--device", "cpu", "--json", str(path), "--peers", "codec,flashinfer"]
     )
     bench_kernels.run(options)
     document = json.loads(path.read_text())
@@ -407,7 +409,7 @@ def test_layouts_of_slots_are_told_apart() -> None:
     assert "2.00x" in text
     assert "4.00x" in text
     assert "2.83x" not in text
-    for show in (table_kernels.summary, table_kernels.all_rows):
+    for show in (summary.means, table_kernels.all_rows):
         both, one = show([scattered, contiguous]), show([scattered])
         assert "| slots |" in both
         assert "| contiguous |" in both
@@ -437,10 +439,9 @@ def test_gains_are_over_the_best_correct_stock_backend() -> None:
     assert summary.gain(row) == 1.5
     row["wrong"] = ["fa3"]
     assert summary.gain(row) == 3.0
-    assert summary.gain(row, summary.PREFIX_AWARE) == 0.5
-    text = summary.summarise([row])
-    assert "3.00x" in text
-    assert "prefix-aware peer is faster (1)" in text
+    assert summary.gain(row, PREFIX_AWARE) == 0.5
+    assert "| 3.00x |" in summary.summarise([row])
+    assert "32/8 scat: fa3" in summary.summarise([row])
     assert summary.gain(synthetic_row(tables.codec_rows()[0], codec=1.0)) is None
 
 

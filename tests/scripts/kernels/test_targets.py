@@ -9,7 +9,6 @@ import pytest
 import table_kernels
 import targets
 from library.attention import traffic
-from standings import standings
 from targets import Verdict
 
 REPORT = Path(__file__).resolve().parents[3] / "docs" / "results" / "kernels_h100.json"
@@ -187,29 +186,6 @@ def test_layouts_and_dtypes_are_judged_apart() -> None:
     assert "bfloat16, scattered KV slots: 15 of 15" in text
     assert "float16, scattered KV slots: 15 of 15" in text
     assert "bfloat16, contiguous KV slots: 8 of 15" in text
-
-
-def test_the_table_names_gains_and_lost_rows_of_every_rival() -> None:
-    rows = [make_row(), with_us(make_row(name="lost"), pat=52.5, fasttree=52.5)]
-    rows[1]["wrong"] = ["fasttree"]
-    line = standings(rows).splitlines()[2]
-    assert "| codec | 32/8 | 2 | 4.76x (0) | 1.90x (0) | 1.90x (0 of 1) | 0.98x (1) |" in line
-    assert line.endswith("| 95%, worst 95% | - | - | - |")
-    wide = standings([with_us(make_row(batch=512), codec=200.0)]).splitlines()[2]
-    assert wide.endswith("| - | 50%, worst 50% | 75%, worst 75% | - |")
-    mixed = standings([make_row("pat"), make_row("pat", heads="64/8")])
-    assert "| pat | all | 2 |" in mixed
-
-
-def test_bytes_are_rebuilt_for_reports_without_them() -> None:
-    row = make_row(batch=1024) | {"unique_bytes": 10**6, "head_dim": 128, "plan": {"parts": 10}}
-    del row["bytes"]
-    split = traffic.of_row(row)
-    assert split["q"] == split["o"] == 1024 * 32 * 128 * 2
-    assert split["partial_read"] == split["partial_write"] == 10 * 32 * 129 * 4
-    assert traffic.full_limit_us(row) == pytest.approx(100 * sum(split.values()) / 10**6)
-    del row["plan"]
-    assert traffic.full_limit_us(row) is None
 
 
 def test_the_recorded_report_is_judged(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ UNLIMITED = PlanCapacity(*[2**31 - 1] * 4)
 def test_a_batch_gives_every_slot_equal_tasks(
     heads: tuple[int, int], tokens: int, waves: int
 ) -> None:
-    gpu = dataclasses.replace(GPU, config=profile.without_bundles(GPU.config))
+    gpu = dataclasses.replace(GPU, config=dataclasses.replace(GPU.config, bundle=None))
     spec = machine.plan_spec(
         gpu, num_qo_heads=heads[0], num_kv_heads=heads[1], head_dim=128, kv_element_bytes=2
     )
@@ -64,7 +64,7 @@ def test_the_file_is_the_one_the_planner_reads(
     monkeypatch.setattr(profile, "COST_TABLES", tmp_path)
     monkeypatch.setattr(machine, "COST_TABLES", tmp_path)
     path = profile.table_path(GPU.name, 128)
-    path.write_text(json.dumps(profile.document(GPU.name, "bfloat16", 128, [table], {}, "abc")))
+    path.write_text(json.dumps(profile.document(GPU.name, "bfloat16", 128, [table], {})))
     spec = machine.plan_spec(GPU, num_qo_heads=32, num_kv_heads=8, head_dim=128, kv_element_bytes=2)
     model = machine.cost_model(GPU, spec, 8)
     assert isinstance(model, CostModel)

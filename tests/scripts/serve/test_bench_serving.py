@@ -12,13 +12,13 @@ import numpy as np
 import plot_serving
 import pytest
 import table_serving
+from library.results import split_words, without_paths
 from library.servers import workload
 from library.servers.backends import backend_flags, uses_codec
 from library.servers.clients import Completion, Request
 from library.servers.counters import codec_counters, increase
 from library.servers.models import SHAPES, write_model
-from library.servers.server import cause
-from library.servers.words import reason, split_words, without_paths
+from library.servers.server import cause, reason
 from serving import bound, document, options
 from serving.document import CannotContinue, Document
 from serving.measure import decoded_kv_tokens, disagreement, interval_of
