@@ -43,6 +43,13 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return key, value
 
 
+def add_engine_option(parser: argparse.ArgumentParser) -> None:
+    """--engine KEY=VALUE."""
+    about = "any argument of sglang.Engine, as in --engine page_size=16; may be repeated"
+    form = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+    parser.add_argument("--engine", type=parse_setting, **form, help=about)
+
+
 def parse_backends(text: str) -> list[str]:
     """A comma list of backend names without repetition."""
     names = [name.strip() for name in text.split(",") if name.strip()]

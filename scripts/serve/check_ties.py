@@ -22,17 +22,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from few_shot import make_requests
+from library import results
+from library.options import parser_of, positive
 from library.servers.encoders import make_encoder
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, help="what few_shot.py --logprobs --json wrote")
     parser.add_argument("--model", required=True, help="the model directory of that run")
-    parser.add_argument("--shots", type=int, required=True, help="--shots of that run")
+    parser.add_argument("--shots", type=positive, required=True, help="--shots of that run")
     parser.add_argument("--json", type=Path, help="write the verdict here")
     return parser
 
@@ -67,7 +67,8 @@ def top_gaps(exact: np.ndarray, rounded: np.ndarray) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one line per difference and the verdict."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
     run = json.loads(args.run.read_text())
     workload, comparison = run["workload"], run["comparisons"][0]
     common, requests, _ = make_requests(
@@ -78,12 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=workload["seed"],
     )
     if len(common) != workload["shared_tokens"]:
-        print(
-            f"check_ties.py: --shots {args.shots} gives a common prompt of {len(common)} tokens, "
-            f"the run had {workload['shared_tokens']}: name the run's own --shots and --model",
-            file=sys.stderr,
+        parser.error(
+            f"--shots {args.shots} gives a common prompt of {len(common)} tokens, the run had "
+            f"{workload['shared_tokens']}: name the run's own --shots and --model"
         )
-        return 2
     prompts = {request.name: list(request.input_ids) for request in requests}
     outputs = {r["name"]: r["output_ids"] for r in run["runs"][0]["requests"]}
     teachers = [Teacher(args.model, dtype, common) for dtype in (torch.float32, torch.bfloat16)]
@@ -119,18 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"within the 95th percentile, the largest is {worst:.3f}"
     )
     if args.json:
-        args.json.write_text(
-            json.dumps(
-                {
-                    "run": args.run.name,
-                    "compared": comparison["compared"],
-                    "identical": comparison["identical"],
-                    "rounding": limits | {"max": round(float(moved.max()), 4)},
-                    "differences": verdicts,
-                },
-                indent=1,
-            )
-        )
+        document = {"run": args.run.name, "compared": comparison["compared"]}
+        document |= {"identical": comparison["identical"], "differences": verdicts}
+        document |= {"rounding": limits | {"max": round(float(moved.max()), 4)}}
+        results.write(document, args.json)
     return 0
 
 

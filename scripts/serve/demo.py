@@ -15,19 +15,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import few_shot
+from library.options import parser_of, positive
 
 STOCK, CODEC = "torch_native", "codec"
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", required=True, help="a small model directory")
-    parser.add_argument("--questions", type=int, default=8, help="default: 8")
-    parser.add_argument("--shots", type=int, default=6, help="default: 6")
-    parser.add_argument("--max-new-tokens", type=int, default=16, help="default: 16")
+    parser.add_argument("--questions", type=positive, default=8, help="default: 8")
+    parser.add_argument("--shots", type=positive, default=6, help="default: 6")
+    parser.add_argument("--max-new-tokens", type=positive, default=16, help="default: 16")
     parser.add_argument("--out", type=Path, default=Path("out"), help="results folder")
     return parser
 

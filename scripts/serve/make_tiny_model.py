@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.options import positive
+from library.options import parser_of, positive
 from workloads.problems import make_problems
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ _WEIGHT_SPREAD = 0.15
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("out", type=Path, help="model directory to write")
     parser.add_argument("--arch", choices=("llama", "qwen2", "qwen3"), default="llama")
     parser.add_argument("--layers", type=positive, default=2, help="default: 2")

@@ -16,45 +16,27 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from library.options import positive
+from library.options import parser_of, positive
 from library.servers.clients import GenerationError, Request
 from library.servers.encoders import Encoder
 from library.servers.engines import encoder_for
 from rich.console import Console
 from workloads.options import add_common_options, check_common_options
-from workloads.pictures import draw, forest_picture
 from workloads.problems import few_shot_texts
-from workloads.report import (
-    as_json,
-    compare_with_first,
-    print_comparison,
-    print_runs,
-    print_sharing,
-    write_json,
-)
+from workloads.report import report
 from workloads.runs import BackendRun, Session, run_backends, sampling_of
 from workloads.thoughts import Thought, best, draw_tree, grow, level_sizes, propose
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    size = parser.add_argument_group("workload")
-    size.add_argument(
-        "--branching", type=positive, default=4, help="continuations of a thought (default: 4)"
-    )
-    size.add_argument("--depth", type=positive, default=3, help="levels (default: 3)")
-    size.add_argument(
-        "--keep", type=positive, default=4, help="thoughts kept after a level (default: 4)"
-    )
-    size.add_argument(
-        "--max-new-tokens", type=positive, default=32, help="tokens per thought (default: 32)"
-    )
-    size.add_argument(
-        "--shots", type=positive, default=2, help="examples before the problem (default: 2)"
-    )
+    parser = parser_of(__doc__)
+    add = parser.add_argument_group("workload").add_argument
+    add("--branching", type=positive, default=4, help="continuations of a thought (default: 4)")
+    add("--depth", type=positive, default=3, help="levels (default: 3)")
+    add("--keep", type=positive, default=4, help="thoughts kept after a level (default: 4)")
+    add("--max-new-tokens", type=positive, default=32, help="tokens per thought (default: 32)")
+    add("--shots", type=positive, default=2, help="examples before the problem (default: 2)")
     add_common_options(parser)
     return parser
 
@@ -115,52 +97,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     check_common_options(parser, args)
-    console = Console()
-    encoder = encoder_for(args)
+    console, encoder = Console(), encoder_for(args)
     root = make_root(encoder, args.shots, args.seed)
     sizes = level_sizes(args.branching, args.keep, args.depth)
-    console.print(
-        f"tree of thoughts: a problem of {len(root.ids):,} tokens; levels of"
-        f" {', '.join(str(size) for size in sizes)} thoughts of {args.max_new_tokens} tokens",
-        soft_wrap=True,
-    )
+    title = f"tree of thoughts: a problem of {len(root.ids):,} tokens, levels of {sizes} thoughts"
+    console.print(f"{title} of {args.max_new_tokens} tokens", soft_wrap=True)
     search = TreeSearch(args, root, encoder)
     expected = sum(sizes) * args.max_new_tokens
     sampling = sampling_of(args, always_logprobs=True)
     runs = run_backends(args, sampling, expected, search, console)
-    comparisons = compare_with_first(runs)
 
     first = runs[0].backend
     console.print(f"the tree of {first} (* kept, best leaf {search.winner(first).name}):")
     tree = draw_tree(search.thoughts[first], search.kept[first], encoder)
     console.print(tree, markup=False, highlight=False, soft_wrap=True)
-    print_runs(console, runs)
-    for run in runs:
-        if run.sharing:
-            print_sharing(console, run.backend, run.sharing, forest_picture(args.plot, run))
-    for comparison in comparisons:
-        print_comparison(console, comparison, args.tie_gap)
-
-    if args.json:
-        size = {
-            "name": "tree_of_thought",
-            "branching": args.branching,
-            "depth": args.depth,
-            "keep": args.keep,
-            "levels": sizes,
-            "problem_tokens": len(root.ids),
-            "max_new_tokens": args.max_new_tokens,
-            "seed": args.seed,
-            "text": encoder.is_text,
-        }
-        results = as_json(size, runs, comparisons, encoder, args.tie_gap, search.as_json)
-        write_json(args.json, results)
-        console.print(f"results: {args.json}")
-    if args.plot:
-        draw(args.plot, f"tree of thoughts: levels of {sizes}", runs)
-        console.print(f"picture: {args.plot}")
-    equal = all(comparison.agrees(args.tie_gap) for comparison in comparisons)
-    return 1 if args.require_equal and not equal else 0
+    size = {
+        "name": "tree_of_thought",
+        "branching": args.branching,
+        "depth": args.depth,
+        "keep": args.keep,
+        "levels": sizes,
+        "problem_tokens": len(root.ids),
+        "max_new_tokens": args.max_new_tokens,
+        "seed": args.seed,
+        "text": encoder.is_text,
+    }
+    return report(args, title, size, runs, encoder, search.as_json, console)
 
 
 if __name__ == "__main__":

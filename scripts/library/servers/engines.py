@@ -44,6 +44,13 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def gpu_name() -> str:
+    """The first GPU's name, `cpu` without one."""
+    import torch
+
+    return torch.cuda.get_device_name() if has_gpu() else "cpu"
+
+
 def engine_arguments(
     model: str, backend: str, settings: dict[str, Any], *, gpu: bool
 ) -> dict[str, Any]:

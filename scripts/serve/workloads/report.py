@@ -1,33 +1,60 @@
-"""Prints the results, and writes them as JSON."""
+"""Prints the results, and writes them as JSON and as a picture."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
+import argparse
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from library import results
 from library.servers.encoders import Encoder
+from library.servers.engines import gpu_name
 from library.servers.sharing import Sharing, explain
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from workloads.comparison import Comparison, Difference, compare
+from workloads.pictures import draw, forest_picture
 from workloads.runs import BackendRun
 
 _SHOWN_DIFFERENCES = 8
 
 
-def compare_with_first(runs: Sequence[BackendRun]) -> list[Comparison]:
-    """Every run after the first against the first."""
-    return [
-        compare(runs[0].backend, runs[0].completions, run.backend, run.completions)
-        for run in runs[1:]
+def report(
+    args: argparse.Namespace,
+    title: str,
+    workload: dict[str, Any],
+    runs: Sequence[BackendRun],
+    encoder: Encoder,
+    own_figures: Callable[[BackendRun], dict[str, Any]],
+    console: Console,
+) -> int:
+    """Say and write all that the options ask for; 1 if tokens differ that must not.
+
+    `own_figures` are a workload's own of a run, beside those that every run has.
+    """
+    first = runs[0]
+    comparisons = [
+        compare(first.backend, first.completions, run.backend, run.completions) for run in runs[1:]
     ]
+    print_runs(console, runs)
+    own = [own_figures(run) for run in runs]
+    for run in runs:
+        if run.sharing:
+            print_sharing(console, run.backend, run.sharing, forest_picture(args.plot, run))
+    for comparison in comparisons:
+        print_comparison(console, comparison, args.tie_gap)
+    if args.json:
+        document = as_json(workload, runs, own, comparisons, encoder, args.tie_gap)
+        results.write(document, args.json)
+        console.print(f"results: {args.json}")
+    if args.plot:
+        draw(args.plot, title, runs)
+        console.print(f"picture: {args.plot}")
+    equal = all(comparison.agrees(args.tie_gap) for comparison in comparisons)
+    return 1 if args.require_equal and not equal else 0
 
 
 def print_runs(console: Console, runs: Sequence[BackendRun]) -> None:
@@ -95,47 +122,20 @@ def print_sharing(
         console.print(f"  not shared, {count} times: {reason}", soft_wrap=True)
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    import torch
-
-    def installed(package: str) -> str | None:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return None
-
-    packages = ("sglang-codec", "sglang", "torch", "triton", "transformers", "flashinfer-python")
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {
-        "python": platform.python_version(),
-        "cpus": os.cpu_count(),
-        "gpu": gpu,
-        "packages": {package: installed(package) for package in packages},
-    }
-
-
 def as_json(
     workload: dict[str, Any],
     runs: Sequence[BackendRun],
+    own: Sequence[dict[str, Any]],
     comparisons: Sequence[Comparison],
     encoder: Encoder,
     tie_gap: float,
-    extra: Callable[[BackendRun], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Everything that was measured; `extra` adds a workload's own figures to each run."""
-    return {
+    """Everything that was measured; `own` has a workload's own figures of each run."""
+    return results.head(gpu_name()) | {
         "workload": workload,
-        "machine": machine(),
-        "runs": [_run_json(run, encoder) | (extra(run) if extra else {}) for run in runs],
+        "runs": [_run_json(run, encoder) | more for run, more in zip(runs, own, strict=True)],
         "comparisons": [comparison.as_json(tie_gap) for comparison in comparisons],
     }
-
-
-def write_json(path: Path, results: dict[str, Any]) -> None:
-    """Write results, making the folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _run_json(run: BackendRun, encoder: Encoder) -> dict[str, Any]:

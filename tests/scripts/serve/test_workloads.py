@@ -394,7 +394,8 @@ def test_report_says_what_was_shared_and_what_differs() -> None:
 def test_results_are_json_and_a_picture(tmp_path: Path) -> None:
     runs = [make_run("torch_native", [1, 2]), make_run("codec", [1, 2], shared=True)]
     compared = compare("torch_native", runs[0].completions, "codec", runs[1].completions)
-    results = json.loads(json.dumps(as_json({"name": "w"}, runs, [compared], ENCODER, 0.1)))
+    document = as_json({"name": "w"}, runs, [{}, {}], [compared], ENCODER, 0.1)
+    results = json.loads(json.dumps(document))
     assert results["comparisons"][0]["identical"] == 1
     assert results["runs"][1]["sharing"]["saved"] == pytest.approx(0.75)
     assert results["runs"][0]["requests"][0]["output_ids"] == [1, 2]
