@@ -28,8 +28,8 @@ from library.attention import tables, timing
 from library.attention.measure import WRONG, bytes_moved
 from library.attention.peers import ADAPTERS
 from library.attention.problem import SLOTS, KVPool, Problem
-from library.attention.summary import markdown
 from library.options import parser_of, some_of
+from library.results import markdown
 
 ROWS = (
     ("codec", "batch120k 64", "32/8"),

@@ -19,8 +19,9 @@ from library import results
 from library.attention import traffic
 from library.attention.peers import ADAPTERS
 from library.attention.problem import SLOTS
-from library.attention.summary import best, gain, markdown, means, several_slots, stock_errors
+from library.attention.summary import best, gain, means, several_slots, stock_errors
 from library.options import parser_of
+from library.results import markdown
 
 
 def all_rows(rows: list[dict]) -> str:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -91,9 +91,9 @@ def gpu_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def head(gpu: str) -> dict[str, object]:
-    """What the figures of this run depend on."""
-    return {"gpu": gpu, "versions": versions(), "commit": commit(), "command": command()}
+def head(gpu: str, words: Sequence[str] | None = None) -> dict[str, Any]:
+    """What the figures of this run depend on; `words` if not those of the command line."""
+    return {"gpu": gpu, "versions": versions(), "commit": commit(), "command": command(words)}
 
 
 def write(document: dict, path: Path) -> None:
@@ -157,3 +157,9 @@ def plain(value: object) -> object:
     if isinstance(value, float):
         return float(f"{value:.5g}") if math.isfinite(value) else None
     return str(value)
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = (f"| {' | '.join(cells)} |" for cells in (heads, *rows))
+    return "\n".join([next(lines), "|---" * len(heads) + "|", *lines])

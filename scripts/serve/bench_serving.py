@@ -20,12 +20,11 @@ prompts of a workload in one request, so it holds the server's parsing of all of
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections.abc import Sequence
 
-from library.results import commit, split_words, versions, without_paths
+from library import results
 from library.servers.launch import make_launch
 from library.servers.server import leave_on_sigterm
 from plot_serving import draw
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure what the file lacks, print it as a table, draw it."""
     started = time.monotonic()
     words = list(sys.argv[1:] if argv is None else argv)
-    own, server_words = split_words(words)
+    own, server_words = results.split_words(words)
     parser = make_parser(__doc__)
     args = parser.parse_args(own)
     check_options(parser, args)
@@ -49,14 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     launch = make_launch(args, args.logs, server_words)
     machine = probe_gpu()
     document = Document(
-        gpu=machine["gpu"],
-        versions=versions(),
-        commit=commit(),
+        **results.head(machine["gpu"], words),
         model=launch.name,
-        server_flags=without_paths(launch.flags),
+        server_flags=results.without_paths(launch.flags),
         seed=args.seed,
         bandwidth_TBps=args.bandwidth or machine["copy_TBps"],
-        commands=[shlex.join(without_paths(["bench_serving.py", *words]))],
     )
     if args.json.exists():
         try:

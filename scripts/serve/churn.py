@@ -21,7 +21,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from churning.stock_test import POOL, VOCABULARY
 from library.results import command, commit, gpu_name, plain, split_words, versions, without_paths
 from library.servers.clients import GenerationError, ServerClient
 from library.servers.launch import make_launch
+from library.servers.models import vocabulary_of
 from library.servers.server import ServerFailed, leave_on_sigterm, running_server
 
 # the debug invariant at every plan; SGLang's memory check in every iteration
@@ -47,14 +47,6 @@ def server_flags(args: argparse.Namespace) -> list[str]:
         "--schedule-conservativeness=0.05",
         "--chunked-prefill-size=256",
     ]
-
-
-def vocabulary_of(args: argparse.Namespace, model: str) -> int:
-    """Token ids that the model has."""
-    if args.vocabulary:
-        return args.vocabulary
-    config = json.loads((Path(model) / "config.json").read_text())
-    return config.get("text_config", config)["vocab_size"]
 
 
 def churn(args: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -74,7 +66,7 @@ def churn(args: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any
             )
             model, url, log = launch.model, server.url, server.log
             flags = without_paths(launch.flags)
-        vocabulary = vocabulary_of(args, model)
+        vocabulary = args.vocabulary or vocabulary_of(model)
         if args.stock_test and vocabulary < VOCABULARY:
             raise GenerationError(
                 f"--stock-test needs {VOCABULARY} token ids, this model has {vocabulary}"

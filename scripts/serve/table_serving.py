@@ -11,33 +11,17 @@ tokens of the first stock backend.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from library.options import parser_of
+from library.results import markdown
 from library.servers.backends import uses_codec
 
 Row = dict[str, Any]
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("json", type=Path)
-    parser.add_argument(
-        "--short", action="store_true", help="also the rows that only the bounds need"
-    )
-    parser.add_argument(
-        "--latency",
-        action="store_true",
-        help="a second table: every row with its latencies and throughput",
-    )
-    return parser
 
 
 def backends_of(rows: Sequence[Row]) -> list[str]:
@@ -66,28 +50,27 @@ def table(rows: Sequence[Row], *, short: bool = False) -> str:
     """One line per workload."""
     backends = backends_of(rows)
     heads = ["workload", "requests", "shared + private", *backends, "gain", "bound", "KV read"]
-    lines = [_line([*heads, "same tokens"]), "|---" * (len(heads) + 1) + "|"]
+    lines = []
     for name, group in by_workload(rows, short=short).items():
         any_row = next((row for row in group.values() if "why" not in row), {})
         ours = next((row for b, row in group.items() if uses_codec(b) and "why" not in row), {})
         ratio, bound = gain(group), any_row.get("bound_ms")
         cells = [name, *_size(any_row), *(_time(group.get(backend)) for backend in backends)]
         cells += [f"{ratio:.2f}x" if ratio else "-", f"{bound:.1f}" if bound else "-"]
-        lines.append(_line([*cells, _read(ours), _same(ours)]))
-    lines += ["", "TPOT in ms."]
-    lines += [
+        lines.append([*cells, _read(ours), _same(ours)])
+    notes = [
         f"{row['workload']} on {row['backend']}: {text.rstrip('.')}."
         for row in rows
         for text in (*row.get("warnings", []), *([row["why"]] if "why" in row else []))
     ]
-    return "\n".join(lines)
+    return "\n".join([markdown([*heads, "same tokens"], lines), "", "TPOT in ms.", *notes])
 
 
 def latencies(rows: Sequence[Row], *, short: bool = False) -> str:
     """Every measured row: latencies in milliseconds, throughput, and what codec counted."""
-    heads = ("workload", "backend", "TPOT", "of the bound", "ITL p50 / p99", "TTFT p50 / p99")
-    heads = (*heads, "tokens/s", "plans / steps", "fallbacks")
-    lines = [_line(heads), "|---" * len(heads) + "|"]
+    heads = ["workload", "backend", "TPOT", "of the bound", "ITL p50 / p99", "TTFT p50 / p99"]
+    heads += ["tokens/s", "plans / steps", "fallbacks"]
+    lines = []
     for group in by_workload(rows, short=short).values():
         for backend, row in group.items():
             if "why" in row:
@@ -99,12 +82,8 @@ def latencies(rows: Sequence[Row], *, short: bool = False) -> str:
             cells += [f"{row['tokens_per_s']:,.0f}"]
             cells += [f"{row['plans']} / {row['decode_steps']}" if "plans" in row else "-"]
             cells += ["; ".join(f"{n} x {why}" for why, n in row["fallbacks"].items()) or "-"]
-            lines.append(_line(cells))
-    return "\n".join(lines)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+            lines.append(cells)
+    return markdown(heads, lines)
 
 
 def _size(row: Row) -> tuple[str, str]:
@@ -132,7 +111,12 @@ def _same(row: Row) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables."""
-    parser = make_parser()
+    parser = parser_of(__doc__)
+    parser.add_argument("json", type=Path)
+    also = "also the rows that only the bounds need"
+    parser.add_argument("--short", action="store_true", help=also)
+    second = "a second table: every row with its latencies and throughput"
+    parser.add_argument("--latency", action="store_true", help=second)
     args = parser.parse_args(argv)
     if not args.json.is_file():
         parser.error(f"{args.json} does not exist")

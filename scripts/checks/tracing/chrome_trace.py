@@ -5,11 +5,7 @@ and `step[EXTEND bs=1 toks=9]`, and the parts of the scheduler's loop as `schedu
 so on. Device work belongs to the step during whose time on the host it was launched; the profiler
 joins the two by a correlation number, and all kernels of a CUDA graph have that of its launch.
 
-Planning is found by the first of these that the profile has:
-- ranges named `codec.plan` and `codec.upload`;
-- Python functions (a profile with stacks): `plan_if_changed` where it calls `_make`;
-- the kernel that gathers the KV index, which runs once per plan: planning is then the time from the
-  step's start to that kernel's launch, so it holds SGLang's own preparations too.
+Planning is what the ranges `codec.plan` and `codec.upload` hold.
 """
 
 from __future__ import annotations
@@ -25,7 +21,6 @@ from typing import Any
 
 _STEP = re.compile(r"step\[(\w+)")
 _PLAN_RANGES = ("codec.plan", "codec.upload")
-_GATHER = "_gather_slots_kernel"
 _GRAPH_LAUNCHES = ("cudaGraphLaunch", "hipGraphLaunch")
 _DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHING = ("cuda_runtime", "cuda_driver")
@@ -71,7 +66,6 @@ class Profile:
     gpu: str
     steps: tuple[Step, ...]
     scheduler: tuple[Span, ...]
-    found_plans_by: str | None
 
 
 class NoSteps(ValueError):
@@ -98,14 +92,12 @@ def profile_of(trace: dict[str, Any]) -> Profile:
     hosts.sort(key=lambda span: span.start)
     if not hosts:
         raise NoSteps("no range named step[...] in this trace: is it of SGLang's scheduler?")
-    starts = [host.start for host in hosts]
-    launches = _launches(timed, zero)
-    device = _device_work(timed, zero, launches, starts)
-    plans, found_by = _plans(timed, zero, hosts, launches)
+    device = _device_work(timed, zero, [host.start for host in hosts])
+    plans = _plans([_span(e, zero) for e in ranges if e["name"] in _PLAN_RANGES], hosts)
     steps = tuple(_step(host, plans.get(i), device.get(i, [])) for i, host in enumerate(hosts))
     loop = [_span(event, zero) for event in ranges if event["name"].startswith("scheduler.")]
     gpu = next((device["name"] for device in trace.get("deviceProperties") or []), "cpu")
-    return Profile(gpu, steps, tuple(sorted(loop, key=lambda span: span.start)), found_by)
+    return Profile(gpu, steps, tuple(sorted(loop, key=lambda span: span.start)))
 
 
 def merged(spans: Iterable[Span]) -> tuple[Span, ...]:
@@ -141,21 +133,15 @@ def _correlation(event: dict[str, Any]) -> int | None:
     return event.get("args", {}).get("correlation")
 
 
-def _launches(timed: Sequence[dict[str, Any]], zero: float) -> dict[int, _Launch]:
-    return {
+def _device_work(
+    timed: Sequence[dict[str, Any]], zero: float, starts: Sequence[float]
+) -> dict[int, list[_Work]]:
+    """Device work by the number of the step in whose time it was launched."""
+    launches = {
         _correlation(event): _Launch(event["name"], event["ts"] - zero)
         for event in timed
         if event.get("cat") in _LAUNCHING and _correlation(event) is not None
     }
-
-
-def _device_work(
-    timed: Sequence[dict[str, Any]],
-    zero: float,
-    launches: dict[int, _Launch],
-    starts: Sequence[float],
-) -> dict[int, list[_Work]]:
-    """Device work by the number of the step in whose time it was launched."""
     work: dict[int, list[_Work]] = {}
     for event in timed:
         launch = launches.get(_correlation(event))
@@ -184,61 +170,13 @@ def _cover(name: str, spans: Sequence[Span]) -> Span | None:
     return Span(name, min(span.start for span in spans), max(span.end for span in spans))
 
 
-def _plans(
-    timed: Sequence[dict[str, Any]],
-    zero: float,
-    hosts: Sequence[Span],
-    launches: dict[int, _Launch],
-) -> tuple[dict[int, Span], str | None]:
-    """Planning by step number, and how it was found."""
-    ways = {
-        "ranges": _named_ranges(timed, zero),
-        "Python functions": _functions(timed, zero),
-        "the gather kernel": _gathers(timed, hosts, launches),
-    }
-    for name, spans in ways.items():
-        if spans:
-            ends = [host.end for host in hosts]
-            found: dict[int, list[Span]] = {}
-            for span in spans:
-                # what ends after the last step belongs to none
-                step = bisect_right(ends, span.start)
-                if step < len(hosts):
-                    found.setdefault(step, []).append(span)
-            return {step: _cover("plan", parts) for step, parts in found.items()}, name
-    return {}, None
-
-
-def _named_ranges(timed: Sequence[dict[str, Any]], zero: float) -> list[Span]:
-    return [
-        _span(event, zero)
-        for event in timed
-        if event["name"] in _PLAN_RANGES and event.get("cat") == "user_annotation"
-    ]
-
-
-def _functions(timed: Sequence[dict[str, Any]], zero: float) -> list[Span]:
-    ours = [
-        event
-        for event in timed
-        if event.get("cat") == "python_function" and "batch_planner.py(" in event["name"]
-    ]
-    made = [_span(event, zero) for event in ours if event["name"].endswith(": _make")]
-    asked = [_span(event, zero) for event in ours if event["name"].endswith(": plan_if_changed")]
-    return [
-        span for span in asked if any(span.start <= m.start and m.end <= span.end for m in made)
-    ]
-
-
-def _gathers(
-    timed: Sequence[dict[str, Any]], hosts: Sequence[Span], launches: dict[int, _Launch]
-) -> list[Span]:
-    starts = [host.start for host in hosts]
-    spans = []
-    for event in timed:
-        launch = launches.get(_correlation(event))
-        if event.get("cat") == "kernel" and _GATHER in event["name"] and launch is not None:
-            step = bisect_right(starts, launch.at) - 1
-            if step >= 0 and launch.at <= hosts[step].end:
-                spans.append(Span("plan", starts[step], launch.at))
-    return spans
+def _plans(spans: Sequence[Span], hosts: Sequence[Span]) -> dict[int, Span]:
+    """Planning and upload by step number."""
+    ends = [host.end for host in hosts]
+    found: dict[int, list[Span]] = {}
+    for span in spans:
+        # what ends after the last step belongs to none
+        step = bisect_right(ends, span.start)
+        if step < len(hosts):
+            found.setdefault(step, []).append(span)
+    return {step: _cover("plan", parts) for step, parts in found.items()}

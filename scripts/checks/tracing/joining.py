@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from library.servers.clients import GenerationError, Request, Sampling, ServerClient
 from library.servers.workload import Workload, prompts, requests_of, warm_ups
@@ -28,35 +27,25 @@ class Recording:
         tree: the requests that decode throughout.
         steps: forward passes in the profile.
         joins: requests that join one after the other, and leave again.
-        stack: whether Python functions are recorded too, which slows the host down.
         limit_s: for the server to write the profile.
     """
 
     tree: Workload
     steps: int
     joins: int
-    stack: bool
     gpu: bool
     limit_s: float
 
 
-class Progress:
-    """Counts tokens of the decoding requests, and lets another thread wait for a count."""
+class Decoding:
+    """The requests that decode throughout, in another thread, and how far they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: ServerClient, requests: list[Request], pool: ThreadPoolExecutor):
         self._tokens = 0
-        self._failed: Exception | None = None
-        self._changed = threading.Condition()
+        self.future: Future = pool.submit(client.generate, requests, Sampling(), self._add)
 
-    def add(self, tokens: int) -> None:
-        with self._changed:
-            self._tokens += tokens
-            self._changed.notify_all()
-
-    def fail(self, error: Exception) -> None:
-        with self._changed:
-            self._failed = error
-            self._changed.notify_all()
+    def _add(self, tokens: int) -> None:
+        self._tokens += tokens
 
     def wait_for(self, tokens: int, limit_s: float) -> None:
         """Return when that many have come.
@@ -64,14 +53,13 @@ class Progress:
         Raises:
             GenerationError: if generation failed or it took too long.
         """
-        with self._changed:
-            reached = self._changed.wait_for(
-                lambda: self._tokens >= tokens or self._failed is not None, limit_s
-            )
-        if self._failed is not None:
-            raise GenerationError(f"the decoding requests failed: {self._failed}")
-        if not reached:
-            raise GenerationError(f"only {self._tokens} of {tokens} tokens in {limit_s:.0f} s")
+        deadline = time.monotonic() + limit_s
+        while self._tokens < tokens:
+            if self.future.done():
+                self.future.result()
+            if time.monotonic() > deadline:
+                raise GenerationError(f"only {self._tokens} of {tokens} tokens in {limit_s:.0f} s")
+            time.sleep(0.001)
 
 
 def record(client: ServerClient, recording: Recording, vocabulary: int, folder: Path) -> Path:
@@ -79,25 +67,21 @@ def record(client: ServerClient, recording: Recording, vocabulary: int, folder: 
     levels = prompts(recording.tree, vocabulary, seed=0)
     for batch in warm_ups(recording.tree, levels):
         client.generate(batch, Sampling())
-    requests = requests_of(recording.tree, levels)
-    progress, batch = Progress(), recording.tree.batch
-    before = set(folder.glob("*.json.gz"))
-    decoding = _in_background(
-        lambda: client.generate(requests, Sampling(), progress.add), progress.fail
-    )
-    progress.wait_for(batch * SETTLING_STEPS, recording.limit_s)
-    client.post("/start_profile", _profile_options(recording, folder))
-    others = []
-    for number, request in enumerate(_joining(recording, levels[-1], vocabulary), start=1):
-        # spread over the profile, the last with time to leave again
-        step = SETTLING_STEPS + number * recording.steps // (recording.joins + 2)
-        progress.wait_for(batch * step, recording.limit_s)
-        others.append(
-            _in_background(lambda r=request: client.generate([r], Sampling()), progress.fail)
-        )
-    for thread in (decoding, *others):
-        thread.join()
-    progress.wait_for(0, 0)
+    batch, before = recording.tree.batch, set(folder.glob("*.json.gz"))
+    options = {"output_dir": str(folder.absolute()), "num_steps": recording.steps}
+    options |= {"activities": ["CPU", "GPU"] if recording.gpu else ["CPU"]}
+    with ThreadPoolExecutor(1 + recording.joins) as pool:
+        decoding = Decoding(client, requests_of(recording.tree, levels), pool)
+        decoding.wait_for(batch * SETTLING_STEPS, recording.limit_s)
+        client.post("/start_profile", options | {"with_stack": False, "record_shapes": False})
+        others = []
+        for number, request in enumerate(_joining(recording, levels[-1], vocabulary), start=1):
+            # spread over the profile, the last with time to leave again
+            step = SETTLING_STEPS + number * recording.steps // (recording.joins + 2)
+            decoding.wait_for(batch * step, recording.limit_s)
+            others.append(pool.submit(client.generate, [request], Sampling()))
+        for future in (decoding.future, *others):
+            future.result()
     return _written(folder, before, recording.limit_s)
 
 
@@ -119,30 +103,6 @@ def _joining(
         )
         for number in range(recording.joins)
     ]
-
-
-def _profile_options(recording: Recording, folder: Path) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder.absolute()),
-        "num_steps": recording.steps,
-        "activities": ["CPU", "GPU"] if recording.gpu else ["CPU"],
-        "with_stack": recording.stack,
-        "record_shapes": False,
-    }
-
-
-def _in_background(
-    call: Callable[[], object], failed: Callable[[Exception], None]
-) -> threading.Thread:
-    def run() -> None:
-        try:
-            call()
-        except Exception as error:  # told to the thread that waits
-            failed(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread
 
 
 def _written(folder: Path, before: set[Path], limit_s: float) -> Path:

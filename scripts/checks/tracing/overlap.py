@@ -31,9 +31,6 @@ class Handover:
     lead_us: float | None
     host_us: float
 
-    def as_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
 
 def handovers(profile: Profile) -> list[Handover]:
     """All decode steps but the first, which has no step before it, and the last if it was cut."""
@@ -81,7 +78,7 @@ def summary(steps: Sequence[Handover]) -> dict[str, Any]:
     }
     planned, other = list(groups.values())[:2]
     result: dict[str, Any] = {"groups": groups, "exposed_us": None, "hidden": None}
-    if planned.get("idle_us") is not None and other.get("idle_us") is not None:
+    if None not in (planned["idle_us"], other["idle_us"]):
         exposed = max(0.0, planned["idle_us"] - other["idle_us"])
         result["exposed_us"] = exposed
         result["hidden"] = max(0.0, 1 - exposed / planned["plan_us"])
@@ -96,7 +93,7 @@ def _medians(steps: Sequence[Handover]) -> dict[str, Any]:
     return medians
 
 
-def describe(found: dict[str, Any], found_by: str | None) -> str:
+def describe(found: dict[str, Any]) -> str:
     """The summary as text."""
     lines = [f"{'steps':<34}{'n':>4}{'plan':>11}{'GPU idle':>11}{'lead':>11}{'host':>11}   (us)"]
     for name, group in found["groups"].items():
@@ -104,19 +101,15 @@ def describe(found: dict[str, Any], found_by: str | None) -> str:
         cells = ["-" if number is None else f"{number:,.0f}" for number in numbers]
         row = "".join(f"{cell:>11}" for cell in cells)
         lines.append(f"{name:<34}{group['steps']:>4}{row}")
-    if found_by is None:
-        lines.append("no planning in this profile")
+    if found["hidden"] is None:
+        lines.append(
+            "whether planning is hidden cannot be told: that takes a GPU, and decode steps with"
+            " and without a plan after decode steps"
+        )
     else:
-        lines.append(f"planning was found by {found_by}")
-    if found["hidden"] is not None:
         verdict = "hidden" if found["hidden"] >= 0.9 else "not hidden"
         lines.append(
             f"planning is {verdict}: the GPU idles {found['exposed_us']:,.0f} us longer before a"
             f" planned step than before others ({found['hidden']:.0%} of the planning is hidden)"
-        )
-    elif found_by is not None:
-        lines.append(
-            "whether it is hidden cannot be told: that takes a GPU, and decode steps with"
-            " and without a plan after decode steps"
         )
     return "\n".join(lines)

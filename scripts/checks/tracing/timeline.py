@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.figures import panels, save
+
 from tracing.chrome_trace import Profile, Span, Step
 from tracing.overlap import Handover
 
@@ -30,17 +32,11 @@ def window(profile: Profile, found: Sequence[Handover]) -> range:
 
 def draw(profile: Profile, found: Sequence[Handover], title: str, path: Path) -> None:
     """Draw a few steps to a PNG file, making the folder if need be."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     shown = window(profile, found)
     steps = [profile.steps[number] for number in shown]
     start = min([steps[0].host.start, *(s.start for s in steps[0].device)])
     end = max([step.host.end for step in steps] + [s.end for step in steps for s in step.device])
-    figure, axes = pyplot.subplots(figsize=(14, 3.6), layout="constrained")
-    figure.suptitle(title)
+    figure, (axes,) = panels(1, (14, 3.6))
     _draw_host(axes, profile, steps, start, end)
     _draw_device(axes, shown, steps, start)
     _note_idle(axes, [f for f in found if f.number in shown[1:]], profile, start)
@@ -51,9 +47,7 @@ def draw(profile: Profile, found: Sequence[Handover], title: str, path: Path) ->
     axes.legend(ncols=5, fontsize=9, frameon=False, loc="upper right", bbox_to_anchor=(1, 1.12))
     axes.grid(axis="x", color="#e6e6e6", lw=0.6)
     axes.set_axisbelow(True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    save(figure, title, path)
 
 
 def _bars(
@@ -90,13 +84,7 @@ def _draw_host(
 
 def _draw_device(axes: Axes, shown: range, steps: Sequence[Step], start: float) -> None:
     if not any(step.device for step in steps):
-        axes.annotate(
-            "no GPU in this profile",
-            (0.5, _DEVICE),
-            ha="center",
-            color="#777777",
-            xycoords=("axes fraction", "data"),
-        )
+        axes.annotate("no GPU in this profile", (0, _DEVICE), color="#777777")
     for number, step in zip(shown, steps, strict=True):
         label = "kernels, by step" if number == shown[0] else None
         _bars(axes, step.device, _DEVICE, start, _GPU[number % 2], label)

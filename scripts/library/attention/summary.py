@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from library.attention import traffic
 from library.attention.peers import STOCK
 from library.figures import LOSING
+from library.results import markdown
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -57,12 +58,6 @@ def grouped(rows: Iterable[dict], key: Callable[[dict], Any]) -> dict[Any, list[
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups
-
-
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    lines = (f"| {' | '.join(cells)} |" for cells in (heads, *rows))
-    return "\n".join([next(lines), "|---" * len(heads) + "|", *lines])
 
 
 def summarise(rows: list[dict]) -> str:

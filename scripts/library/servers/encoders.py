@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
+
+from library.servers.models import vocabulary_of
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -76,17 +77,8 @@ def has_tokenizer(model: str) -> bool:
     return any((directory / name).exists() for name in _TOKENIZER_FILES)
 
 
-def vocabulary_size(model: str) -> int:
-    """The vocabulary size in a local model directory's config.json."""
-    path = Path(model) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: --token-ids needs a local model directory")
-    config = json.loads(path.read_text())
-    return int(config.get("text_config", config)["vocab_size"])
-
-
 def make_encoder(model: str, *, token_ids: bool = False) -> Encoder:
     """The model's tokenizer, or made-up ids if it has none or if `token_ids` asks for them."""
     if token_ids or not has_tokenizer(model):
-        return HashEncoder(vocabulary_size(model))
+        return HashEncoder(vocabulary_of(model))
     return TokenizerEncoder(model)

@@ -85,6 +85,12 @@ def write_model(shape: str, folder: Path) -> Path:
     return folder
 
 
+def vocabulary_of(model: str) -> int:
+    """Token ids that a model has."""
+    config = read_config(model)
+    return int(config.get("text_config", config)["vocab_size"])
+
+
 def read_config(model: str) -> dict[str, Any]:
     """A model's `config.json`, from its directory or by transformers."""
     path = Path(model) / "config.json"

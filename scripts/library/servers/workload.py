@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -79,7 +80,6 @@ class StockWorkload:
 
     name: str
     options: tuple[str, ...]
-    text: bool  # prompts are text, so that the server needs a tokenizer
 
 
 def short(batch: int, steps: int = STEPS) -> Workload:
@@ -99,8 +99,7 @@ STEADY = {
         Workload("single", (1,), (8448,)),
     )
 }
-STOCK = ("churn", "random-ids")
-DEFAULT = (*STEADY, "churn")
+CHURN = "churn"
 
 
 def churn(groups: int, prompts: int, system: int, question: int, output: int) -> StockWorkload:
@@ -115,23 +114,8 @@ def churn(groups: int, prompts: int, system: int, question: int, output: int) ->
         "--gsp-output-len": output,
         "--num-prompts": groups * prompts,
     }
-    return StockWorkload("churn", _words(options), text=True)
-
-
-def random_ids(requests: int, prompt: int, output: int) -> StockWorkload:
-    """Prompts that share nothing, of half to all of a length, arriving one by one."""
-    options = {
-        "--dataset-name": "random-ids",
-        "--random-input-len": prompt,
-        "--random-output-len": output,
-        "--random-range-ratio": 0.5,
-        "--num-prompts": requests,
-    }
-    return StockWorkload("random-ids", (*_words(options), "--tokenize-prompt"), text=False)
-
-
-def _words(options: dict[str, object]) -> tuple[str, ...]:
-    return tuple(str(word) for pair in options.items() for word in pair)
+    words = tuple(str(word) for pair in options.items() for word in pair)
+    return StockWorkload(CHURN, words)
 
 
 def parse_tree(text: str) -> Workload:
@@ -142,11 +126,14 @@ def parse_tree(text: str) -> Workload:
     except ValueError:
         underscore = ""
     if not underscore:
-        raise ValueError(
-            f"{text!r} is no workload: choose from {', '.join((*STEADY, *STOCK))}, or give a tree"
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no workload: choose from {', '.join((*STEADY, CHURN))}, or give a tree"
             " as 1,8_64,16 (nodes per level _ tokens per node)"
         )
-    return Workload(text, *levels)
+    try:
+        return Workload(text, *levels)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def with_steps(workload: Workload, steps: dict[str, int]) -> Workload:

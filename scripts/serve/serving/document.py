@@ -14,11 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from library.results import plain
+from library.results import plain, write
 from library.servers.backends import uses_codec
 
 from serving.bound import bound_of
@@ -46,12 +46,15 @@ class Document:
     gpu: str
     versions: dict[str, str]
     commit: str
+    command: InitVar[str]
     model: str
     server_flags: list[str]
     seed: int
     bandwidth_TBps: float | None
-    commands: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self, command: str) -> None:
+        self.commands = [command]
 
     def add(self, row: dict[str, Any]) -> None:
         """Put a row in the place of an earlier one of the same workload and backend."""
@@ -75,10 +78,7 @@ class Document:
 
     def write(self, path: Path) -> None:
         """Write the file so that a killed run leaves the last complete one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".part")
-        unfinished.write_text(json.dumps(self.as_json(), indent=1) + "\n")
-        unfinished.replace(path)
+        write(self.as_json(), path)
 
     def continue_from(self, path: Path) -> None:
         """Take over the rows of a file, the bandwidth that they were compared with, and commands.

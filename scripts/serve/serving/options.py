@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from library.options import parse_backends, positive, positive_number
+from library.options import parse_backends, parser_of, positive, positive_number
 from library.servers.launch import add_model_options, check_model
 from library.servers.workload import (
-    DEFAULT,
+    CHURN,
     STEADY,
-    STOCK,
     StockWorkload,
     Workload,
     churn,
     parse_tree,
-    random_ids,
     short,
     with_steps,
 )
 
-CHURN = (16, 16, 2048, 128, 256)
-RANDOM_IDS = (256, 1024, 128)
+CHURN_SIZES = (16, 16, 2048, 128, 256)
 
 
 def parse_workloads(text: str) -> list[str]:
@@ -37,11 +33,8 @@ def parse_workloads(text: str) -> list[str]:
     if not names or len(set(names)) != len(names):
         raise argparse.ArgumentTypeError(f"{text!r}: name each workload once")
     for name in names:
-        if name not in (*STEADY, *STOCK):
-            try:
-                parse_tree(name)
-            except ValueError as error:
-                raise argparse.ArgumentTypeError(str(error)) from error
+        if name not in (*STEADY, CHURN):
+            parse_tree(name)
     return names
 
 
@@ -63,123 +56,58 @@ def parse_steps(text: str) -> dict[str, int]:
     return steps
 
 
-def parse_sizes(text: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas or an `x`."""
-    return tuple(positive(word) for word in text.replace("x", ",").split(","))
+def parse_churn(text: str) -> tuple[int, ...]:
+    """Five whole numbers separated by commas or an `x`."""
+    sizes = tuple(positive(word) for word in text.replace("x", ",").split(","))
+    if len(sizes) != len(CHURN_SIZES):
+        raise argparse.ArgumentTypeError(f"{text!r}: needs {len(CHURN_SIZES)} numbers")
+    return sizes
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """The command line; what follows `--` goes to the servers."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [options] [-- SGLANG_FLAGS ...]",
-    )
-    what = parser.add_argument_group("what to serve")
-    add_model_options(what.add_mutually_exclusive_group(required=True))
-    what.add_argument(
-        "--backends",
-        type=parse_backends,
-        default=["codec", "fa3", "flashinfer", "triton"],
-        metavar="A,B,...",
-        help="attention backends, one server after the other; PREFILL/DECODE names two, as in"
-        " fa3/codec (default: codec,fa3,flashinfer,triton)",
-    )
-    what.add_argument(
-        "--workloads",
-        type=parse_workloads,
-        default=list(DEFAULT),
-        metavar="A,B,...",
-        help=f"out of {', '.join((*STEADY, *STOCK))}, or trees of prompts as 1,8_64,16: nodes per"
-        " level _ tokens per node; the last level's requests decode together"
-        " (default: all but random-ids)",
-    )
-    what.add_argument(
-        "--steps",
-        type=parse_steps,
-        default={},
-        metavar="N | NAME=N,...",
-        help="output tokens of a request (default: 128; rollouts 512)",
-    )
-    what.add_argument("--seed", type=int, default=0, help="of prompts and arrivals (default: 0)")
-    _add_stock_options(parser)
-    _add_result_options(parser)
+    parser = parser_of(description, usage="%(prog)s [options] [-- SGLANG_FLAGS ...]")
+    group = parser.add_argument_group("what to serve")
+    add_model_options(group.add_mutually_exclusive_group(required=True))
+    add, backends = group.add_argument, "codec,fa3,flashinfer,triton"
+    about = "attention backends, one server after the other; PREFILL/DECODE names two, as in"
+    about += f" fa3/codec (default: {backends})"
+    names = {"metavar": "A,B,..."}
+    add("--backends", type=parse_backends, default=backends, **names, help=about)
+    known = (*STEADY, CHURN)
+    about = f"out of {', '.join(known)}, or trees of prompts as 1,8_64,16: nodes per level _ tokens"
+    about += " per node; the last level's requests decode together (default: all)"
+    add("--workloads", type=parse_workloads, default=list(known), **names, help=about)
+    about = "output tokens of a request (default: 128; rollouts 512)"
+    add("--steps", type=parse_steps, default={}, metavar="N | NAME=N,...", help=about)
+    add("--seed", type=int, default=0, help="of prompts and arrivals (default: 0)")
+
+    add = parser.add_argument_group("churn, by sglang.bench_serving").add_argument
+    about = "requests per second in the mean, at random times (default: 16)"
+    add("--request-rate", type=positive_number, default=16.0, metavar="R", help=about)
+    about = "groups, prompts of a group, and tokens of the group's common part, of a prompt's own"
+    about += " and of an answer (default: 16x16,2048,128,256)"
+    sizes = "GROUPSxPROMPTS,SYSTEM,QUESTION,OUTPUT"
+    add("--churn", type=parse_churn, default=CHURN_SIZES, metavar=sizes, help=about)
+
+    add = parser.add_argument_group("measurement and results").add_argument
+    add("--json", type=Path, required=True, metavar="OUT.json", help="written after every row")
+    about = "go on with the file: rows of the same commit and settings are not measured again"
+    add("--append", action="store_true", help=about)
+    add("--plot", type=Path, metavar="OUT.png", help="draw all rows of the file")
+    about = "logs of the servers, dummy model (default: out/serving)"
+    add("--logs", type=Path, default=Path("out/serving"), metavar="DIR", help=about)
+    about = "for the bound of each row (default: a device copy is measured, if there is a GPU)"
+    add("--bandwidth", type=positive_number, metavar="TB/s", help=about)
+    about = "tokens per chunk of the stream (default: batch / 16, so that SGLang's HTTP process"
+    about += " keeps up with the GPU)"
+    add("--stream-interval", type=positive, default=0, metavar="N", help=about)
+    about = "seconds that a server may take to start (default: 300)"
+    add("--start-limit", type=positive_number, default=300.0, metavar="S", help=about)
+    about = "start no row after so many seconds; --append measures the rest later"
+    forever = float("inf")
+    add("--time-limit", type=positive_number, default=forever, metavar="S", help=about)
     return parser
-
-
-def _add_stock_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("rows of sglang.bench_serving (churn, random-ids)")
-    group.add_argument(
-        "--request-rate",
-        type=positive_number,
-        default=16.0,
-        metavar="R",
-        help="requests per second in the mean, at random times (default: 16)",
-    )
-    group.add_argument(
-        "--churn",
-        type=parse_sizes,
-        default=CHURN,
-        metavar="GROUPSxPROMPTS,SYSTEM,QUESTION,OUTPUT",
-        help="groups, prompts of a group, and tokens of the group's common part, of a prompt's own"
-        " and of an answer (default: 16x16,2048,128,256)",
-    )
-    group.add_argument(
-        "--random-ids",
-        type=parse_sizes,
-        default=RANDOM_IDS,
-        metavar="REQUESTS,PROMPT,OUTPUT",
-        help="requests, and the most tokens of a prompt and of an answer; half of that is the"
-        " least (default: 256,1024,128)",
-    )
-
-
-def _add_result_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("measurement and results")
-    group.add_argument(
-        "--json", type=Path, required=True, metavar="OUT.json", help="written after every row"
-    )
-    group.add_argument(
-        "--append",
-        action="store_true",
-        help="go on with the file: rows of the same commit and settings are not measured again",
-    )
-    group.add_argument("--plot", type=Path, metavar="OUT.png", help="draw all rows of the file")
-    group.add_argument(
-        "--logs",
-        type=Path,
-        default=Path("out/serving"),
-        metavar="DIR",
-        help="logs of the servers, dummy model (default: out/serving)",
-    )
-    group.add_argument(
-        "--bandwidth",
-        type=positive_number,
-        metavar="TB/s",
-        help="for the bound of each row (default: a device copy is measured, if there is a GPU)",
-    )
-    group.add_argument(
-        "--stream-interval",
-        type=positive,
-        default=0,
-        metavar="N",
-        help="tokens per chunk of the stream (default: batch / 16, so that SGLang's HTTP process"
-        " keeps up with the GPU)",
-    )
-    group.add_argument(
-        "--start-limit",
-        type=positive_number,
-        default=300.0,
-        metavar="S",
-        help="seconds that a server may take to start (default: 300)",
-    )
-    group.add_argument(
-        "--time-limit",
-        type=positive_number,
-        default=float("inf"),
-        metavar="S",
-        help="start no row after so many seconds; --append measures the rest later",
-    )
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -187,9 +115,6 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     if args.json.exists() and not args.append:
         parser.error(f"{args.json} exists: --append goes on with it, or name another file")
     check_model(parser, args)
-    for name, count in (("churn", len(CHURN)), ("random_ids", len(RANDOM_IDS))):
-        if len(getattr(args, name)) != count:
-            parser.error(f"--{name.replace('_', '-')} needs {count} numbers")
     known = {"", *args.workloads, *(w.name for w in select(args))}
     if unknown := sorted(set(args.steps) - known):
         parser.error(f"--steps names {', '.join(unknown)}, which is no selected workload")
@@ -197,17 +122,11 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 def select(args: argparse.Namespace) -> list[Workload | StockWorkload]:
     """The workloads in the order in which they are measured: first those that bounds need."""
-    stock: dict[str, Any] = {
-        "churn": (churn, args.churn),
-        "random-ids": (random_ids, args.random_ids),
-    }
     chosen: list[Workload | StockWorkload] = []
     for name in args.workloads:
-        if name in stock:
-            make, sizes = stock[name]
-            chosen.append(make(*sizes))
+        if name == CHURN:
+            chosen.append(churn(*args.churn))
         else:
-            workload = STEADY[name] if name in STEADY else parse_tree(name)
-            chosen.append(with_steps(workload, args.steps))
+            chosen.append(with_steps(STEADY.get(name) or parse_tree(name), args.steps))
     batches = sorted({w.batch for w in chosen if isinstance(w, Workload)})
     return [*(with_steps(short(batch), args.steps) for batch in batches), *chosen]

@@ -11,7 +11,7 @@ from typing import Any
 import requests as http
 from library.servers.clients import GenerationError, ServerClient
 from library.servers.launch import Launch
-from library.servers.models import read_config
+from library.servers.models import read_config, vocabulary_of
 from library.servers.server import Server, ServerFailed, reason, running_server, tail
 from library.servers.workload import StockWorkload, Workload
 
@@ -105,9 +105,9 @@ class Session:
 
     def _target(self, server: Server) -> Target:
         client = ServerClient(server.url, timeout_s=READ_LIMIT_S)
-        config = read_config(self.launch.model)
-        vocabulary = config.get("text_config", config)["vocab_size"]
-        return Target(server, client, vocabulary, kv_bytes_per_token(config, client.info()))
+        model = self.launch.model
+        kv_bytes = kv_bytes_per_token(read_config(model), client.info())
+        return Target(server, client, vocabulary_of(model), kv_bytes)
 
     def _done(self, backend: str, workload: AnyWorkload) -> bool:
         return self.document.has(settings_of(workload, self.options) | {"backend": backend})

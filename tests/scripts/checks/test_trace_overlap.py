@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 import trace_overlap
 from library.servers.clients import GenerationError
 from tracing.chrome_trace import NoSteps, Profile, Span, merged, profile_of, read_profile
-from tracing.joining import Progress, needed_steps
+from tracing.joining import Decoding, needed_steps
 from tracing.overlap import describe, handovers, idle_us, summary
 from tracing.timeline import draw, window
 
 ZERO = 4_582_234_530_065.5  # profiles count from the machine's start
-PLAN_US, FORWARD_US, HOST_US = 800.0, 9_000.0, 400.0
+PLAN_US, FORWARD_US, HOST_US, GATHER_US = 800.0, 9_000.0, 400.0, 5.0
 
 
 def event(cat: str, name: str, start: float, us: float, **args: object) -> dict:
@@ -36,17 +39,9 @@ class Recorder:
         if plan == "range":
             self.events.append(event("user_annotation", "codec.plan", start + 50, planning - 10))
             self.events.append(event("user_annotation", "codec.upload", start + 40 + planning, 10))
-        elif plan == "stack":
-            asked = "sglang_codec/batch_planner.py(83): plan_if_changed"
-            made = "sglang_codec/batch_planner.py(104): _make"
-            self.events.append(event("python_function", asked, start + 50, planning))
-            self.events.append(event("python_function", made, start + 60, planning - 20))
-        elif plan == "gather":
+            # as the kernel that gathers the KV index: before the graph, and not of it
             self._launch("cuda_driver", "cuLaunchKernelEx", start + planning, self.host)
-            self._kernel("_gather_slots_kernel", 5.0)
-        if plan is None:
-            asked = "sglang_codec/batch_planner.py(83): plan_if_changed"
-            self.events.append(event("python_function", asked, start + 50, 5.0))
+            self._kernel("_gather_slots_kernel", GATHER_US)
         launch = start + 100 + planning
         self._launch("cuda_runtime", "cudaGraphLaunch", launch, self.host)
         for _ in range(3):
@@ -81,11 +76,11 @@ class Recorder:
             self.device = start + us
 
 
-def recorded(ahead_us: float, how: str = "range", *, gpu: bool = True) -> Profile:
+def recorded(ahead_us: float, *, gpu: bool = True) -> Profile:
     """Eight decode steps, two of them planned, and a prefill in between."""
     recorder = Recorder(gpu=gpu)
     for number in range(8):
-        recorder.step(plan=how if number in (2, 6) else None)
+        recorder.step(plan="range" if number in (2, 6) else None)
         recorder.wait_for_device(ahead_us)
         if number == 3:
             recorder.step("EXTEND")
@@ -103,9 +98,8 @@ def test_idle_time_is_what_nothing_covers() -> None:
     assert idle_us(5, 4, []) == 0
 
 
-@pytest.mark.parametrize("how", ["range", "gather"])
-def test_steps_own_what_they_launched(how: str) -> None:
-    profile = recorded(ahead_us=2_000, how=how)
+def test_steps_own_what_they_launched() -> None:
+    profile = recorded(ahead_us=2_000)
     assert [step.kind for step in profile.steps].count("EXTEND") == 1
     for step in profile.steps:
         # the graph alone, without the kernel that gathers the KV index
@@ -115,13 +109,8 @@ def test_steps_own_what_they_launched(how: str) -> None:
         assert step.forward.start > step.launch
 
 
-@pytest.mark.parametrize(
-    ("how", "found_by"),
-    [("range", "ranges"), ("stack", "Python functions"), ("gather", "the gather kernel")],
-)
-def test_planning_is_found(how: str, found_by: str) -> None:
-    profile = recorded(ahead_us=2_000, how=how)
-    assert profile.found_plans_by == found_by
+def test_planning_is_found() -> None:
+    profile = recorded(ahead_us=2_000)
     planned = [i for i, step in enumerate(profile.steps) if step.plan]
     assert planned == [2, 7]
     assert profile.steps[2].plan.us == pytest.approx(PLAN_US)
@@ -136,19 +125,20 @@ def test_planning_behind_the_gpu_is_hidden() -> None:
     assert (planned["steps"], planned["plan_us"]) == (2, pytest.approx(PLAN_US))
     # launched before the GPU was free
     assert planned["lead_us"] == pytest.approx(2_000 - 100 - PLAN_US)
-    assert "planning is hidden" in describe(result, "ranges")
+    assert "planning is hidden" in describe(result)
 
 
 def test_planning_that_the_gpu_waits_for_is_not() -> None:
     result = summary(handovers(recorded(ahead_us=200)))
     groups = result["groups"]
     # 100 us from the step's start to its launch, 3 from the launch to the kernel
+    hidden_us = 97 + GATHER_US
     assert groups["not planned, after a decode step"]["idle_us"] == pytest.approx(0, abs=1)
-    assert groups["planned, after a decode step"]["idle_us"] == pytest.approx(PLAN_US - 97)
+    assert groups["planned, after a decode step"]["idle_us"] == pytest.approx(PLAN_US - hidden_us)
     assert groups["planned, after a decode step"]["lead_us"] < 0
-    assert result["exposed_us"] == pytest.approx(PLAN_US - 97)
-    assert result["hidden"] == pytest.approx(97 / PLAN_US)
-    assert "not hidden" in describe(result, "ranges")
+    assert result["exposed_us"] == pytest.approx(PLAN_US - hidden_us)
+    assert result["hidden"] == pytest.approx(hidden_us / PLAN_US)
+    assert "not hidden" in describe(result)
 
 
 def test_a_step_after_a_prefill_is_counted_apart() -> None:
@@ -162,15 +152,15 @@ def test_a_profile_without_gpu_has_host_times_only() -> None:
     result = summary(found)
     assert (result["hidden"], found[1].idle_us) == (None, None)
     assert found[1].plan_us == pytest.approx(PLAN_US)
-    assert "takes a GPU" in describe(result, "ranges")
+    assert "takes a GPU" in describe(result)
 
 
 def test_a_profile_without_planning_says_so() -> None:
     recorder = Recorder()
     for _ in range(3):
         recorder.step()
-    assert recorder.profile().found_plans_by is None
-    assert "no planning" in describe(summary(handovers(recorder.profile())), None)
+    assert not any(step.plan for step in recorder.profile().steps)
+    assert "cannot be told" in describe(summary(handovers(recorder.profile())))
 
 
 def test_something_else_is_refused() -> None:
@@ -216,7 +206,7 @@ def test_an_earlier_profile_is_read_again(
     assert trace_overlap.main(words) == 0
     assert "planning is hidden" in capsys.readouterr().out
     document = json.loads(results.read_text())
-    assert (document["gpu"], document["plans_found_by"]) == ("H100", "ranges")
+    assert (document["gpu"], document["versions"]) == ("H100", None)
     assert len(document["steps"]) == 3
     assert str(tmp_path) not in results.read_text()
 
@@ -226,7 +216,7 @@ def test_an_earlier_profile_is_read_again(
     [
         ([], "one of the arguments"),
         (["--trace", "nothing.json"], "does not exist"),
-        (["--url", "http://x", "--", "--tp=2"], "a server that this program starts"),
+        (["--trace", "x", "--", "--tp=2"], "a server that this program starts"),
         (["--model", "m", "--tree", "1,2"], "nodes per level _ tokens per node"),
     ],
 )
@@ -238,15 +228,29 @@ def test_bad_command_lines_say_what_to_do(
     assert message in capsys.readouterr().err
 
 
-def test_progress_reports_what_went_wrong_while_waiting() -> None:
-    progress = Progress()
-    progress.add(3)
-    progress.wait_for(3, limit_s=0)
-    with pytest.raises(GenerationError, match="3 of 4 tokens"):
-        progress.wait_for(4, limit_s=0.01)
-    progress.fail(ConnectionError("gone"))
-    with pytest.raises(GenerationError, match="gone"):
-        progress.wait_for(3, limit_s=1)
+class Generating:
+    """A client that generates three tokens and then waits, or fails."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error, self.end = error, Event()
+
+    def generate(self, requests: list, sampling: object, on_token: Callable) -> None:
+        on_token(3)
+        if self.error:
+            raise self.error
+        self.end.wait(30)
+
+
+def test_who_waits_for_tokens_hears_what_went_wrong() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        client = Generating(None)
+        decoding = Decoding(client, [], pool)
+        decoding.wait_for(3, limit_s=30)
+        with pytest.raises(GenerationError, match="3 of 4 tokens"):
+            decoding.wait_for(4, limit_s=0.01)
+        client.end.set()
+        with pytest.raises(ConnectionError, match="gone"):
+            Decoding(Generating(ConnectionError("gone")), [], pool).wait_for(4, limit_s=30)
 
 
 def test_the_batch_outlasts_the_profile() -> None:

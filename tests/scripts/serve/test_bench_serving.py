@@ -101,7 +101,7 @@ def test_requests_are_the_leaves_in_another_order() -> None:
     ],
 )
 def test_impossible_trees_are_refused(tree: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
         workload.parse_tree(tree)
 
 
@@ -325,7 +325,7 @@ def test_bytes_of_a_token() -> None:
 
 def make_document(**changes: object) -> Document:
     head = {"gpu": "H100", "versions": {"sglang": "1"}, "commit": "abc", "model": "m"}
-    head |= {"server_flags": ["--x=1"], "seed": 0, "bandwidth_TBps": 3.0, "commands": ["first"]}
+    head |= {"server_flags": ["--x=1"], "seed": 0, "bandwidth_TBps": 3.0, "command": "first"}
     return Document(**(head | changes))
 
 
@@ -352,7 +352,7 @@ def test_a_file_goes_on_where_it_stopped(tmp_path: Path) -> None:
     first = make_document()
     first.add(row("short-64", "fa3", 7.0, kv_bytes=0.6e9))
     first.write(path)
-    second = make_document(commands=["second"], bandwidth_TBps=2.9)
+    second = make_document(command="second", bandwidth_TBps=2.9)
     second.continue_from(path)
     second.add(row("few-shot", "codec", 9.0, kv_bytes=3.6e9))
     second.write(path)
@@ -468,9 +468,6 @@ def test_churn_is_told_to_sglang() -> None:
     assert (pairs["--gsp-num-groups"], pairs["--gsp-prompts-per-group"]) == ("16", "16")
     assert (pairs["--num-prompts"], pairs["--request-rate"]) == ("256", "4.0")
     assert (pairs["--tokenizer"], pairs["--seed"]) == ("m", "7")
-    assert "--tokenize-prompt" not in words
-    other = arguments(workload.random_ids(8, 32, 4), url="u", model="m", rate=1.0, seed=0)
-    assert "--tokenize-prompt" in other
 
 
 def test_a_dummy_model_encodes_what_it_decodes(tmp_path: Path) -> None:
@@ -550,14 +547,9 @@ def test_a_missing_file_is_named(program: ModuleType, capsys: pytest.CaptureFixt
 
 def test_no_picture_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "j").write_text(json.dumps(make_document().as_json()))
-    assert plot_serving.main([str(tmp_path / "j")]) == 1
+    with pytest.raises(SystemExit):
+        plot_serving.main([str(tmp_path / "j")])
     assert "no measured row" in capsys.readouterr().err
-
-
-def test_backends_have_different_colours() -> None:
-    names = ["codec", "flashinfer", "fa3", "triton", "torch_native", "x", "fa3/y"]
-    assert len(set(plot_serving.colours_of(names).values())) == len(names)
-    assert plot_serving.colours_of(["fa3/codec"])["fa3/codec"] == "#d62728"
 
 
 def test_a_pair_of_backends() -> None:
@@ -574,7 +566,7 @@ def test_a_pair_of_backends() -> None:
         (["--json=j"], "one of the arguments --model --shape is required"),
         (["--json=j", "--model=m", "--workloads=fewshot"], "choose from document-qa-32"),
         (["--json=j", "--model=m", "--steps=rollout=3"], "rollout, which is no selected workload"),
-        (["--json=j", "--model=m", "--churn=2x2,3"], "--churn needs 5 numbers"),
+        (["--json=j", "--model=m", "--churn=2x2,3"], "argument --churn: '2x2,3': needs 5 numbers"),
         (["--json=j", "--model=m", "--bandwidth=0"], "need a number above 0"),
         (["--json=j", "--model=./nowhere"], "--model: ./nowhere is no directory"),
         (["--json=j", "--model=m", "--backends=codec,codec"], "name each backend once"),
