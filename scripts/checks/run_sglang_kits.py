@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import re
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -34,9 +33,9 @@ from kits.dense import Device, dense_case
 from kits.outcomes import Outcome, counts
 from kits.served import Target
 from kits.worker import Worker
-from library.options import positive_number
-from library.results import commit, plain, split_words, versions, without_paths
-from library.servers.engines import has_gpu
+from library import results
+from library.options import parser_of, positive_number, some_of
+from library.servers.engines import gpu_name, has_gpu
 from library.servers.launch import make_launch
 from library.servers.server import ServerFailed, leave_on_sigterm, reason, running_server
 
@@ -47,36 +46,26 @@ FLAGS = ("--max-running-requests=64", "--cuda-graph-max-bs-decode=64")
 PRINTED = re.compile(r"^(?:avg_kl_div|\s+Overall cache_hit_rate)=.*$", re.MULTILINE)
 DENSE_LIMIT_S = 240.0
 
+Found = tuple[list[Outcome], str]  # of a kit, and what it printed
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="What stands after `--` are flags of every server.",
-    )
-    parser.add_argument("--model", required=True, help="a directory with weights and tokenizer")
-    parser.add_argument("--backend", default="codec", help="of the servers (default: codec)")
-    parser.add_argument(
-        "--stock", default="fa3", help="backend that failing kits are run on too (default: fa3)"
-    )
-    parser.add_argument("--only", type=_kits, default=NAMES, metavar="KIT;...", help="these kits")
-    parser.add_argument("--text", type=Path, action="append", help="files with text for prompts")
-    parser.add_argument("--json", type=Path, required=True, metavar="OUT.json")
-    parser.add_argument("--logs", type=Path, default=Path("out/kits"), help="default: out/kits")
-    parser.add_argument("--start-limit", type=positive_number, default=300, metavar="SECONDS")
-    parser.add_argument(
-        "--time-limit", type=positive_number, default=540, metavar="SECONDS", help="of all kits"
-    )
+    epilog = "What stands after `--` are flags of every server."
+    parser = parser_of(__doc__, epilog=epilog)
+    add = parser.add_argument
+    add("--model", required=True, help="a directory with weights and tokenizer")
+    add("--backend", default="codec", help="of the servers (default: codec)")
+    stock = "backend that failing kits are run on too (default: fa3)"
+    add("--stock", default="fa3", help=stock)
+    kits = some_of(NAMES, separator=";")
+    add("--only", type=kits, default=NAMES, metavar="KIT;...", help="these kits")
+    add("--text", type=Path, action="append", help="files with text for prompts")
+    add("--json", type=Path, required=True, metavar="OUT.json")
+    add("--logs", type=Path, default=Path("out/kits"), help="default: out/kits")
+    add("--start-limit", type=positive_number, default=300, metavar="SECONDS")
+    add("--time-limit", type=positive_number, default=540, metavar="SECONDS", help="of all kits")
     return parser
-
-
-def _kits(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(";") if name.strip())
-    if unknown := [name for name in names if name not in NAMES]:
-        known = "; ".join(NAMES)
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no kit; known are: {known}")
-    return names
 
 
 @dataclass
@@ -88,58 +77,48 @@ class Results:
     kits: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, file: Path, command: str) -> Results:
+    def of(cls, file: Path, head: dict[str, Any]) -> Results:
         """Continue what the file has of the same versions and commit."""
-        head = {"versions": versions(), "commit": commit(), "gpu": "cpu", "commands": [command]}
+        commands = [head.pop("command")]
         earlier = json.loads(file.read_text()) if file.exists() else {}
         if any(earlier.get(name) != head[name] for name in ("versions", "commit")):
-            return cls(file, head)
-        head["commands"] = [*earlier["commands"], command]
-        return cls(file, head | {"gpu": earlier["gpu"]}, {k["kit"]: k for k in earlier["kits"]})
+            return cls(file, head | {"commands": commands})
+        kits = {kit["kit"]: kit for kit in earlier["kits"]}
+        return cls(file, head | {"commands": earlier["commands"] + commands}, kits)
 
-    def add(
-        self, kit: str, outcomes: Sequence[Outcome], where: dict[str, Any], printed: str
-    ) -> None:
-        row = {"kit": kit} | where | counts(outcomes)
+    def add(self, kit: str, backend: str, found: Found, where: dict[str, Any]) -> None:
+        """What a backend makes of a kit; of the stock one it stands beside codec's."""
+        outcomes, printed = found
+        row = {"kit": kit, "backend": backend} | where | counts(outcomes)
         row |= {"printed": PRINTED.findall(printed), "tests": [asdict(o) for o in outcomes]}
-        self.kits[kit] = row
+        if where:
+            self.kits[kit] = row
+        else:
+            self.kits[kit]["stock"] = row
         self.write()
-        print(f"{kit}: {_line(outcomes)}", flush=True)
+        words = ", ".join(f"{number} {kind}" for kind, number in counts(outcomes).items() if number)
+        bad = [f"\n    {o.test}: {o.outcome}: {o.reason}" for o in outcomes if o.is_bad]
+        print(f"{kit} with {backend}: {words}{''.join(bad)}", flush=True)
 
-    def compare(self, kit: str, backend: str, outcomes: Sequence[Outcome], printed: str) -> None:
-        """What the stock backend makes of a kit."""
-        row = {"backend": backend} | counts(outcomes)
-        row |= {"printed": PRINTED.findall(printed), "tests": [asdict(o) for o in outcomes]}
-        self.kits[kit]["stock"] = row
-        self.write()
-        print(f"{kit} with {backend}: {_line(outcomes)}", flush=True)
+    def bad(self, row: dict[str, Any]) -> list[str]:
+        """Tests of a row that did not pass."""
+        return [test["test"] for test in row.get("tests", ()) if Outcome(**test).is_bad]
 
     def failures(self) -> list[str]:
         """Tests that fail with codec and not with the stock backend."""
-        found = []
-        for row in self.kits.values():
-            also = {t["test"] for t in row.get("stock", {}).get("tests", ()) if _is_bad(t)}
-            bad = [t["test"] for t in row["tests"] if _is_bad(t)]
-            found += [f"{row['kit']}: {test}" for test in bad if test not in also]
-        return found
+        return [
+            f"{row['kit']}: {test}"
+            for row in self.kits.values()
+            for test in self.bad(row)
+            if test not in self.bad(row.get("stock", {}))
+        ]
 
     def write(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         rows = [self.kits[name] for name in NAMES if name in self.kits]
         missing = [name for name in NAMES if name not in self.kits]
         document = self.head | {"ok": not self.failures() and not missing, "missing": missing}
         document |= {"failures": self.failures(), "not_run": NOT_RUN, "kits": rows}
-        self.file.write_text(json.dumps(plain(document), indent=1) + "\n")
-
-
-def _is_bad(test: dict[str, Any]) -> bool:
-    return Outcome(**test).is_bad
-
-
-def _line(outcomes: Sequence[Outcome]) -> str:
-    words = ", ".join(f"{number} {kind}" for kind, number in counts(outcomes).items() if number)
-    bad = [f"\n    {o.test}: {o.outcome}: {o.reason}" for o in outcomes if o.is_bad]
-    return words + "".join(bad)
+        results.write(document, self.file)
 
 
 @dataclass
@@ -154,39 +133,33 @@ class Program:
 
     def dense(self, name: str, device: Device) -> None:
         """The unit tests of attention backends, which need no server."""
-        limit = min(DENSE_LIMIT_S, self._left())
-        outcomes, printed = self.worker.run(_file(name), dense_case, device, limit)
-        where = {"backend": "codec", "server": None, "device": asdict(device)}
-        self.results.add(name, outcomes, where, printed)
+        outcomes = self._run(name, "codec", dense_case, device, {"server": None}, DENSE_LIMIT_S)
         if any(outcome.is_bad for outcome in outcomes):
             stock = replace(device, backend=device.prefill)
-            limit = min(DENSE_LIMIT_S, self._left())
-            found = self.worker.run(_file(name) + "-stock", dense_case, stock, limit)
-            self.results.compare(name, stock.backend, *found)
+            self._run(name, stock.backend, dense_case, stock, {}, DENSE_LIMIT_S)
         # its context would stay on the GPU
         self.worker.close()
 
     def serve(self, kind: ServerKind, kits: Sequence[Kit]) -> None:
         """Kits of one server, then on a stock server those that failed or are to be compared."""
         args = self.args
-        flags = self._serve(args.backend, kind, kits, self._add)
-        again = [kit for kit in kits if kit.compare or self._failed(kit)]
-        if again and flags and args.stock != args.backend:
-            self._serve(args.stock, kind, again, self._compare)
+        started = self._serve(args.backend, kind, kits)
+        rows = self.results.kits
+        again = [kit for kit in kits if kit.compare or self.results.bad(rows.get(kit.name, {}))]
+        if again and started and args.stock != args.backend:
+            self._serve(args.stock, kind, again)
 
-    def _serve(self, backend: str, kind: ServerKind, kits: Sequence[Kit], take: Any) -> bool:
+    def _serve(self, backend: str, kind: ServerKind, kits: Sequence[Kit]) -> bool:
         args, folder = self.args, self.args.logs / kind.name.replace(" ", "-")
-        launch = make_launch(_Model(args.model), folder, [*FLAGS, *kind.flags, *self.words])
+        launch = make_launch(args, folder, [*FLAGS, *kind.flags, *self.words])
+        where = {"server": kind.name, "flags": results.without_paths(launch.flags)}
+        where = where | {"variables": kind.variables} if backend == args.backend else {}
         left = list(kits)
         while left and self._left() > 0:
+            limit = min(args.start_limit, self._left())
+            start = running_server(backend, launch.all_flags, folder, start_limit_s=limit)
             try:
-                limit = min(args.start_limit, self._left())
-                with (
-                    _variables(kind.variables),
-                    running_server(
-                        backend, launch.all_flags, folder, start_limit_s=limit
-                    ) as server,
-                ):
+                with _variables(kind.variables), start as server:
                     print(f"{kind.name}, {backend}: up after {server.startup_s:.0f} s", flush=True)
                     text = tuple(args.text or TEXT)
                     target = Target(server.url, server.process.pid, launch.model, text, folder)
@@ -194,48 +167,27 @@ class Program:
                     fit = True
                     while left and fit and self._left() > 0:
                         kit = left.pop(0)
-                        found = self._run(kit, target)
-                        take(kit, kind, without_paths(launch.flags), found)
-                        hangs = any(outcome.outcome == "unfinished" for outcome in found[0])
+                        found = self._run(kit.name, backend, kit.make, target, where, kit.limit_s)
+                        hangs = any(outcome.outcome == "unfinished" for outcome in found)
                         fit = server.is_alive and not hangs
             except ServerFailed as error:
                 print(error, flush=True)
                 outcome = Outcome("(the server)", "failed", reason=reason(str(error)))
                 for kit in left:
-                    take(kit, kind, without_paths(launch.flags), ([outcome], ""))
+                    self.results.add(kit.name, backend, ([outcome], ""), where)
                 return False
         return True
 
-    def _run(self, kit: Kit, target: Target) -> tuple[list[Outcome], str]:
-        limit = min(kit.limit_s, max(self._left(), 1))
-        return self.worker.run(_file(kit.name), kit.make, target, limit)
-
-    def _add(self, kit: Kit, kind: ServerKind, flags: Sequence[str], found: Any) -> None:
-        where = {"backend": self.args.backend, "server": kind.name, "flags": list(flags)}
-        where |= {"variables": kind.variables}
-        self.results.add(kit.name, found[0], where, found[1])
-
-    def _compare(self, kit: Kit, _kind: ServerKind, _flags: Sequence[str], found: Any) -> None:
-        self.results.compare(kit.name, self.args.stock, *found)
-
-    def _failed(self, kit: Kit) -> bool:
-        row = self.results.kits.get(kit.name, {"tests": ()})
-        return any(_is_bad(test) for test in row["tests"])
+    def _run(
+        self, kit: str, backend: str, make: Any, target: Any, where: dict[str, Any], limit_s: float
+    ) -> list[Outcome]:
+        file = kit.replace(", ", "-") + ("" if where else "-stock")
+        found = self.worker.run(file, make, target, min(limit_s, max(self._left(), 1)))
+        self.results.add(kit, backend, found, where)
+        return found[0]
 
     def _left(self) -> float:
         return self.deadline - time.monotonic()
-
-
-def _file(kit: str) -> str:
-    return kit.replace(", ", "-")
-
-
-@dataclass(frozen=True)
-class _Model:
-    """What `make_launch` reads of a command line."""
-
-    model: str
-    shape: None = None
 
 
 @contextmanager
@@ -253,33 +205,27 @@ def _variables(values: dict[str, str]) -> Iterable[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the kits, write them down, say what failed."""
     words = list(sys.argv[1:] if argv is None else argv)
-    own, server_words = split_words(words)
+    own, server_words = results.split_words(words)
     args = make_parser().parse_args(own)
-    command = shlex.join(without_paths(["run_sglang_kits.py", *words]))
-    results = Results.of(args.json, command)
+    args.shape = None  # the kits ask for answers that mean something
+    document = Results.of(args.json, results.head(gpu_name(), words))
     worker = Worker(args.logs.resolve())
     deadline = time.monotonic() + args.time_limit
-    program = Program(args, server_words, results, worker, deadline)
-    gpu = has_gpu()
+    program = Program(args, server_words, document, worker, deadline)
     try:
         for name in (name for name in DENSE if name in args.only):
-            program.dense(name, DENSE[name] if gpu else CPU)
+            program.dense(name, DENSE[name] if has_gpu() else CPU)
         chosen = [kit for kit in KITS if kit.name in args.only]
         for kind, kits in groupby(chosen, key=lambda kit: kit.server):
             program.serve(kind, list(kits))
     finally:
         worker.close()
-    if gpu:
-        import torch
-
-        results.head["gpu"] = torch.cuda.get_device_name()
-    results.write()
-    for failure in results.failures():
+    for failure in document.failures():
         print(f"FAILED {failure}")
-    missing = [name for name in args.only if name not in results.kits]
+    missing = [name for name in args.only if name not in document.kits]
     if missing:
         print(f"not run for lack of time: {'; '.join(missing)}")
-    return 1 if results.failures() or missing else 0
+    return 1 if document.failures() or missing else 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from unittest import TestCase
 
 from kits import served
 from kits.dense import Device
+from kits.served import Mixin
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +55,41 @@ WAITING = ServerKind(
 )
 RUNNING = ServerKind("running limit", variables={"SGLANG_REQ_RUNNING_TIMEOUT": "2"})
 
+# a small model would be done before it is paused or interrupted
+_LONG_ANSWERS = {"pause_max_new_tokens": 4096, "pause_ignore_eos": True}
+_INTERRUPTED = {"running_timeout_max_new_tokens": 4096}
+_STREAMING = "streaming_session_kit"
 KITS = (
-    Kit("basic_decode_correctness", MAIN, served.basic_decode_correctness),
-    Kit("basic_scheduler_stress", MAIN, served.basic_scheduler_stress),
+    Kit(
+        "basic_decode_correctness",
+        MAIN,
+        Mixin("basic_decode_correctness_kit", "BasicDecodeCorrectnessMixin"),
+    ),
+    Kit(
+        "basic_scheduler_stress",
+        MAIN,
+        Mixin("basic_scheduler_stress_kit", "BasicSchedulerStressMixin"),
+    ),
     Kit("cache_hit", MAIN, served.cache_hit),
     Kit("prefix_cache_branching", MAIN, served.prefix_cache_branching),
     Kit("radix_cache_server", MAIN, served.radix_cache_server, 180),
     Kit("unified_radix_cache", MAIN, served.unified_radix_cache, 180, compare=True),
-    Kit("pause_generation", MAIN, served.pause_generation),
-    Kit("abort_timeout, all", LONG, served.abort_all),
-    Kit("streaming_session", SESSIONS, served.streaming_session, 180),
-    Kit("streaming_session, aborts", SHORT, served.streaming_session_aborts, 180),
-    Kit("abort_timeout, waiting", WAITING, served.waiting_timeout),
-    Kit("abort_timeout, running", RUNNING, served.running_timeout),
+    Kit(
+        "pause_generation",
+        MAIN,
+        Mixin("pause_generation_kit", "PauseResumeInPlaceMixin", attributes=_LONG_ANSWERS),
+    ),
+    Kit("abort_timeout, all", LONG, Mixin("abort_timeout_kit", "AbortAllMixin")),
+    Kit("streaming_session", SESSIONS, Mixin(_STREAMING, "StreamingSessionKitMixin", True), 180),
+    Kit(
+        "streaming_session, aborts", SHORT, Mixin(_STREAMING, "AbortLeakReproKitMixin", True), 180
+    ),
+    Kit("abort_timeout, waiting", WAITING, Mixin("abort_timeout_kit", "WaitingTimeoutMixin")),
+    Kit(
+        "abort_timeout, running",
+        RUNNING,
+        Mixin("abort_timeout_kit", "RunningTimeoutTwoWaveMixin", attributes=_INTERRUPTED),
+    ),
 )
 # the unit tests of attention backends need no server; the kit's own dtype is float16
 DENSE = {

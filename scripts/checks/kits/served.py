@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import unittest
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,27 @@ class Watched:
         return None if alive else 1
 
 
-def _case(target: Target, *mixins: type, **attributes: Any) -> type[unittest.TestCase]:
-    common = {"base_url": target.url, "model": target.model, "process": Watched(target.pid)}
-    return type(mixins[0].__name__, (*mixins, unittest.TestCase), common | attributes)
+@dataclass(frozen=True, slots=True)
+class Mixin:
+    """A test case of one of SGLang's mixins.
 
+    Args:
+        module: in `sglang.test.kits`.
+        tokenizer: whether its tests use the model's.
+        attributes: what else its tests read.
+    """
 
-def _skipped(**reasons: str) -> dict[str, Any]:
-    """Tests of a mixin that cannot run here."""
+    module: str
+    name: str
+    tokenizer: bool = False
+    attributes: dict[str, Any] = field(default_factory=dict)
 
-    def skip(reason: str) -> Any:
-        return unittest.skip(reason)(lambda _self: None)
-
-    return {name: skip(reason) for name, reason in reasons.items()}
+    def __call__(self, target: Target) -> type[unittest.TestCase]:
+        mixin = getattr(import_module(f"sglang.test.kits.{self.module}"), self.name)
+        common = {"base_url": target.url, "model": target.model, "process": Watched(target.pid)}
+        if self.tokenizer:
+            common["tokenizer"] = _tokenizer(target)
+        return type(self.name, (mixin, unittest.TestCase), common | self.attributes)
 
 
 def _tokenizer(target: Target) -> Any:
@@ -73,18 +83,6 @@ def _tokenizer(target: Target) -> Any:
 
 def _text(target: Target) -> str:
     return "\n".join(path.read_text() for path in target.text)
-
-
-def basic_decode_correctness(target: Target) -> type[unittest.TestCase]:
-    from sglang.test.kits.basic_decode_correctness_kit import BasicDecodeCorrectnessMixin
-
-    return _case(target, BasicDecodeCorrectnessMixin)
-
-
-def basic_scheduler_stress(target: Target) -> type[unittest.TestCase]:
-    from sglang.test.kits.basic_scheduler_stress_kit import BasicSchedulerStressMixin
-
-    return _case(target, BasicSchedulerStressMixin)
 
 
 def cache_hit(target: Target) -> type[unittest.TestCase]:
@@ -104,13 +102,12 @@ def cache_hit(target: Target) -> type[unittest.TestCase]:
 
 
 def prefix_cache_branching(target: Target) -> type[unittest.TestCase]:
-    from sglang.test.kits.prefix_cache_branching_kit import PrefixCacheBranchingMixin
-
     def flush_cache(_cls: type) -> None:
         requests.post(f"{target.url}/flush_cache", timeout=30).raise_for_status()
 
-    flush = classmethod(flush_cache)
-    return _case(target, PrefixCacheBranchingMixin, cache_chunk_size=64, flush_cache=flush)
+    own = {"cache_chunk_size": 64, "flush_cache": classmethod(flush_cache)}
+    kit = Mixin("prefix_cache_branching_kit", "PrefixCacheBranchingMixin", attributes=own)
+    return kit(target)
 
 
 def radix_cache_server(target: Target) -> type[unittest.TestCase]:
@@ -124,57 +121,11 @@ def radix_cache_server(target: Target) -> type[unittest.TestCase]:
 
 
 def unified_radix_cache(target: Target) -> type[unittest.TestCase]:
-    from sglang.test.kits.unified_radix_cache_kit import UnifiedRadixTreeTestMixin
-
     ids = _tokenizer(target).encode(_text(target))
     needed = PROMPTS * PROMPT_TOKENS
     ids = (ids * (1 + needed // max(len(ids), 1)))[:needed]
     prompts = [ids[i : i + PROMPT_TOKENS] for i in range(0, needed, PROMPT_TOKENS)]
-    skipped = _skipped(test_gsm8k="downloads GSM8K, and asks for 93% right answers")
-    return _case(
-        target,
-        UnifiedRadixTreeTestMixin,
-        input_ids=prompts,
-        kl_threshold=KL_THRESHOLD,
-        **skipped,
-    )
-
-
-def streaming_session(target: Target) -> type[unittest.TestCase]:
-    from sglang.test.kits.streaming_session_kit import StreamingSessionKitMixin
-
-    return _case(target, StreamingSessionKitMixin, tokenizer=_tokenizer(target))
-
-
-def streaming_session_aborts(target: Target) -> type[unittest.TestCase]:
-    from sglang.test.kits.streaming_session_kit import AbortLeakReproKitMixin
-
-    return _case(target, AbortLeakReproKitMixin, tokenizer=_tokenizer(target))
-
-
-def pause_generation(target: Target) -> type[unittest.TestCase]:
-    from sglang.test.kits.pause_generation_kit import PauseResumeInPlaceMixin
-
-    # a small model would be done before the pause
-    return _case(
-        target, PauseResumeInPlaceMixin, pause_max_new_tokens=4096, pause_ignore_eos=True
-    )
-
-
-def abort_all(target: Target) -> type[unittest.TestCase]:
-    from sglang.test.kits.abort_timeout_kit import AbortAllMixin
-
-    return _case(target, AbortAllMixin)
-
-
-def waiting_timeout(target: Target) -> type[unittest.TestCase]:
-    from sglang.test.kits.abort_timeout_kit import WaitingTimeoutMixin
-
-    return _case(target, WaitingTimeoutMixin)
-
-
-def running_timeout(target: Target) -> type[unittest.TestCase]:
-    from sglang.test.kits.abort_timeout_kit import RunningTimeoutTwoWaveMixin
-
-    # long enough that a small model is interrupted
-    return _case(target, RunningTimeoutTwoWaveMixin, running_timeout_max_new_tokens=4096)
+    skip = unittest.skip("downloads GSM8K, and asks for 93% right answers")
+    own = {"input_ids": prompts, "kl_threshold": KL_THRESHOLD}
+    own["test_gsm8k"] = skip(lambda _self: None)
+    return Mixin("unified_radix_cache_kit", "UnifiedRadixTreeTestMixin", attributes=own)(target)

@@ -70,29 +70,36 @@ def test_a_kit_that_hangs_or_dies_costs_only_itself(worker: Worker) -> None:
     assert len(worker.run("mixed", toy_kits.mixed, None, 60)[0]) == 5
 
 
+WHERE = {"server": "main"}
+
+
+def head(command: str) -> dict[str, Any]:
+    return {"versions": {"sglang": "1"}, "commit": "abc", "gpu": "cpu", "command": command}
+
+
 def rows(*kinds_of_tests: str) -> list[Outcome]:
     return [Outcome(f"test_{i}", kind) for i, kind in enumerate(kinds_of_tests)]
 
 
 def test_what_fails_with_the_stock_backend_too_is_no_failure(tmp_path: Path) -> None:
-    results = Results.of(tmp_path / "kits.json", "first")
+    results = Results.of(tmp_path / "kits.json", head("first"))
     for name in NAMES:
-        results.add(name, rows("passed", "failed", "unfinished"), {}, "")
-        results.compare(name, "fa3", rows("passed", "failed", "passed"), "")
+        results.add(name, "codec", (rows("passed", "failed", "unfinished"), ""), WHERE)
+        results.add(name, "fa3", (rows("passed", "failed", "passed"), ""), {})
     assert results.failures() == [f"{name}: test_2" for name in NAMES]
-    results.compare(NAMES[0], "fa3", rows("failed", "failed", "failed"), "")
+    results.add(NAMES[0], "fa3", (rows("failed", "failed", "failed"), ""), {})
     assert f"{NAMES[0]}: test_2" not in results.failures()
 
 
 def test_a_file_is_continued_and_complete_only_with_all_kits(tmp_path: Path) -> None:
     file = tmp_path / "kits.json"
-    results = Results.of(file, "first")
+    results = Results.of(file, head("first"))
     for name in NAMES[1:]:
-        results.add(name, rows("passed"), {}, "")
+        results.add(name, "codec", (rows("passed"), ""), WHERE)
     document = json.loads(file.read_text())
     assert (document["ok"], document["missing"]) == (False, [NAMES[0]])
-    again = Results.of(file, "second")
-    again.add(NAMES[0], rows("passed", "skipped"), {}, "")
+    again = Results.of(file, head("second"))
+    again.add(NAMES[0], "codec", (rows("passed", "skipped"), ""), WHERE)
     document = json.loads(file.read_text())
     assert (document["ok"], document["missing"]) == (True, [])
     assert document["commands"] == ["first", "second"]
@@ -100,7 +107,7 @@ def test_a_file_is_continued_and_complete_only_with_all_kits(tmp_path: Path) -> 
     assert document["kits"][0]["run"] == document["kits"][0]["passed"] == 1
     # of another commit nothing is taken over
     file.write_text(json.dumps(document | {"commit": "other"}))
-    assert Results.of(file, "third").kits == {}
+    assert Results.of(file, head("third")).kits == {}
 
 
 class FakeWorker:
@@ -110,7 +117,7 @@ class FakeWorker:
         self.kinds, self.backends = kinds_of_kits, backends
 
     def run(self, name: str, *_: Any) -> tuple[list[Outcome], str]:
-        ours, stock = self.kinds.get(name, ("passed", "passed"))
+        ours, stock = self.kinds.get(name.removesuffix("-stock"), ("passed", "passed"))
         return rows(ours if self.backends[-1] == "codec" else stock), ""
 
     def close(self) -> None:
@@ -168,10 +175,11 @@ def test_servers_are_shared_restarted_and_compared(
     compared = {row["kit"] for row in document["kits"] if "stock" in row}
     assert compared == {*found, "unified_radix_cache"}
 
+
 def test_an_unknown_kit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_sglang_kits.main(["--model", "m", "--json", "x.json", "--only", "cache_hits"])
-    assert "'cache_hits' is no kit" in capsys.readouterr().err
+    assert "'cache_hits' is unknown: choose from attention_unittest;" in capsys.readouterr().err
 
 
 def test_the_newest_sglang_has_the_kits_and_the_attention_kit_passes(tmp_path: Path) -> None:
