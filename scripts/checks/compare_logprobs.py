@@ -25,10 +25,10 @@ from typing import Any
 
 from library.options import parse_backends, parse_setting, positive
 from library.results import command, commit, gpu_name, plain, versions
-from library.servers.backends import uses_codec
+from library.servers.backends import has_gpu, uses_codec
 from library.servers.clients import Completion, GenerationError, Request, Sampling
 from library.servers.encoders import make_encoder
-from library.servers.engines import has_gpu, started_engine
+from library.servers.engines import started_engine
 from library.servers.server import leave_on_sigterm
 from library.servers.sharing import read_sharing
 from logprobs.differences import compare_all, verdict

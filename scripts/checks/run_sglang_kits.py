@@ -35,7 +35,7 @@ from kits.served import Target
 from kits.worker import Worker
 from library import results
 from library.options import parser_of, positive_number, some_of
-from library.servers.engines import gpu_name, has_gpu
+from library.servers.backends import gpu_name, has_gpu
 from library.servers.launch import make_launch
 from library.servers.server import ServerFailed, leave_on_sigterm, reason, running_server
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from library import results
 from library.options import parser_of, positive, positive_number
+from library.servers.backends import has_gpu
 from library.servers.clients import GenerationError, ServerClient
-from library.servers.engines import has_gpu
 from library.servers.launch import add_model_options, check_model, make_launch
 from library.servers.models import vocabulary_of
 from library.servers.server import ServerFailed, leave_on_sigterm, running_server

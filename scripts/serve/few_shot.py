@@ -36,9 +36,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--shared-tokens", type=positive, metavar="N", help=longer)
     add("--questions", type=positive, default=16, help="decoded together (default: 16)")
     add("--max-new-tokens", type=positive, default=32, help="per request (default: 32)")
-    cold = "do not serve the common prompt once beforehand: every request brings its own copy, and"
-    cold += " SGLang merges the copies when they are in its radix tree"
-    add("--cold", action="store_true", help=cold)
     add_common_options(parser)
     return parser
 
@@ -106,8 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(f"{title}, {each}", soft_wrap=True)
 
     def workload(session: Session) -> None:
-        if not args.cold:
-            session.warm_up(Request("common prompt", common, 1))
+        session.warm_up(Request("common prompt", common, 1))
         session.serve("questions", requests)
 
     def own_figures(run: BackendRun) -> dict[str, Any]:
@@ -123,7 +119,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "requests": len(requests),
         "shared_tokens": len(common),
         "max_new_tokens": args.max_new_tokens,
-        "cold": args.cold,
         "seed": args.seed,
         "text": encoder.is_text,
     }

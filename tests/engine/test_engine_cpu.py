@@ -102,7 +102,7 @@ def served(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 def _serve_everything(client: ServerClient) -> dict[str, list[Completion]]:
     encoder = HashEncoder(VOCABULARY)
-    sampling = Sampling(ignore_eos=True, top=2)
+    sampling = Sampling(top=2)
     results = {}
     # cold first, each with examples of its own: nothing of them is in the tree
     for seed, name in enumerate(("few-shot, cold", "few-shot, warm")):
@@ -187,7 +187,7 @@ def test_few_shot_program_with_its_own_engine(
 ) -> None:
     command = [sys.executable, SCRIPTS / "serve" / "few_shot.py", "--model", tiny_model]
     command += ["--backend", "codec", "--questions", "3", "--shots", "2", "--max-new-tokens", "4"]
-    command += ["--quiet", "--json", tmp_path / "out.json", "--plot", tmp_path / "out.png"]
+    command += ["--json", tmp_path / "out.json", "--plot", tmp_path / "out.png"]
     ended = subprocess.run(
         list(map(str, command)),
         env=cpu_environment(),

@@ -58,14 +58,13 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to generate: always greedily.
+    """How to generate: always greedily, to the last token asked for.
 
     Args:
         top: ask for that many logprobs per token; 0 for none.
         stream_interval: tokens per chunk of the stream; 0 leaves it to the server.
     """
 
-    ignore_eos: bool = True
     top: int = 0
     stream_interval: int = 0
 
@@ -82,7 +81,7 @@ class Client(Protocol):
 
 def generate_payload(requests: Sequence[Request], sampling: Sampling) -> dict[str, Any]:
     """The arguments of SGLang's native generate call."""
-    common: dict[str, Any] = {"temperature": 0.0, "ignore_eos": sampling.ignore_eos}
+    common: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
     if sampling.stream_interval:
         common["stream_interval"] = sampling.stream_interval
     payload: dict[str, Any] = {

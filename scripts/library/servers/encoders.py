@@ -77,8 +77,6 @@ def has_tokenizer(model: str) -> bool:
     return any((directory / name).exists() for name in _TOKENIZER_FILES)
 
 
-def make_encoder(model: str, *, token_ids: bool = False) -> Encoder:
-    """The model's tokenizer, or made-up ids if it has none or if `token_ids` asks for them."""
-    if token_ids or not has_tokenizer(model):
-        return HashEncoder(vocabulary_of(model))
-    return TokenizerEncoder(model)
+def make_encoder(model: str) -> Encoder:
+    """The model's tokenizer, or made-up ids if it has none."""
+    return TokenizerEncoder(model) if has_tokenizer(model) else HashEncoder(vocabulary_of(model))

@@ -7,22 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from library.servers.backends import as_flags, common_arguments, has_gpu, prepare_environment
 from library.servers.encoders import has_tokenizer
-from library.servers.engines import has_gpu, prepare_environment
 from library.servers.models import SHAPES, write_model
-
-# the decode log line, written often, checks what the client sees
-_FLAGS = ("--random-seed=0", "--grammar-backend=none", "--decode-log-interval=16")
-# a machine without a GPU: fp32, and a KV pool that is not sized from the memory
-_CPU_FLAGS = (
-    "--device=cpu",
-    "--dtype=float32",
-    "--max-total-tokens=8192",
-    "--max-running-requests=16",
-    "--context-length=2048",
-    "--disable-cuda-graph",
-    "--skip-server-warmup",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +55,9 @@ def make_launch(args: argparse.Namespace, folder: Path, flags: Sequence[str]) ->
     model = args.model or str(write_model(args.shape, folder / args.shape))
     prepare_environment(model, gpu=gpu)
     text = has_tokenizer(model)
-    chosen = [*_FLAGS, *(() if gpu else _CPU_FLAGS)]
+    # the decode log line, written often, checks what the client sees
+    chosen = [*as_flags(common_arguments(gpu=gpu)), "--decode-log-interval=16"]
+    chosen += [] if gpu else ["--skip-server-warmup"]
     chosen += ["--load-format=dummy"] if args.shape else []
     chosen += [] if text else ["--skip-tokenizer-init"]
     name = f"{args.shape} shape, dummy weights" if args.shape else Path(model).name

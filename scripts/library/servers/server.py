@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from library.servers.backends import backend_flags
+from library.servers.backends import as_flags, backend_arguments
 
 PROGRAM = ("-m", "sglang.launch_server")
 STOP_LIMIT_S = 20
@@ -64,7 +64,7 @@ def running_server(
     """
     folder.mkdir(parents=True, exist_ok=True)
     log, port = folder / f"server-{backend.replace('/', '-')}.log", _free_port()
-    command = [sys.executable, *PROGRAM, *backend_flags(backend)]
+    command = [sys.executable, *PROGRAM, *as_flags(backend_arguments(backend))]
     command += ["--host=127.0.0.1", f"--port={port}", *flags]
     started = time.monotonic()
     with log.open("w") as file:

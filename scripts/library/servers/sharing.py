@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,51 +28,21 @@ class Sharing:
         """The part of the stock backend's KV reads that was not needed, 0 to 1."""
         return 1 - self.kv_tokens_read / self.kv_tokens_stock if self.kv_tokens_stock else 0.0
 
-    def since(self, earlier: Sharing | None) -> Sharing:
-        """Without what an already running server had counted before."""
-        if earlier is None:
-            return self
-        fallbacks = {
-            reason: count - earlier.fallbacks.get(reason, 0)
-            for reason, count in self.fallbacks.items()
-        }
-        return Sharing(
-            steps=self.steps - earlier.steps,
-            plans=self.plans - earlier.plans,
-            kv_tokens_read=self.kv_tokens_read - earlier.kv_tokens_read,
-            kv_tokens_stock=self.kv_tokens_stock - earlier.kv_tokens_stock,
-            fallbacks={reason: count for reason, count in fallbacks.items() if count},
-            dump=self.dump,
-        )
-
     def as_json(self) -> dict[str, Any]:
-        return {
-            "steps": self.steps,
-            "plans": self.plans,
-            "kv_tokens_read": self.kv_tokens_read,
-            "kv_tokens_stock": self.kv_tokens_stock,
-            "saved": self.saved,
-            "fallbacks": self.fallbacks,
-            "dump": self.dump,
-        }
+        return asdict(self) | {"saved": self.saved}
 
 
-def read_sharing(path: Path, attempts: int = 5) -> Sharing | None:
+def read_sharing(path: Path | None, attempts: int = 5) -> Sharing | None:
     """The file's content, None if there is none or if it never was complete JSON."""
+    if path is None:
+        return None
     for attempt in range(attempts):
         if attempt:
             time.sleep(0.1)
         try:
             dump = json.loads(path.read_text())
-            totals = dump["totals"]
-            return Sharing(
-                steps=int(totals["steps"]),
-                plans=int(totals["plans"]),
-                kv_tokens_read=int(totals["kv_tokens_read"]),
-                kv_tokens_stock=int(totals["kv_tokens_stock"]),
-                fallbacks=dict(totals.get("fallbacks") or {}),
-                dump=dump,
-            )
+            names = ("steps", "plans", "kv_tokens_read", "kv_tokens_stock", "fallbacks")
+            return Sharing(**{name: dump["totals"][name] for name in names}, dump=dump)
         except FileNotFoundError:
             return None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):

@@ -22,7 +22,7 @@ import multiprocessing
 from dataclasses import dataclass
 from typing import Any
 
-from library.servers.engines import has_gpu
+from library.servers.backends import has_gpu
 
 _BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4}
 

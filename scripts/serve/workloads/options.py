@@ -20,15 +20,9 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     url = "a running SGLang server instead of an engine; repeat it to compare several"
     add("--url", action="append", help=url)
     add_engine_option(parser)
-    dump = "with --url: the SGLANG_CODEC_DUMP file of a codec server on this machine"
-    add("--dump", type=Path, metavar="FILE", help=dump)
 
     add = parser.add_argument_group("tokens").add_argument
-    made_up = "made-up token ids instead of text; automatic for a model without a tokenizer"
-    add("--token-ids", action="store_true", help=made_up)
     add("--seed", type=int, default=0, help="of the problems (default: 0)")
-    early = "let the model end early (default: every request generates --max-new-tokens)"
-    add("--stop-at-eos", action="store_true", help=early)
     logprobs = "ask for the two most likely tokens everywhere, to tell a tie from an error"
     add("--logprobs", action="store_true", help=logprobs)
     gap = "largest distance of the top two logits that rounding may turn round; 0.13 suits bf16,"
@@ -41,7 +35,6 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     add("--plot", type=Path, metavar="OUT.png", help=plot)
     equal = "exit with 1 if a backend's tokens differ from the reference's by more than a tie"
     add("--require-equal", action="store_true", help=equal)
-    add("--quiet", action="store_true", help="no progress bar")
 
 
 def check_common_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -52,5 +45,3 @@ def check_common_options(parser: argparse.ArgumentParser, args: argparse.Namespa
         parser.error(f"--url names a server twice: {' '.join(args.url)}")
     if args.url and args.engine:
         parser.error("--engine configures an engine in this process: not with --url")
-    if args.dump and not args.url:
-        parser.error("--dump is for --url: an engine in this process writes its own")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from library import results
+from library.servers.backends import gpu_name
 from library.servers.encoders import Encoder
-from library.servers.engines import gpu_name
 from library.servers.sharing import Sharing, explain
 from rich import box
 from rich.console import Console

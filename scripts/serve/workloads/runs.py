@@ -100,7 +100,7 @@ class Session:
 def sampling_of(args: argparse.Namespace, *, always_logprobs: bool = False) -> Sampling:
     """Sampling as the options say; a workload that scores needs logprobs in any case."""
     wanted = args.logprobs or always_logprobs
-    return Sampling(not args.stop_at_eos, REFERENCE_TOP_LOGPROBS if wanted else 0)
+    return Sampling(REFERENCE_TOP_LOGPROBS if wanted else 0)
 
 
 def run_backends(
@@ -114,13 +114,12 @@ def run_backends(
     runs: list[BackendRun] = []
     with tempfile.TemporaryDirectory(prefix="sglang-codec-") as directory:
         for opening in openings(args, Path(directory)):
-            runs.append(_run_one(opening, args, sampling, expected_tokens, workload, console))
+            runs.append(_run_one(opening, sampling, expected_tokens, workload, console))
     return runs
 
 
 def _run_one(
     opening: AbstractContextManager[Target],
-    args: argparse.Namespace,
     sampling: Sampling,
     expected_tokens: int,
     workload: Callable[[Session], None],
@@ -132,23 +131,17 @@ def _run_one(
         TextColumn("{task.completed}/{task.total} tokens"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, disable=args.quiet) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("starting", total=expected_tokens)
         with opening as target:
             progress.update(task, description=target.name)
             run = BackendRun(target.name, target.startup_s)
-            counted_before = _sharing_of(target)
             workload(
                 Session(target.client, sampling, run, lambda n: progress.update(task, advance=n))
             )
-            while_up = _sharing_of(target)
+            readings = [read_sharing(target.dump)]
         progress.update(task, total=progress.tasks[0].completed)
     # the backend rewrites its file now and then: whichever copy saw more steps
-    known = [sharing for sharing in (while_up, _sharing_of(target)) if sharing is not None]
-    if known:
-        run.sharing = max(known, key=lambda sharing: sharing.steps).since(counted_before)
+    readings.append(read_sharing(target.dump))
+    run.sharing = max(filter(None, readings), key=lambda s: s.steps, default=None)
     return run
-
-
-def _sharing_of(target: Target) -> Sharing | None:
-    return read_sharing(target.dump) if target.dump else None

@@ -14,7 +14,7 @@ import pytest
 import table_serving
 from library.results import split_words, without_paths
 from library.servers import workload
-from library.servers.backends import backend_flags, uses_codec
+from library.servers.backends import as_flags, backend_arguments, uses_codec
 from library.servers.clients import Completion, Request
 from library.servers.counters import codec_counters, increase
 from library.servers.models import SHAPES, write_model
@@ -554,7 +554,7 @@ def test_no_picture_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_pair_of_backends() -> None:
     pair = ["--prefill-attention-backend=fa3", "--decode-attention-backend=codec"]
-    assert backend_flags("fa3/codec") == pair
+    assert as_flags(backend_arguments("fa3/codec")) == pair
     assert uses_codec("fa3/codec")
     assert not uses_codec("codec/fa3")
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -286,7 +284,6 @@ def test_engine_arguments_split_a_pair_and_settings_win() -> None:
     [
         ([], "--model PATH or --url"),
         (["--url", "http://x", "--engine", "page_size=1"], "not with --url"),
-        (["--model", "m", "--dump", "f"], "--dump is for --url"),
         (["--model", "m", "--questions", "0"], "at least 1"),
         (["--model", "m", "--engine", "page_size"], "is not key=value"),
     ],
@@ -297,26 +294,6 @@ def test_bad_command_lines_say_what_to_do(
     with pytest.raises(SystemExit):
         few_shot.main(options)
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "script",
-    [
-        "few_shot",
-        "tree_of_thought",
-        "demo",
-        "make_tiny_model",
-        "get_smollm2",
-        "bench_serving",
-        "plot_serving",
-        "table_serving",
-        "trace_overlap",
-    ],
-)
-def test_help(script: str) -> None:
-    command = [sys.executable, str(SCRIPTS / f"{script}.py"), "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert shown.stdout.startswith("usage:")
 
 
 # results -----------------------------------------------------------------------------------------
@@ -356,15 +333,6 @@ def test_dump_is_read_and_a_broken_one_is_not(tmp_path: Path) -> None:
     assert read_sharing(path, attempts=1) is None
     path.write_text(json.dumps({"forest": {}, "plan": {}, "totals": TOTALS | {"fallbacks": {}}}))
     assert read_sharing(path).saved == pytest.approx(0.75)
-
-
-def test_sharing_since_an_earlier_reading() -> None:
-    earlier = Sharing(steps=1, plans=1, kv_tokens_read=50, kv_tokens_stock=200)
-    later = Sharing(**TOTALS, fallbacks={"a reason": 2})
-    assert later.since(None) == later
-    rest = later.since(earlier)
-    assert (rest.steps, rest.plans, rest.kv_tokens_read) == (3, 0, 200)
-    assert (rest.kv_tokens_stock, rest.fallbacks) == (800, {"a reason": 2})
 
 
 def test_what_cannot_be_drawn_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
