@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from library.options import parse_backends, parse_setting, positive
-from library.results import command, commit, gpu_name, plain, versions
-from library.servers.backends import has_gpu, uses_codec
+from library import results
+from library.options import add_engine_option, parse_backends, parser_of, positive
+from library.servers.backends import gpu_name, uses_codec
 from library.servers.clients import Completion, GenerationError, Request, Sampling
 from library.servers.encoders import make_encoder
 from library.servers.engines import started_engine
@@ -42,34 +42,19 @@ TOP = 20  # tokens of whose log-probabilities each step tells
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="a directory with weights and tokenizer")
-    parser.add_argument(
-        "--backend",
-        type=parse_backends,
-        default=["fa3/codec", "fa3", "fa3/flashinfer", "fa3/triton"],
-        metavar="A,B,...",
-        help="codec and stock backends (default: fa3/codec,fa3,fa3/flashinfer,fa3/triton)",
-    )
-    parser.add_argument(
-        "--engine",
-        action="append",
-        type=parse_setting,
-        default=[],
-        metavar="KEY=VALUE",
-        help="any argument of sglang.Engine; may be repeated",
-    )
-    parser.add_argument(
-        "--text", type=Path, action="append", help="text files (default: this project's)"
-    )
-    parser.add_argument("--prompts", type=positive, default=256, help="default: 256")
-    parser.add_argument("--longest", type=positive, default=2000, help="tokens (default: 2000)")
-    parser.add_argument("--new-tokens", type=positive, default=17, help="each (default: 17)")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--json", type=Path, required=True, metavar="OUT.json")
-    parser.add_argument("--plot", type=Path, metavar="OUT.png")
+    parser = parser_of(__doc__)
+    add, backends = parser.add_argument, "fa3/codec,fa3,fa3/flashinfer,fa3/triton"
+    add("--model", required=True, help="a directory with weights and tokenizer")
+    about = f"codec and stock backends (default: {backends})"
+    add("--backend", type=parse_backends, default=backends, metavar="A,B,...", help=about)
+    add_engine_option(parser)
+    add("--text", type=Path, action="append", help="text files (default: this project's)")
+    add("--prompts", type=positive, default=256, help="default: 256")
+    add("--longest", type=positive, default=2000, help="tokens (default: 2000)")
+    add("--new-tokens", type=positive, default=17, help="each (default: 17)")
+    add("--seed", type=int, default=0, help="default: 0")
+    add("--json", type=Path, required=True, metavar="OUT.json")
+    add("--plot", type=Path, metavar="OUT.png")
     return parser
 
 
@@ -101,11 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     documents = [path.read_text() for path in args.text or TEXT]
     texts = [encoder.encode(text)[: args.longest] for text in documents]
     requests = make_prompts(texts, args.prompts, args.new_tokens, args.seed)
-    document: dict[str, Any] = {
-        "gpu": "cpu",
-        "versions": versions(),
-        "commit": commit(),
-        "command": command(),
+    document = results.head("cpu") | {
         "model": Path(args.model).name,
         "engine": {name: str(value) for name, value in args.engine},
         "seed": args.seed,
@@ -127,12 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             differences = compare_all(runs)
             document |= {"backends": rows, "differences": [d.as_json() for d in differences]}
             document["verdict"] = verdict(differences)
-            write(args.json, document)
-    if has_gpu():
-        import torch
-
-        document["gpu"] = gpu_name(torch.device("cuda"))
-        write(args.json, document)
+            results.write(document, args.json)
+    document["gpu"] = gpu_name()  # an engine needs the GPU to itself
+    results.write(document, args.json)
     for pair in document["differences"]:
         chosen = {f"{share:.3g}": f"{x:.2e}" for share, x in pair["quantiles"][50::20]}
         print(f"{pair['first']} and {pair['second']}: {pair['positions']} positions, {chosen}")
@@ -140,12 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plot and document["differences"]:
         draw(json.loads(args.json.read_text()), args.plot)
     return 0 if document["verdict"]["no_wider"] else 1
-
-
-def write(path: Path, document: dict[str, Any]) -> None:
-    """Everything so far."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain(document)) + "\n")
 
 
 if __name__ == "__main__":

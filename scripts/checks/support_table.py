@@ -22,6 +22,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from library.options import parser_of
+
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "tests" / "data" / "models"
 PAGE = ROOT / "docs" / "support.md"
@@ -58,8 +60,13 @@ class Row:
         return f"| {self.family}{mark} | {self.shape} | {self.verdict} | {self.why} |"
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     index = json.loads((MODELS / "index.json").read_text())
+    parser, known = parser_of(__doc__), [entry["name"] for entry in index]
+    parser.add_argument("names", nargs="*", metavar="MODEL", help=", ".join(known))
+    names = parser.parse_args().names
+    if unknown := set(names) - set(known):
+        parser.error(f"unknown models: {', '.join(sorted(unknown))}; --help lists them")
     rows = [row_of(entry) for entry in index if not names or entry["name"] in names]
     if names:
         print("\n".join(row.line for row in rows))
@@ -245,4 +252,4 @@ def summary(rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

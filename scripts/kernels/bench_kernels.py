@@ -47,7 +47,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--contiguous-peers", type=peers, help="peers on contiguous slots; default: as --peers")
     add("--slots", type=some_of(SLOTS), default=["scattered"], help="scattered, contiguous or both")
     add("--not-in", type=Path, nargs="*", default=[], help="leave out the rows of these reports")
-    add("--order", choices=("shuffled", "dfs"), default="shuffled", help="batch order")
     add("--layers", type=positive, help="distinct KV layers; default: enough to keep L2 cold")
     add("--rounds", type=positive, default=3, help="rounds in which the peers take turns")
     add("--budget", type=float, default=float("inf"), help="stop before a row after these seconds")
@@ -129,9 +128,7 @@ def _one(
     peers = options.contiguous_peers if slots == "contiguous" else options.peers
     pages = [PAGES[peer] for peer in peers if peer in PAGES]
     align = max(pages, default=1) if slots == "contiguous" else 1
-    problem = Problem(
-        row, pool, options.order, slots, align, options.layers, head_dim=options.head_dim
-    )
+    problem = Problem(row, pool, slots, align, options.layers, head_dim=options.head_dim)
     return measure_row(problem, peers, ceilings, options.rounds, options.verbose)
 
 

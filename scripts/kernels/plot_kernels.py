@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw a report of `bench_kernels.py`: times per table, gains over all, bytes of large batches.
+"""Draw a report of `bench_kernels.py`: times per table, and gains over all.
 
     python scripts/kernels/plot_kernels.py out/kernels.json --out docs/results
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library import figures, results
-from library.attention import traffic
 from library.attention.problem import SLOTS
 from library.attention.summary import LOSING, STOCK, best, gain, geometric_mean, grouped
 from library.options import parser_of
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROWS_PER_PANEL, PANEL_WIDTH = 40, 17.0
-LARGE_BATCH = 256  # above it Q, O and partials are no longer small beside KV
-KIND_COLOURS = ("#4c78a8", "#72b7b2", "#54a24b", "#f58518", "#ffbf79")
 
 
 def draw(paths: list[Path], out: Path, dpi: int = 110, only: str | None = None) -> list[Path]:
@@ -50,10 +47,6 @@ def _figures(rows: list[dict]) -> list[tuple[str, tuple[str, Figure]]]:
         drawn.append((table, (f"{table}: time per layer", times_figure(measured))))
     if won := [row for row in rows if gain(row) is not None]:
         drawn.append(("gain", ("codec against the best stock backend", gains_figure(won))))
-    large = [row for row in rows if row["batch"] > LARGE_BATCH and traffic.all_bytes_us(row)]
-    if large:
-        title = "what all bytes take at bandwidth, and codec's share of that limit"
-        drawn.append(("bytes", (title, bytes_figure(large))))
     return drawn
 
 
@@ -99,30 +92,6 @@ def gains_figure(rows: list[dict]) -> Figure:
         figures.gain_bars(axis, names, [gain(row) for row in members], possible)
         axis.set_ylabel("speed-up")
         axis.set_title(title, loc="left", fontsize=10)
-    figures.legend(figure)
-    return figure
-
-
-def bytes_figure(rows: list[dict]) -> Figure:
-    """Stacked bars of microseconds at bandwidth; the percentage is `codec`'s share of all bytes."""
-    figure, drawn = _panels(grouped(rows, lambda row: f"{row['table']} {row['heads']}"))
-    for panel, members, axis in drawn:
-        where, foot = range(len(members)), [0.0] * len(members)
-        for kind, colour in zip(traffic.KINDS, KIND_COLOURS, strict=True):
-            us = [row["bandwidth_us"] * row["bytes"][kind] / row["bytes"]["kv"] for row in members]
-            axis.bar(where, us, 0.6, bottom=foot, color=colour, label=kind.replace("_", " "))
-            foot = [below + more for below, more in zip(foot, us, strict=True)]
-        for x, row in enumerate(members):
-            if ours := best(row, ("codec",)):
-                label = None if x else "codec"
-                axis.plot(x, ours[1], "D", color=figures.COLOURS["codec"], ms=5, label=label)
-                at, share = max(ours[1], foot[x]), traffic.full_limit_us(row) / ours[1]
-                axis.annotate(f"{share:.0%}\n", (x, at), ha="center", va="bottom", fontsize=7)
-        figures.lines(axis, [row["limit_us"] for row in members])
-        figures.name_groups(axis, [row["name"] for row in members])
-        axis.margins(y=0.15)
-        axis.set_ylabel("µs per layer")
-        axis.set_title(f"{panel} query / KV heads", loc="left", fontsize=10)
     figures.legend(figure)
     return figure
 

@@ -16,18 +16,17 @@ iteration. Exit status 0 if no check failed.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from churning.options import make_parser
 from churning.run import Run
 from churning.stock_test import POOL, VOCABULARY
-from library.results import command, commit, gpu_name, plain, split_words, versions, without_paths
+from library import results
+from library.servers.backends import gpu_name
 from library.servers.clients import GenerationError, ServerClient
 from library.servers.launch import make_launch
 from library.servers.models import vocabulary_of
@@ -65,7 +64,7 @@ def churn(args: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any
                 )
             )
             model, url, log = launch.model, server.url, server.log
-            flags = without_paths(launch.flags)
+            flags = results.without_paths(launch.flags)
         vocabulary = args.vocabulary or vocabulary_of(model)
         if args.stock_test and vocabulary < VOCABULARY:
             raise GenerationError(
@@ -76,28 +75,24 @@ def churn(args: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it, say what held, write it down."""
-    own, words = split_words(list(sys.argv[1:] if argv is None else argv))
+    own, words = results.split_words(list(sys.argv[1:] if argv is None else argv))
     parser = make_parser(__doc__)
     args = parser.parse_args(own)
     if args.url and words:
         parser.error("flags after -- are for a server that this starts: not with --url")
     try:
-        results, flags = churn(args, words)
+        found, flags = churn(args, words)
     except (GenerationError, ServerFailed, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    head = {"gpu": gpu_name(device), "versions": versions(), "commit": commit()}
     variables = {} if args.url else {name: os.environ[name] for name in VARIABLES}
-    how = {"command": command(), "server_flags": flags, "server_variables": variables}
-    document = head | how | results
-    for check in results["checks"]:
+    how = {"server_flags": flags, "server_variables": variables}
+    for check in found["checks"]:
         mark = {True: "ok", False: "FAILED", None: "unknown"}[check["holds"]]
         print(f"{mark:8}{check['name']}: {check['seen']}")
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(plain(document), indent=1) + "\n")
-    return 0 if results["ok"] else 1
+        results.write(results.head(gpu_name()) | how | found, args.json)
+    return 0 if found["ok"] else 1
 
 
 if __name__ == "__main__":

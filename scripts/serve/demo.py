@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """The main job on a machine without a GPU: what `make demo` runs.
 
+    python scripts/serve/demo.py --model .models/tiny-llama
+
 SGLang's engine serves a few-shot workload with --attention-backend torch_native and then codec,
 our Triton kernels in Triton's interpreter, and the tokens are compared. The interpreter says
 whether the results are right and what was read, and nothing about speed.
@@ -13,6 +15,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import few_shot
 from library.options import parser_of, positive
@@ -31,23 +34,22 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def verdict(results: dict[str, object], plot: Path) -> str:
+def verdict(results: dict[str, Any], plot: Path) -> str:
     """The demo in four lines."""
     workload, comparison = results["workload"], results["comparisons"][0]
     sharing = next(run for run in results["runs"] if run["backend"] == CODEC)["sharing"]
     same = comparison["identical"] == comparison["compared"]
+    pictures = sorted(map(str, plot.parent.glob(f"{plot.stem}*{plot.suffix}")))
     lines = [
         f"{'OK' if same else 'DIFFERENT'}: {comparison['identical']} of {comparison['compared']}"
         f" requests have exactly {STOCK}'s tokens with {CODEC}",
         f"shared: {workload['shared_tokens']} prompt tokens by {workload['requests']} requests",
+        f"KV tokens read: {sharing['kv_tokens_read']:,}; a stock backend reads"
+        f" {sharing['kv_tokens_stock']:,} ({sharing['saved']:.0%} saved)"
+        if sharing
+        else "KV tokens read: not known, since no decode batch was planned",
+        f"pictures: {', '.join(pictures)}",
     ]
-    if sharing:
-        lines.append(
-            f"KV tokens read: {sharing['kv_tokens_read']:,}; a stock backend reads"
-            f" {sharing['kv_tokens_stock']:,} ({sharing['saved']:.0%} saved)"
-        )
-    drawn = sorted(plot.parent.glob(f"{plot.stem}*{plot.suffix}"))
-    lines.append(f"pictures: {', '.join(str(path) for path in drawn)}")
     return "\n".join(lines)
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from library.figures import panels, save
+
 _OURS, _STOCK = ("#d62728", "#ff7f0e", "#9467bd"), ("#1f77b4", "#6baed6", "#2ca02c", "#999999")
 
 
-def draw(document: dict[str, Any], path: Path, dpi: int = 120) -> None:
+def draw(document: dict[str, Any], path: Path) -> None:
     """Draw what share of positions differs by more than x; from the JSON alone."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5))
-    axis = figure.subplots()
+    figure, (axis,) = panels(1, (8, 5))
     for ours, colours, style in ((True, _OURS, "-"), (False, _STOCK, "--")):
         pairs = [d for d in document["differences"] if d["is_ours"] == ours and d["positions"]]
         for number, pair in enumerate(pairs):
@@ -26,7 +25,4 @@ def draw(document: dict[str, Any], path: Path, dpi: int = 120) -> None:
     axis.set_ylabel("share of decode steps with a larger one")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="lower left")
-    axis.set_title(f"{document['model']}, {document['gpu']}", fontsize=10)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    save(figure, f"{document['model']}, {document['gpu']}", path)

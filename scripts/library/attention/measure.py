@@ -96,7 +96,6 @@ def measure_row(
         "max_abs_err": outcome.max_abs_err,
         "tree": row.tree,
         "head_dim": problem.head_dim,
-        "order": problem.order,
         "slots": problem.slots,
         "layers": problem.layers,
         "calls": outcome.calls,

@@ -35,12 +35,10 @@ class Tree:
     paths: list[tuple[int, ...]]
 
     @classmethod
-    def of(cls, row: Row, order: str, seed: int) -> Tree:
+    def of(cls, row: Row, seed: int) -> Tree:
+        """The tree of a row, its requests shuffled."""
         parents, lengths, leaves = row.level_tree()
-        if order == "shuffled":
-            random.Random(seed).shuffle(leaves)
-        elif order != "dfs":
-            raise ValueError(f"unknown order {order!r}: choose from dfs, shuffled")
+        random.Random(seed).shuffle(leaves)
         raw = [_path_to(leaf, parents, lengths) for leaf in leaves]
         return _merge_equal_readers(raw, lengths)
 
@@ -121,7 +119,6 @@ class Problem:
     Args:
         row: the scenario.
         pool: where K and V come from; also fixes dtype and device.
-        order: batch order of the requests, `shuffled` or `dfs`.
         slots: `scattered` (a random permutation of the pool) or `contiguous` (each node a run).
         align: first slot of each node is a multiple of this, for peers with larger pages.
         layers: number of distinct KV layers; by default enough to keep L2 cold.
@@ -131,19 +128,18 @@ class Problem:
         self,
         row: Row,
         pool: KVPool,
-        order: str = "shuffled",
         slots: str = "scattered",
         align: int = 1,
         layers: int | None = None,
         seed: int = 0,
         head_dim: int = HEAD_DIM,
     ) -> None:
-        self.row, self.order, self.slots, self.align = row, order, slots, align
+        self.row, self.slots, self.align = row, slots, align
         self.num_qo_heads, self.num_kv_heads = row.num_qo_heads, row.num_kv_heads
         self.head_dim, self.dtype, self.device = head_dim, pool.dtype, pool.device
         self.batch = row.batch
         self.sm_scale = 1.0 / math.sqrt(head_dim)
-        self.tree = Tree.of(row, order, seed + 1)
+        self.tree = Tree.of(row, seed + 1)
         self.node_slots, num_slots = _place(self.tree.lengths, slots, align, seed + 2)
         self.num_slots = num_slots
         self.token_bytes = 2 * self.num_kv_heads * head_dim * pool.dtype.itemsize

@@ -19,7 +19,6 @@ costs nothing else on top of what attention costs over 8 tokens.
 from __future__ import annotations
 
 import multiprocessing
-from dataclasses import dataclass
 from typing import Any
 
 from library.servers.backends import has_gpu
@@ -27,31 +26,8 @@ from library.servers.backends import has_gpu
 _BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4}
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """Both terms of a row's bound."""
-
-    base_ms: float
-    base_backend: str
-    base_kv_bytes: float
-    kv_bytes: float
-    bandwidth_TBps: float
-
-    @property
-    def kv_ms(self) -> float:
-        """Milliseconds of reading what the base has not read."""
-        return (self.kv_bytes - self.base_kv_bytes) / (self.bandwidth_TBps * 1e9)
-
-    @property
-    def ms(self) -> float:
-        return self.base_ms + self.kv_ms
-
-    def as_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__} | {"kv_ms": self.kv_ms}
-
-
-def bound_of(row: dict, rows: list[dict], bandwidth_TBps: float | None) -> Bound | None:
-    """The bound of a row, from the `short-B` rows beside it; None while there is none."""
+def bound_of(row: dict, rows: list[dict], bandwidth_TBps: float | None) -> dict[str, Any] | None:
+    """The terms of a row's bound, from the `short-B` rows beside it; None while there is none."""
     bases = [
         other
         for other in rows
@@ -60,13 +36,15 @@ def bound_of(row: dict, rows: list[dict], bandwidth_TBps: float | None) -> Bound
     if not bases or not bandwidth_TBps or "kv_bytes_per_step" not in row:
         return None
     base = min(bases, key=lambda other: other["tpot_ms"])
-    return Bound(
-        base_ms=base["tpot_ms"],
-        base_backend=base["backend"],
-        base_kv_bytes=base["kv_bytes_per_step"]["unique"],
-        kv_bytes=row["kv_bytes_per_step"]["unique"],
-        bandwidth_TBps=bandwidth_TBps,
-    )
+    read, read_by_base = (r["kv_bytes_per_step"]["unique"] for r in (row, base))
+    return {
+        "base_ms": base["tpot_ms"],
+        "base_backend": base["backend"],
+        "base_kv_bytes": read_by_base,
+        "kv_bytes": read,
+        "bandwidth_TBps": bandwidth_TBps,
+        "kv_ms": (read - read_by_base) / (bandwidth_TBps * 1e9),
+    }
 
 
 def kv_bytes_per_token(config: dict[str, Any], server: dict[str, Any]) -> int:

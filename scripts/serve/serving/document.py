@@ -110,9 +110,8 @@ def with_bound(
     row: dict[str, Any], rows: list[dict[str, Any]], bandwidth: float | None
 ) -> dict[str, Any]:
     """The row with its bound, if the rows it needs are there."""
-    bound = bound_of(row, rows, bandwidth) if row.get("batch") else None
-    terms = bound.as_json() if bound else None
-    return row | {"bound_ms": bound.ms if bound else None, "bound": terms}
+    terms = bound_of(row, rows, bandwidth) if row.get("batch") else None
+    return row | {"bound_ms": terms and terms["base_ms"] + terms["kv_ms"], "bound": terms}
 
 
 def same_outputs(row: dict[str, Any], rows: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from library.servers.clients import Completion
 
 LEAST_STEPS = 4
@@ -38,20 +39,9 @@ class Steady:
     tokens_after: float
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Linearly interpolated between the two nearest values, as NumPy's default."""
-    if not values:
-        raise ValueError("no values to take a percentile of")
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
-
-
 def p50_p99(seconds: Sequence[float]) -> dict[str, float]:
     """Median and 99th percentile in milliseconds."""
-    return {f"p{p}": 1e3 * percentile(seconds, p) for p in (50, 99)}
+    return {f"p{p}": 1e3 * float(np.percentile(seconds, p)) for p in (50, 99)}
 
 
 def steady_state(completions: Sequence[Completion]) -> Steady:

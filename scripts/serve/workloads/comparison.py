@@ -58,19 +58,9 @@ class Comparison:
         )
 
     def as_json(self, tie_gap: float) -> dict[str, Any]:
-        return {
-            "reference": self.reference,
-            "other": self.other,
-            "compared": self.compared,
-            "identical": self.identical,
-            "ties": self.ties(tie_gap),
-            "unmatched": self.unmatched,
-            "tie_gap": tie_gap,
-            "differences": [
-                asdict(difference) | {"tie": difference.is_tie(tie_gap)}
-                for difference in self.differences
-            ],
-        }
+        differences = [asdict(d) | {"tie": d.is_tie(tie_gap)} for d in self.differences]
+        judged = {"compared": self.compared, "ties": self.ties(tie_gap), "tie_gap": tie_gap}
+        return asdict(self) | judged | {"differences": differences}
 
 
 def compare(

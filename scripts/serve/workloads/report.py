@@ -139,23 +139,13 @@ def as_json(
 
 
 def _run_json(run: BackendRun, encoder: Encoder) -> dict[str, Any]:
-    return {
-        "backend": run.backend,
-        "startup_s": run.startup_s,
-        "wall_s": run.wall_s,
-        "output_tokens": run.output_tokens,
-        "tokens_per_s": run.tokens_per_s,
-        "mean_tpot_ms": run.mean_tpot_ms,
-        "prompt_tokens": run.prompt_tokens,
-        "cached_tokens": run.cached_tokens,
+    figures = ("startup_s", "wall_s", "output_tokens", "tokens_per_s", "mean_tpot_ms")
+    figures += ("prompt_tokens", "cached_tokens")
+    return {"backend": run.backend, **{name: getattr(run, name) for name in figures}} | {
         "sharing": run.sharing.as_json() if run.sharing else None,
         "batches": [
-            {
-                "label": batch.label,
-                "requests": len(batch.completions),
-                "wall_s": batch.wall_s,
-                "output_tokens": batch.output_tokens,
-            }
+            {"label": batch.label, "requests": len(batch.completions), "wall_s": batch.wall_s}
+            | {"output_tokens": batch.output_tokens}
             for batch in run.batches
         ],
         "requests": [

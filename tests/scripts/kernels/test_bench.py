@@ -469,6 +469,5 @@ def test_plots_of_a_whole_report(tmp_path: Path) -> None:
     assert [path.name for path in written] == [
         *(f"kernels-{table}.png" for table in tables.TABLES),
         "kernels-gain.png",
-        "kernels-bytes.png",
     ]
     assert all(path.stat().st_size > 5000 for path in written)

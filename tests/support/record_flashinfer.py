@@ -1,7 +1,7 @@
 """Record outputs of the real FlashInfer on a GPU, for tests on machines that have none.
 
-    python scripts/kernels/record_flashinfer.py                    # head dim 128
-    python scripts/kernels/record_flashinfer.py --head-dims 128,64
+    python tests/support/record_flashinfer.py                    # head dim 128
+    python tests/support/record_flashinfer.py --head-dims 128,64
 
 Only outputs and log-sum-exps are stored. Inputs are made again from the case's seed: the raw 64-bit
 stream of NumPy's PCG64, whose top 24 bits become numbers uniform in [-sqrt(3), sqrt(3)) (variance
@@ -10,21 +10,21 @@ stream of NumPy's PCG64, whose top 24 bits become numbers uniform in [-sqrt(3), 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from library import results
-from library.options import parser_of
 
 from sglang_codec.reference import decode_attention
 from sglang_codec.testing import Counts, Paths, rows_of, with_slots, without_pages
 
-DATA = Path(__file__).resolve().parents[2] / "tests" / "data"
+DATA = Path(__file__).resolve().parents[1] / "data"
 LARGEST_ERROR = 1e-2  # of FlashInfer itself against fp64: beyond it the recipe is wrong
 
 # shared runs fill whole pages, so that the same tree works for every page size
@@ -168,20 +168,22 @@ def record(cases: list[Case], out: Path) -> None:
             raise SystemExit(f"{case.name}: FlashInfer and fp64 disagree; nothing is written")
         arrays[f"{case.name}.out"], arrays[f"{case.name}.lse"] = values.numpy(), lse.numpy()
         described[case.name] = {"inputs_sha256": inputs.digest, "relative_error": error}
-    metadata = results.head(results.gpu_name(torch.device("cuda"))) | {"cases": described}
+    metadata = {"gpu": torch.cuda.get_device_name(), "cases": described}
+    metadata["versions"] = {name: version(name) for name in ("torch", "flashinfer-python")}
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out, metadata=np.array(json.dumps(metadata)), **arrays)
     print(f"{out}: {len(cases)} cases, {out.stat().st_size / 1e6:.2f} MB")
 
 
 def main() -> int:
-    parser = parser_of(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--head-dims", default="128", help="64 is compiled by FlashInfer at use")
     parser.add_argument("--out", type=Path, help="default: tests/data/flashinfer_<version>.npz")
     options = parser.parse_args()
     wanted = {int(dim) for dim in options.head_dims.split(",")}
-    version = results.versions().get("flashinfer", "unknown")
-    out = options.out or DATA / f"flashinfer_{version}.npz"
+    out = options.out or DATA / f"flashinfer_{version('flashinfer-python')}.npz"
     record([case for case in CASES if case.head_dim in wanted], out)
     return 0
 
