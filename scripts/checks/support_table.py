@@ -143,19 +143,12 @@ def build(config: dict[str, Any], pipe: int) -> None:
 def as_on_a_gpu(runner: Any) -> SimpleNamespace:
     import torch
 
+    same = ("use_mla_backend", "model", "model_config", "token_to_kv_pool", "server_args")
     kv_dtype = runner.kv_cache_dtype
-    return SimpleNamespace(
-        device="cuda",
-        gpu_id=0,
-        use_mla_backend=runner.use_mla_backend,
-        is_draft_worker=False,
-        model=runner.model,
-        model_config=runner.model_config,
+    return gpu_runner(
+        **{name: getattr(runner, name) for name in same},
         layer_info=getattr(runner, "layer_info", None),
-        dtype=torch.bfloat16,
         kv_cache_dtype=torch.bfloat16 if kv_dtype == torch.float32 else kv_dtype,
-        token_to_kv_pool=runner.token_to_kv_pool,
-        server_args=runner.server_args,
     )
 
 
@@ -164,29 +157,31 @@ def hand_made_runner(entry: dict[str, Any]) -> SimpleNamespace:
     from sglang.srt.layers.radix_attention import RadixAttention
     from sglang.srt.mem_cache import memory_pool
 
-    layers, config = [], SimpleNamespace(**entry.get("config", {}))
+    layers = []
     for group in entry["layers"]:
-        group = dict(group)
-        for _ in range(group.pop("count", 1)):
-            heads, kv_heads, head_dim = group["shape"]
-            more = {name: value for name, value in group.items() if name != "shape"}
-            layers.append(
-                RadixAttention(heads, head_dim, 1.0, kv_heads, layer_id=len(layers), **more)
-            )
+        (heads, kv_heads, dim), count = group["shape"], group.get("count", 1)
+        more = {name: group[name] for name in group if name not in ("shape", "count")}
+        for _ in range(count):
+            where = {"num_kv_heads": kv_heads, "layer_id": len(layers)}
+            layers.append(RadixAttention(heads, dim, 1.0, **where, **more))
     pool = getattr(memory_pool, entry.get("pool", "MHATokenToKVPool"))
-    return SimpleNamespace(
-        device="cuda",
-        gpu_id=0,
+    return gpu_runner(
         use_mla_backend=entry.get("mla", False),
-        is_draft_worker=False,
         model=torch.nn.ModuleList(layers),
-        model_config=config,
-        dtype=torch.bfloat16,
+        model_config=SimpleNamespace(**entry.get("config", {})),
         kv_cache_dtype=getattr(torch, entry.get("kv_dtype", "bfloat16")),
         # made without its buffers: only its class is looked at
         token_to_kv_pool=pool.__new__(pool),
         server_args=SimpleNamespace(),
     )
+
+
+def gpu_runner(**more: Any) -> SimpleNamespace:
+    """What the checks read of a model runner on a GPU."""
+    import torch
+
+    where = {"device": "cuda", "gpu_id": 0, "is_draft_worker": False, "dtype": torch.bfloat16}
+    return SimpleNamespace(**where, **more)
 
 
 def judge(runner: Any) -> dict[str, Any]:

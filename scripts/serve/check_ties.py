@@ -89,38 +89,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     noise, verdicts = [], []
     for difference in comparison["differences"]:
         name, position = difference["name"], difference["position"]
-        tokens = prompts[name] + outputs[name]
-        exact, rounded = (teacher.logits(tokens) for teacher in teachers)
+        exact, rounded = (teacher.logits(prompts[name] + outputs[name]) for teacher in teachers)
         noise.append(top_gaps(exact, rounded))
-        place = len(prompts[name]) + position - 1 - len(common)
-        row = exact[place]
-        gap = float(row[difference["expected"]] - row[difference["got"]])
-        rank = int((row > min(row[difference["expected"]], row[difference["got"]])).sum()) + 1
-        verdicts.append(
-            {"name": name, "position": position, "exact_gap": round(gap, 4), "lower_rank": rank}
-        )
+        row = exact[len(prompts[name]) + position - 1 - len(common)]
+        pair = row[difference["expected"]], row[difference["got"]]
+        gap, rank = round(float(pair[0] - pair[1]), 4), int((row > min(pair)).sum()) + 1
+        verdicts.append({"name": name, "position": position, "exact_gap": gap, "lower_rank": rank})
+        print(f"{name} token {position}: exact gap {gap:+.3f}, the less likely is number {rank}")
     moved = np.concatenate(noise)
     limits = {f"p{q}": round(float(np.percentile(moved, q)), 4) for q in (50, 90, 95, 99)}
-    worst = max((abs(v["exact_gap"]) for v in verdicts), default=0.0)
-    inside = sum(abs(v["exact_gap"]) <= limits["p95"] for v in verdicts)
-    for v in verdicts:
-        print(
-            f"{v['name']:>12} token {v['position']:2d}: exact gap {v['exact_gap']:+.3f}, the less "
-            f"likely of the two is number {v['lower_rank']}"
-        )
-    print(
-        f"rounding to bfloat16 moves the gap of the top two logits by {limits['p50']} in the median"
-        f", {limits['p95']} at the 95th and {limits['p99']} at the 99th percentile ({len(moved)} "
-        "places)"
-    )
-    print(
-        f"{len(verdicts)} of {comparison['compared']} requests differ; {inside} exact gaps are "
-        f"within the 95th percentile, the largest is {worst:.3f}"
-    )
+    limits["max"] = round(float(moved.max()), 4)
+    print(f"bfloat16 moves the gap of the top two logits, over {len(moved)} places: {limits}")
+    inside = sum(abs(verdict["exact_gap"]) <= limits["p95"] for verdict in verdicts)
+    print(f"{len(verdicts)} of {comparison['compared']} requests differ, {inside} of them by an")
+    print("exact gap within the 95th percentile of that")
     if args.json:
-        document = {"run": args.run.name, "compared": comparison["compared"]}
-        document |= {"identical": comparison["identical"], "differences": verdicts}
-        document |= {"rounding": limits | {"max": round(float(moved.max()), 4)}}
+        document = {name: comparison[name] for name in ("compared", "identical")}
+        document |= {"run": args.run.name, "rounding": limits, "differences": verdicts}
         results.write(document, args.json)
     return 0
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Callable, Iterable
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,6 @@ from library.attention import traffic
 from library.attention.peers import STOCK
 from library.figures import LOSING
 from library.results import markdown
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    logs = [math.log(value) for value in values]
-    return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
 def best(row: dict, peers: Iterable[str]) -> tuple[str, float] | None:
@@ -127,9 +123,6 @@ def prediction(rows: list[dict]) -> list[str]:
 
 def reasons(rows: list[dict]) -> list[str]:
     """Why peers are missing, each reason once."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        for peer, why in row["why"].items():
-            counts[f"{peer}: {why}"] = counts.get(f"{peer}: {why}", 0) + 1
+    counts = Counter(f"{peer}: {why}" for row in rows for peer, why in row["why"].items())
     lines = [f"  {count:4d} rows  {reason}" for reason, count in counts.items()]
     return ["", "missing:", *lines] if lines else []

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 
 import bench_serving
-import numpy as np
 import plot_serving
 import pytest
 import table_serving
