@@ -64,7 +64,7 @@ def ways(problem: Problem) -> dict[str, tuple[Step, Step | None]]:
     return {
         "codec": (own, codec),
         "codec, SGLang's store": (store, codec),
-        "fa3": (store, stock_peers.fa3(problem, 1)[0].run),
+        "fa3": (store, stock_peers.fa3(problem)[0].run),
         "flashinfer": (store, stock_peers.flashinfer(problem)[-1].run),
         "nothing": (store, None),
     }

@@ -5,6 +5,7 @@
     python scripts/kernels/bench_kernels.py --rows all --only "FT-1" --heads 32/8 --peers codec,fa3
     python scripts/kernels/bench_kernels.py --rows all --slots scattered,contiguous \\
         --not-in out/first.json --json out/second.json
+    python scripts/kernels/bench_kernels.py --peers codec --configs 64x64+128x64+b64x64/5/4/1/w
 
 Times are per layer: CUDA-graph replays that cycle through enough layers of KV to keep L2 cold. The
 limit is the larger of unique KV bytes over the measured copy bandwidth and FLOPs over the measured
@@ -22,8 +23,10 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import configurations
 import targets
 import torch
 from library import results
@@ -53,8 +56,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--json", type=Path, help="write the report here, after every row")
     add("--device", default="cuda")
     add("--verbose", action="store_true", help="traceback of every peer that fails")
+    form = {"nargs": "+", "default": [], "metavar": "CONFIG"}
+    about = "launch configurations of codec, as more peers: see configurations.py"
+    add("--configs", type=configurations.parse, **form, help=about)
     options = parser.parse_args(arguments)
     options.peers = options.peers or default_peers(options.dtype)
+    for text, config in options.configs:
+        ADAPTERS[f"codec {text}"] = partial(configurations.configured, config, text)
+        options.peers = [*options.peers, f"codec {text}"]
     options.contiguous_peers = options.contiguous_peers or options.peers
     options.selected = tables.select(options.rows, options.heads, options.only)
     if not options.selected:

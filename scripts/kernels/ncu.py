@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
+
+from library import programs
 
 READ = "dram__bytes_read.sum"
 WRITE = "dram__bytes_write.sum"
@@ -48,10 +48,8 @@ def find(given: str | None = None) -> str:
     Raises:
         CountersUnavailable: it is not installed.
     """
-    places = [path for place in PLACES for path in sorted(glob(place))]
-    for name in [given] if given else ["ncu", *reversed(places)]:
-        if found := shutil.which(name):
-            return found
+    if found := programs.find("ncu", given, PLACES):
+        return found
     raise CountersUnavailable(
         f"{given or 'ncu'} is not installed: DRAM bytes come from hardware counters, which Nsight "
         "Compute reads; install it or give its path with --ncu"

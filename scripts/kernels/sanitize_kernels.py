@@ -16,7 +16,6 @@ import argparse
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,11 +24,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from glob import glob
 from pathlib import Path
 
 import torch
-from library import results
+from library import programs, results
 from library.options import parser_of, some_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -130,13 +128,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find(given: str | None) -> str | None:
-    """The sanitizer's path, None if it is not installed."""
-    places = [path for place in PLACES for path in sorted(glob(place), reverse=True)]
-    names = [given] if given else ["compute-sanitizer", *places]
-    return next(filter(None, map(shutil.which, names)), None)
-
-
 def run_tool(tool: str, prefix: Sequence[str], cases: Sequence[str], timeout: float) -> Outcome:
     """The cases under one tool; `prefix` is empty for none."""
     with tempfile.TemporaryDirectory() as folder:
@@ -211,7 +202,7 @@ def _run(command: Sequence[str], timeout: float) -> tuple[int | None, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(argv)
-    sanitizer = find(options.sanitizer)
+    sanitizer = programs.find("compute-sanitizer", options.sanitizer, PLACES)
     if sanitizer is None:
         print(
             "compute-sanitizer is not installed: it comes with the CUDA toolkit; install that or "

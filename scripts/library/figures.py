@@ -14,8 +14,6 @@ COLOURS = {
     "codec": "#d62728",
     "flashinfer": "#1f77b4",
     "fa3": "#6baed6",
-    "fa3p16": "#9ecae1",
-    "fa3p64": "#c6dbef",
     "triton": "#b3cde3",
     "cascade": "#2ca02c",
     "fasttree": "#98df8a",

@@ -8,7 +8,7 @@ are SGLang's own benchmark, with requests that arrive one by one.
 
     python scripts/serve/bench_serving.py --shape llama3-8b --backends codec,flashinfer \\
         --json out/serving.json --plot out/serving.png -- --mem-fraction-static 0.85
-    python scripts/serve/bench_serving.py --model MODEL --workloads few-shot,1,8,32_4096,512,64 \\
+    python scripts/serve/bench_serving.py --model MODEL --workloads few-shot 1,8,32_4096,512,64 \\
         --json out/serving.json --append
 
 Every steady row has a bound, `bound_ms = base_ms + (kv_bytes - base_kv_bytes) / bandwidth`: the
@@ -30,7 +30,6 @@ from library.servers.server import leave_on_sigterm
 from plot_serving import draw
 from serving.bound import probe_gpu
 from serving.document import CannotContinue, Document
-from serving.measure import Options
 from serving.options import check_options, make_parser, select
 from serving.session import Session
 from table_serving import table
@@ -59,16 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             document.continue_from(args.json)
         except CannotContinue as error:
             parser.error(str(error))
-    session = Session(
-        document=document,
-        json=args.json,
-        launch=launch,
-        options=Options(
-            launch.model, args.logs, args.seed, args.stream_interval, args.request_rate
-        ),
-        start_limit_s=args.start_limit,
-        deadline=started + args.time_limit,
-    )
+    session = Session(document, launch, args, started + args.time_limit)
     complete = session.run(args.backends, select(args))
     rows = document.as_json()["rows"]
     print(f"\n{table(rows)}\n\nresults: {args.json}")

@@ -7,7 +7,6 @@ exception becomes the peer's recorded reason. An adapter may return several vari
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,10 +22,10 @@ from library.attention.tree_peers import cascade
 if TYPE_CHECKING:
     from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 
-STOCK = ("flashinfer", "fa3", "fa3p16", "fa3p64", "triton")
+STOCK = ("flashinfer", "fa3", "triton")
 PREFIX_AWARE = ("cascade", "fasttree", "pat")
 DEFAULT = ("codec", "flashinfer", "fa3", "triton", "cascade", "fasttree", "pat")
-PAGES = {"fa3p16": 16, "fa3p64": 64, "pat": 32}  # slots; for contiguous nodes
+PAGES = {"pat": 32}  # slots; for contiguous nodes
 PLAN_REPEATS = 6
 
 
@@ -104,9 +103,7 @@ ADAPTERS: dict[str, Adapter] = {
     "codec": codec,
     "eager": eager,
     "flashinfer": stock_peers.flashinfer,
-    "fa3": partial(stock_peers.fa3, page=1),
-    "fa3p16": partial(stock_peers.fa3, page=16),
-    "fa3p64": partial(stock_peers.fa3, page=64),
+    "fa3": stock_peers.fa3,
     "triton": stock_peers.sglang_triton,
     "cascade": cascade,
     "fasttree": fasttree,

@@ -58,18 +58,18 @@ def paged(problem: Problem, layer: int, page: int = 1) -> tuple[torch.Tensor, to
     return problem.k[layer].view(shape), problem.v[layer].view(shape)
 
 
-def fa3(problem: Problem, page: int) -> list[Runner]:
+def fa3(problem: Problem) -> list[Runner]:
     """FlashAttention-3 over a page table, as SGLang's `fa3` backend calls it."""
     if reason := _fa3_refusal(str(problem.dtype).removeprefix("torch."), problem.head_dim):
         raise Unsupported(reason)
     from sgl_kernel.flash_attn import flash_attn_with_kvcache
 
-    table = problem.page_table(page)
+    table = problem.page_table()
     lengths = problem.tensor(problem.lengths)
     q = problem.q.unsqueeze(1)
 
     def run(layer: int) -> torch.Tensor:
-        k, v = paged(problem, layer, page)
+        k, v = paged(problem, layer)
         out = flash_attn_with_kvcache(
             q,
             k,

@@ -1,12 +1,12 @@
-"""One row: a workload on a running server."""
+"""One row: a workload on a running server; `args` is the command line of `bench_serving.py`."""
 
 from __future__ import annotations
 
 import time
+from argparse import Namespace
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from library.servers.clients import GenerationError, Request, Sampling, ServerClient
@@ -27,22 +27,6 @@ PREPARING_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What all rows of a run have in common.
-
-    Args:
-        folder: for logs and for what SGLang's benchmark writes.
-        stream_interval: tokens per chunk; 0 chooses by the batch.
-    """
-
-    model: str
-    folder: Path
-    seed: int
-    stream_interval: int
-    request_rate: float
-
-
-@dataclass(frozen=True, slots=True)
 class Target:
     """A running server and what has to be known of its model.
 
@@ -52,14 +36,15 @@ class Target:
 
     server: Server
     client: ServerClient
+    model: str
     vocabulary: int
     kv_bytes: int
 
 
-def settings_of(workload: Workload | StockWorkload, options: Options) -> dict[str, Any]:
+def settings_of(workload: Workload | StockWorkload, args: Namespace) -> dict[str, Any]:
     """The part of a row that is known before it is measured, and that a later command looks for."""
     if isinstance(workload, StockWorkload):
-        rate = {"request_rate": options.request_rate}
+        rate = {"request_rate": args.request_rate}
         return {"workload": workload.name, "options": " ".join(workload.options)} | rate
     return {
         "workload": workload.name,
@@ -68,7 +53,7 @@ def settings_of(workload: Workload | StockWorkload, options: Options) -> dict[st
         "shared_tokens": workload.shared_tokens,
         "private_tokens": workload.prompt_tokens - workload.shared_tokens,
         "steps": workload.steps,
-        "stream_interval": interval_of(workload.batch, options.stream_interval),
+        "stream_interval": interval_of(workload.batch, args.stream_interval),
     }
 
 
@@ -78,7 +63,7 @@ def interval_of(batch: int, wanted: int) -> int:
     return wanted or max(1, batch // CHUNKS_PER_STEP)
 
 
-def measure(workload: Workload | StockWorkload, target: Target, options: Options) -> dict[str, Any]:
+def measure(workload: Workload | StockWorkload, target: Target, args: Namespace) -> dict[str, Any]:
     """The row of a workload, without its bound.
 
     Raises:
@@ -86,15 +71,15 @@ def measure(workload: Workload | StockWorkload, target: Target, options: Options
     """
     flush(target.client)
     if isinstance(workload, StockWorkload):
-        run = partial(_measure_stock, workload, target, options)
+        run = partial(_measure_stock, workload, target, args)
     else:
-        levels = prompts(workload, target.vocabulary, options.seed)
+        levels = prompts(workload, target.vocabulary, args.seed)
         for batch in warm_ups(workload, levels):
             target.client.generate(batch, Sampling())
         requests = requests_of(workload, levels)
-        run = partial(_measure_steady, workload, requests, target, options)
+        run = partial(_measure_steady, workload, requests, target, args)
     before = codec_counters(target.client.info())
-    row = settings_of(workload, options) | run()
+    row = settings_of(workload, args) | run()
     counted = increase(before, codec_counters(target.client.info()))
     stock_tokens = counted.get("kv_tokens_stock", row.get("kv_tokens_stock"))
     # a stock backend reads, from memory or from the L2 cache, every token for every request
@@ -114,18 +99,18 @@ def flush(client: ServerClient) -> None:
             time.sleep(0.25)
 
 
-def prepare(target: Target, options: Options, batches: Collection[int]) -> None:
+def prepare(target: Target, args: Namespace, batches: Collection[int]) -> None:
     """Serve a few tokens that nobody counts: what is compiled or allocated at first use."""
     for workload in (short(batch, steps=PREPARING_STEPS) for batch in batches):
-        requests = requests_of(workload, prompts(workload, target.vocabulary, options.seed + 1))
+        requests = requests_of(workload, prompts(workload, target.vocabulary, args.seed + 1))
         target.client.generate(requests, Sampling())
 
 
 def _measure_steady(
-    workload: Workload, requests: Sequence[Request], target: Target, options: Options
+    workload: Workload, requests: Sequence[Request], target: Target, args: Namespace
 ) -> dict[str, Any]:
     log_place = target.server.log_end()
-    interval = interval_of(workload.batch, options.stream_interval)
+    interval = interval_of(workload.batch, args.stream_interval)
     completions = target.client.generate(requests, Sampling(stream_interval=interval))
     steady = steady_state(completions)
     logged = read_log(target.server.log_since(log_place), workload.batch)
@@ -171,12 +156,12 @@ def disagreement(client_ms: float, scheduler_ms: float | None) -> list[str]:
     return [f"the client saw {client_ms:.2f} ms per token, the scheduler {scheduler_ms:.2f} ms"]
 
 
-def _measure_stock(workload: StockWorkload, target: Target, options: Options) -> dict[str, Any]:
+def _measure_stock(workload: StockWorkload, target: Target, args: Namespace) -> dict[str, Any]:
     words = stock_bench.arguments(
         workload,
         url=target.server.url,
-        model=options.model,
-        rate=options.request_rate,
-        seed=options.seed,
+        model=target.model,
+        rate=args.request_rate,
+        seed=args.seed,
     )
-    return stock_bench.row_of(stock_bench.run(words, options.folder))
+    return stock_bench.row_of(stock_bench.run(words, args.logs))

@@ -21,28 +21,11 @@ from library.servers.workload import (
 CHURN_SIZES = (16, 16, 2048, 128, 256)
 
 
-def parse_workloads(text: str) -> list[str]:
-    """Names of workloads, or trees, separated by commas that are not a tree's own."""
-    names: list[str] = []
-    for word in filter(None, (word.strip() for word in text.split(","))):
-        # a tree such as 1,8_64,16 holds commas itself: digits go on with the word before
-        if names and word[0].isdigit() and _unfinished(names[-1], word):
-            names[-1] += f",{word}"
-        else:
-            names.append(word)
-    if not names or len(set(names)) != len(names):
-        raise argparse.ArgumentTypeError(f"{text!r}: name each workload once")
-    for name in names:
-        if name not in (*STEADY, CHURN):
-            parse_tree(name)
-    return names
-
-
-def _unfinished(tree: str, word: str) -> bool:
-    nodes, underscore, tokens = tree.partition("_")
-    if not nodes.replace(",", "").isdigit():
-        return False
-    return not underscore or ("_" not in word and tokens.count(",") < nodes.count(","))
+def parse_workload(text: str) -> str:
+    """The name of a workload, or a tree."""
+    if text not in (*STEADY, CHURN):
+        parse_tree(text)
+    return text
 
 
 def parse_steps(text: str) -> dict[str, int]:
@@ -72,12 +55,12 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     add, backends = group.add_argument, "codec,fa3,flashinfer,triton"
     about = "attention backends, one server after the other; PREFILL/DECODE names two, as in"
     about += f" fa3/codec (default: {backends})"
-    names = {"metavar": "A,B,..."}
-    add("--backends", type=parse_backends, default=backends, **names, help=about)
+    add("--backends", type=parse_backends, default=backends, metavar="A,B,...", help=about)
     known = (*STEADY, CHURN)
     about = f"out of {', '.join(known)}, or trees of prompts as 1,8_64,16: nodes per level _ tokens"
     about += " per node; the last level's requests decode together (default: all)"
-    add("--workloads", type=parse_workloads, default=list(known), **names, help=about)
+    what = {"nargs": "+", "default": list(known), "metavar": "NAME"}
+    add("--workloads", type=parse_workload, **what, help=about)
     about = "output tokens of a request (default: 128; rollouts 512)"
     add("--steps", type=parse_steps, default={}, metavar="N | NAME=N,...", help=about)
     add("--seed", type=int, default=0, help="of prompts and arrivals (default: 0)")
@@ -123,7 +106,7 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 def select(args: argparse.Namespace) -> list[Workload | StockWorkload]:
     """The workloads in the order in which they are measured: first those that bounds need."""
     chosen: list[Workload | StockWorkload] = []
-    for name in args.workloads:
+    for name in dict.fromkeys(args.workloads):
         if name == CHURN:
             chosen.append(churn(*args.churn))
         else:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import requests as http
@@ -17,7 +17,7 @@ from library.servers.workload import StockWorkload, Workload
 
 from serving.bound import kv_bytes_per_token
 from serving.document import Document
-from serving.measure import Options, Target, flush, measure, prepare, settings_of
+from serving.measure import Target, flush, measure, prepare, settings_of
 from serving.steady import NotSteady
 from serving.stock_bench import BenchmarkFailed
 
@@ -37,15 +37,14 @@ class Session:
     """
 
     document: Document
-    json: Path
     launch: Launch
-    options: Options
-    start_limit_s: float
+    args: Namespace
     deadline: float
     say: Say = print
 
     def run(self, backends: Sequence[str], workloads: Sequence[AnyWorkload]) -> bool:
         """Measure all rows; False if some are missing in the end."""
+        flags = self.launch.all_flags
         for backend in backends:
             # a workload that ends the server is not tried again, the others are
             tried: set[str] = set()
@@ -56,10 +55,7 @@ class Session:
                     break
                 try:
                     with running_server(
-                        backend,
-                        self.launch.all_flags,
-                        self.options.folder,
-                        start_limit_s=self.start_limit_s,
+                        backend, flags, self.args.logs, start_limit_s=self.args.start_limit
                     ) as server:
                         self.say(f"{backend}: the server is up after {server.startup_s:.0f} s")
                         self._serve(backend, server, pending, tried)
@@ -83,7 +79,7 @@ class Session:
         self, backend: str, server: Server, pending: Sequence[AnyWorkload], tried: set[str]
     ) -> None:
         target = self._target(server)
-        prepare(target, self.options, {w.batch for w in pending if isinstance(w, Workload)} or {1})
+        prepare(target, self.args, {w.batch for w in pending if isinstance(w, Workload)} or {1})
         for workload in pending:
             if time.monotonic() > self.deadline:
                 return
@@ -92,7 +88,7 @@ class Session:
             try:
                 if isinstance(workload, StockWorkload) and not self.launch.text:
                     raise BenchmarkFailed("sglang.bench_serving needs a model with a tokenizer")
-                row = measure(workload, target, self.options)
+                row = measure(workload, target, self.args)
             except FAILURES as error:
                 self._failed(backend, [workload], str(error))
                 self.say(f"{backend}: {workload.name} failed: {error}")
@@ -107,10 +103,10 @@ class Session:
         client = ServerClient(server.url, timeout_s=READ_LIMIT_S)
         model = self.launch.model
         kv_bytes = kv_bytes_per_token(read_config(model), client.info())
-        return Target(server, client, vocabulary_of(model), kv_bytes)
+        return Target(server, client, model, vocabulary_of(model), kv_bytes)
 
     def _done(self, backend: str, workload: AnyWorkload) -> bool:
-        return self.document.has(settings_of(workload, self.options) | {"backend": backend})
+        return self.document.has(settings_of(workload, self.args) | {"backend": backend})
 
     def _failed(self, backend: str, workloads: Sequence[AnyWorkload], why: str) -> None:
         for workload in workloads:
@@ -118,7 +114,7 @@ class Session:
 
     def _add(self, backend: str, row: dict[str, Any]) -> None:
         self.document.add({"workload": row["workload"], "backend": backend} | row)
-        self.document.write(self.json)
+        self.document.write(self.args.json)
 
 
 def _recovers(server: Server, client: ServerClient) -> bool:

@@ -376,17 +376,17 @@ def test_rows_of_earlier_reports_are_left_out(tmp_path: Path) -> None:
         bench_kernels.parse(["--slots", "shuffled"])
 
 
-@pytest.mark.parametrize(("slots", "align"), [("scattered", 1), ("contiguous", 64)])
+@pytest.mark.parametrize(("slots", "align"), [("scattered", 1), ("contiguous", 32)])
 def test_pages_align_contiguous_nodes_only(
     slots: str, align: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Problem] = []
     monkeypatch.setattr(bench_kernels, "measure_row", lambda problem, *_: seen.append(problem))
-    options = bench_kernels.parse(["--peers", "codec,pat,fa3p64", "--head-dim", "16"])
+    options = bench_kernels.parse(["--peers", "codec,pat", "--head-dim", "16"])
     row = tables.Row("small", "tree", "4/2", *tables.parse_tree("1,3_40,7"))
     bench_kernels._one(row, slots, KVPool(torch.float32, CPU), options, CEILINGS)
     assert seen[0].align == align
-    assert (seen[0].node_slots[1][0] % 64 == 0) == (align == 64)
+    assert (seen[0].node_slots[1][0] % 32 == 0) == (align == 32)
 
 
 def test_reports_are_read_together_and_the_latest_row_stands(tmp_path: Path) -> None:
@@ -471,3 +471,27 @@ def test_plots_of_a_whole_report(tmp_path: Path) -> None:
         "kernels-gain.png",
     ]
     assert all(path.stat().st_size > 5000 for path in written)
+
+
+def test_launch_configurations_are_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_kernels, "ADAPTERS", measure.ADAPTERS)
+    text = "16x32+64x32+b16x32/2/4/1"
+    options = bench_kernels.parse(["--peers", "eager", "--configs", text])
+    monkeypatch.setattr(timing, "WARM_UP_US", 1.0)
+    monkeypatch.setattr(timing, "ROUND_US", 1.0)
+    row = measure.measure_row(small_problem("1,2_9,4"), options.peers, CEILINGS, 1, False)
+    name = f"codec {text}"
+    assert row["us"].keys() == {"eager", name}
+    assert (row["wrong"], row["err"][name] < 1e-2) == ([], True)
+    assert row[f"pac_us {text}"] > 0
+    assert row[f"plan {text}"]["tasks"] >= 1
+    del measure.ADAPTERS[name]
+
+
+@pytest.mark.parametrize("text", ["64x64/5/4", "64/5/4/1", "64x64+64x64/5/4/1", "64x64/5/4/1/x/"])
+def test_a_wrong_configuration_is_refused(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        bench_kernels.parse(["--configs", text])
+    assert "a configuration is as 64x64" in capsys.readouterr().err

@@ -148,9 +148,8 @@ def test_what_is_missing_is_said(
 ) -> None:
     assert script.main(["--sanitizer", str(tmp_path / "nowhere")]) == 2
     assert "compute-sanitizer is not installed" in capsys.readouterr().out
-    monkeypatch.setattr(script, "find", lambda _: sys.executable)
     monkeypatch.setattr(script.torch.cuda, "is_available", lambda: False)
-    assert script.main([]) == 2
+    assert script.main(["--sanitizer", sys.executable]) == 2
     assert "there is no CUDA GPU" in capsys.readouterr().out
 
 

@@ -54,7 +54,7 @@ def bench(tmp_path: Path, fake_server: None) -> Bench:
 
 def test_every_row_has_its_figures(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     picture = bench.folder / "serving.png"
-    words = ("--backends=stock,codec", f"--workloads={TREE},3_8", "--bandwidth=3")
+    words = ("--backends=stock,codec", "--workloads", TREE, "3_8", "--bandwidth=3")
     assert bench(*words, f"--plot={picture}") == 0
     assert [r["backend"] for r in bench.document["rows"]] == ["stock"] * 4 + ["codec"] * 4
     for row in bench.document["rows"]:
@@ -89,12 +89,12 @@ def test_a_later_command_measures_only_what_is_missing(
 ) -> None:
     assert bench("--backends=stock", "--workloads=3_8") == 0
     first = bench.rows("stock")
-    assert bench("--backends=stock,codec", "--workloads=3_8,2_8", "--append") == 0
+    assert bench("--backends=stock,codec", "--workloads", "3_8", "2_8", "--append") == 0
     assert bench.rows("stock")["3_8"] == first["3_8"] | {"bound": None}
     assert set(bench.rows("codec")) == {"short-2", "short-3", "3_8", "2_8"}
     assert len(bench.document["commands"]) == 2
     capsys.readouterr()
-    assert bench("--backends=stock,codec", "--workloads=3_8,2_8", "--append") == 0
+    assert bench("--backends=stock,codec", "--workloads", "3_8", "2_8", "--append") == 0
     assert "the server is up" not in capsys.readouterr().out
     # with other steps it is another measurement
     assert bench("--backends=stock", "--workloads=3_8", "--append", "--steps=12") == 0
@@ -104,7 +104,7 @@ def test_a_later_command_measures_only_what_is_missing(
 def test_a_workload_that_ends_the_server_costs_only_itself(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench("--backends=stock", f"--workloads={FATAL},3_8") == 1
+    assert bench("--backends=stock", "--workloads", FATAL, "3_8") == 1
     rows = bench.rows("stock")
     assert "why" in rows[FATAL]
     assert rows["3_8"]["tpot_ms"] > 0
