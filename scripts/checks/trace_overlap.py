@@ -28,7 +28,7 @@ from library.servers.clients import GenerationError, ServerClient
 from library.servers.launch import add_model_options, check_model, make_launch
 from library.servers.models import vocabulary_of
 from library.servers.server import ServerFailed, leave_on_sigterm, running_server
-from library.servers.workload import parse_tree
+from library.servers.workload import tree_of
 from tracing import timeline
 from tracing.chrome_trace import Profile, read_profile
 from tracing.joining import Recording, needed_steps, record
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--backend", default="codec", help="of the server (default: codec)")
     tree = "requests that decode throughout: nodes per level _ tokens per node"
-    add("--tree", type=parse_tree, default="1,32_8192,256", help=f"{tree} (default: 1,32_8192,256)")
+    add("--tree", type=tree_of, default="1,32_8192,256", help=f"{tree} (default: 1,32_8192,256)")
     add("--steps", type=positive, default=64, help="forward passes to record (default: 64)")
     add("--joins", type=positive, default=4, help="requests that join and leave (default: 4)")
     add("--out", type=Path, default=Path("out/overlap.png"), metavar="OUT.png")

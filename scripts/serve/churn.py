@@ -20,20 +20,54 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-from churning.options import make_parser
 from churning.run import Run
 from churning.stock_test import POOL, VOCABULARY
 from library import results
+from library.options import parser_of, positive, positive_number
 from library.servers.backends import gpu_name
 from library.servers.clients import GenerationError, ServerClient
-from library.servers.launch import make_launch
+from library.servers.launch import add_model_options, make_launch
 from library.servers.models import vocabulary_of
 from library.servers.server import ServerFailed, leave_on_sigterm, running_server
 
 # the debug invariant at every plan; SGLang's memory check in every iteration
 VARIABLES = {"SGLANG_CODEC_CHECK_SHARING": "1", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    epilog = "What stands after `--` are flags of the server that this starts."
+    parser = parser_of(__doc__, epilog=epilog)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--url", help="a running server; it stays up")
+    add_model_options(where)
+    parser.add_argument("--backend", default="codec", help="of the server (default: codec)")
+    parser.add_argument("--start-limit", type=positive_number, default=600, metavar="SECONDS")
+    parser.add_argument("--logs", type=Path, default=Path("out/churn"), help="default: out/churn")
+
+    add = parser.add_argument_group("how much").add_argument
+    add("--minutes", type=positive_number, help="default: 10 without --requests")
+    add("--requests", type=positive, help="end after so many")
+    add("--round", type=positive, default=500, help="requests between flushes (default: 500)")
+    add("--concurrency", type=positive, default=32, help="clients (default: 32)")
+
+    add = parser.add_argument_group("traffic").add_argument
+    add("--seed", type=int, default=0, help="default: 0")
+    add("--prompt", type=positive, default=400, help="longest (default: 400)")
+    add("--output", type=positive, default=100, help="longest (default: 100)")
+    add("--vocabulary", type=positive, help="token ids (default: the model's)")
+
+    add = parser.add_argument_group("checks").add_argument
+    stock = "SGLang's run_radix_attention_test first; needs 32,000 token ids and room for prompts"
+    add("--stock-test", action="store_true", help=f"{stock} of about 4,000")
+    alone = "serve N finished requests again, one by one, and compare the tokens (default: 16)"
+    add("--alone", type=int, default=16, metavar="N", help=alone)
+    add("--require-equal", action="store_true", help="fail if they differ; for fp32")
+    add("--json", type=Path, metavar="OUT.json", help="write the results here")
+    return parser
 
 
 def server_flags(args: argparse.Namespace) -> list[str]:
@@ -76,7 +110,7 @@ def churn(args: argparse.Namespace, words: Sequence[str]) -> tuple[dict[str, Any
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it, say what held, write it down."""
     own, words = results.split_words(list(sys.argv[1:] if argv is None else argv))
-    parser = make_parser(__doc__)
+    parser = make_parser()
     args = parser.parse_args(own)
     if args.url and words:
         parser.error("flags after -- are for a server that this starts: not with --url")

@@ -1,7 +1,6 @@
 """Scenario tables: the prefix trees on which published kernels were compared, and controls.
 
-A tree is written `nodes per level _ tokens per node at that level`; a sequence is one root-to-leaf
-path with one query per leaf, and the children of a level are spread evenly over the level above.
+A sequence is one root-to-leaf path with one query per leaf.
 """
 
 from __future__ import annotations
@@ -9,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from library.trees import Levels, join, parse_tree
+
 HEAD_DIM = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(Levels):
     """One scenario: a tree and a head configuration.
 
     Args:
@@ -31,18 +32,7 @@ class Row:
     tokens: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if len(self.nodes) != len(self.tokens):
-            raise ValueError(
-                f"{self.name}: {len(self.nodes)} levels but {len(self.tokens)} lengths"
-            )
-
-    @property
-    def tree(self) -> str:
-        return f"{_join(self.nodes)}_{_join(self.tokens)}"
-
-    @property
-    def batch(self) -> int:
-        return self.nodes[-1]
+        self.check()
 
     @property
     def num_qo_heads(self) -> int:
@@ -55,14 +45,6 @@ class Row:
     @property
     def group(self) -> int:
         return self.num_qo_heads // self.num_kv_heads
-
-    @property
-    def unique_tokens(self) -> int:
-        return sum(n * t for n, t in zip(self.nodes, self.tokens, strict=True))
-
-    @property
-    def total_tokens(self) -> int:
-        return self.batch * sum(self.tokens)
 
     def level_tree(self) -> tuple[list[int], list[int], list[int]]:
         """Parent and length of every node in level order, and the leaves."""
@@ -77,22 +59,12 @@ class Row:
         return parents, lengths, above
 
 
-def _join(values: tuple[int, ...]) -> str:
-    return ",".join(map(str, values))
-
-
-def parse_tree(spec: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """`"1,4_4096,256"` as levels of node counts and of tokens per node."""
-    nodes, tokens = spec.split("_")
-    return tuple(map(int, nodes.split(","))), tuple(map(int, tokens.split(",")))
-
-
 def _rows(table: str, heads: str, named: dict[str, str]) -> list[Row]:
     return [Row(table, name, heads, *parse_tree(spec)) for name, spec in named.items()]
 
 
 def _kary(branching: int, lengths: list[int]) -> str:
-    return f"{_join(tuple(branching**i for i in range(len(lengths))))}_{_join(tuple(lengths))}"
+    return f"{join(tuple(branching**i for i in range(len(lengths))))}_{join(tuple(lengths))}"
 
 
 def _ratio(ratio: float, length: int = 120_000, batch: int = 16) -> str:

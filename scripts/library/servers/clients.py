@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 OnToken = Callable[[int], None]
 
@@ -67,16 +67,6 @@ class Sampling:
 
     top: int = 0
     stream_interval: int = 0
-
-
-class Client(Protocol):
-    """An engine or a server."""
-
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling, on_token: OnToken | None = None
-    ) -> list[Completion]:
-        """Serve all requests together; completions come in the order of the requests."""
-        ...
 
 
 def generate_payload(requests: Sequence[Request], sampling: Sampling) -> dict[str, Any]:
@@ -159,6 +149,7 @@ class EngineClient:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, on_token: OnToken | None = None
     ) -> list[Completion]:
+        """Serve all requests together; completions come in the order of the requests."""
         started = time.perf_counter()
         chunks = self.engine.generate(**generate_payload(requests, sampling))
         return collect(requests, chunks, started, on_token)
@@ -224,3 +215,6 @@ class ServerClient:
                     return
                 if data:
                     yield json.loads(data)
+
+
+Client = EngineClient | ServerClient

@@ -6,7 +6,6 @@ import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from library.servers.models import vocabulary_of
 
@@ -14,20 +13,6 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 # ids below this are usually special tokens (begin, end, padding)
 _FIRST_ORDINARY_ID = 16
-
-
-class Encoder(Protocol):
-    """What the workloads need of a tokenizer."""
-
-    is_text: bool
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without any special token."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """A text for token ids."""
-        ...
 
 
 class TokenizerEncoder:
@@ -41,6 +26,7 @@ class TokenizerEncoder:
         self.tokenizer = AutoTokenizer.from_pretrained(name_or_path)
 
     def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without any special token."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -67,6 +53,9 @@ class HashEncoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(str(token) for token in ids)
+
+
+Encoder = TokenizerEncoder | HashEncoder
 
 
 def has_tokenizer(model: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from library.servers.clients import Request
+from library.trees import Levels, parse_tree
 
 STEPS = 128
 SHORT_TOKENS = 8  # context of the rows that measure a step without attention
@@ -16,7 +17,7 @@ _FIRST_ORDINARY_ID = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class Workload(Levels):
     """Requests that decode together: the leaves of a tree of prompts.
 
     Args:
@@ -31,8 +32,7 @@ class Workload:
     steps: int = STEPS
 
     def __post_init__(self) -> None:
-        if len(self.nodes) != len(self.tokens) or not self.nodes:
-            raise ValueError(f"{self.name}: {len(self.nodes)} levels, {len(self.tokens)} lengths")
+        self.check()
         for above, below in zip(self.nodes, self.nodes[1:], strict=False):
             if below % above:
                 raise ValueError(f"{self.name}: {below} nodes below {above} are not a multiple")
@@ -40,15 +40,6 @@ class Workload:
             raise ValueError(f"{self.name}: every level needs nodes and every prompt tokens")
         if self.tokens[-1] < 0 or self.steps < 1:
             raise ValueError(f"{self.name}: {self.tokens[-1]} tokens, {self.steps} steps")
-
-    @property
-    def tree(self) -> str:
-        """The short notation: nodes per level _ tokens per node."""
-        return f"{','.join(map(str, self.nodes))}_{','.join(map(str, self.tokens))}"
-
-    @property
-    def batch(self) -> int:
-        return self.nodes[-1]
 
     @property
     def prompt_tokens(self) -> int:
@@ -62,16 +53,6 @@ class Workload:
             for nodes, tokens in zip(self.nodes, self.tokens, strict=True)
             if nodes < self.batch
         )
-
-    @property
-    def unique_tokens(self) -> int:
-        """Tokens of all prompts, what is shared counted once."""
-        return sum(n * tokens for n, tokens in zip(self.nodes, self.tokens, strict=True))
-
-    @property
-    def stock_tokens(self) -> int:
-        """Tokens of all prompts, counted for every request."""
-        return self.batch * self.prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +99,15 @@ def churn(groups: int, prompts: int, system: int, question: int, output: int) ->
     return StockWorkload(CHURN, words)
 
 
-def parse_tree(text: str) -> Workload:
-    """`1,8_64,16`: nodes per level _ tokens per node."""
-    nodes, underscore, tokens = text.partition("_")
+def tree_of(text: str) -> Workload:
+    """The type of an option that takes a tree in the short notation."""
     try:
-        levels = tuple(int(n) for n in nodes.split(",")), tuple(int(n) for n in tokens.split(","))
-    except ValueError:
-        underscore = ""
-    if not underscore:
+        levels = parse_tree(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no workload: choose from {', '.join((*STEADY, CHURN))}, or give a tree"
             " as 1,8_64,16 (nodes per level _ tokens per node)"
-        )
+        ) from error
     try:
         return Workload(text, *levels)
     except ValueError as error:

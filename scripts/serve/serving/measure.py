@@ -135,7 +135,7 @@ def kv_bytes_per_step(workload: Workload, steady: Steady, kv_bytes: int) -> dict
     generated = workload.batch * (steady.tokens_before + steady.tokens_after) / 2
     return {
         "unique": kv_bytes * (workload.unique_tokens + generated),
-        "stock": kv_bytes * (workload.stock_tokens + generated),
+        "stock": kv_bytes * (workload.total_tokens + generated),
     }
 
 
@@ -146,7 +146,7 @@ def decoded_kv_tokens(workload: Workload) -> int:
     last token.
     """
     steps = workload.steps - 1
-    return steps * workload.stock_tokens + workload.batch * steps * (steps + 1) // 2
+    return steps * workload.total_tokens + workload.batch * steps * (steps + 1) // 2
 
 
 def disagreement(client_ms: float, scheduler_ms: float | None) -> list[str]:

@@ -13,8 +13,8 @@ from library.servers.workload import (
     StockWorkload,
     Workload,
     churn,
-    parse_tree,
     short,
+    tree_of,
     with_steps,
 )
 
@@ -24,7 +24,7 @@ CHURN_SIZES = (16, 16, 2048, 128, 256)
 def parse_workload(text: str) -> str:
     """The name of a workload, or a tree."""
     if text not in (*STEADY, CHURN):
-        parse_tree(text)
+        tree_of(text)
     return text
 
 
@@ -110,6 +110,6 @@ def select(args: argparse.Namespace) -> list[Workload | StockWorkload]:
         if name == CHURN:
             chosen.append(churn(*args.churn))
         else:
-            chosen.append(with_steps(STEADY.get(name) or parse_tree(name), args.steps))
+            chosen.append(with_steps(STEADY.get(name) or tree_of(name), args.steps))
     batches = sorted({w.batch for w in chosen if isinstance(w, Workload)})
     return [*(with_steps(short(batch), args.steps) for batch in batches), *chosen]

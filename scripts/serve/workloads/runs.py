@@ -6,12 +6,12 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from library.servers.clients import Client, Completion, OnToken, Request, Sampling
-from library.servers.engines import Target, openings
+from library.servers.engines import openings
 from library.servers.sharing import Sharing, read_sharing
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -73,16 +73,14 @@ class BackendRun:
         return 1000 * sum(known) / len(known) if known else None
 
 
+@dataclass(frozen=True, slots=True)
 class Session:
     """One backend while a workload uses it: serves batches and records them."""
 
-    def __init__(
-        self, client: Client, sampling: Sampling, run: BackendRun, on_token: OnToken
-    ) -> None:
-        self.client = client
-        self.sampling = sampling
-        self.run = run
-        self.on_token = on_token
+    client: Client
+    sampling: Sampling
+    run: BackendRun
+    on_token: OnToken
 
     def warm_up(self, request: Request) -> None:
         """Serve a request that no figure counts: its prompt is in the radix tree afterwards."""
@@ -111,37 +109,27 @@ def run_backends(
     console: Console,
 ) -> list[BackendRun]:
     """The same workload on every backend that the options name."""
-    runs: list[BackendRun] = []
-    with tempfile.TemporaryDirectory(prefix="sglang-codec-") as directory:
-        for opening in openings(args, Path(directory)):
-            runs.append(_run_one(opening, sampling, expected_tokens, workload, console))
-    return runs
-
-
-def _run_one(
-    opening: AbstractContextManager[Target],
-    sampling: Sampling,
-    expected_tokens: int,
-    workload: Callable[[Session], None],
-    console: Console,
-) -> BackendRun:
     columns = (
         TextColumn("{task.description:<22}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} tokens"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("starting", total=expected_tokens)
-        with opening as target:
-            progress.update(task, description=target.name)
-            run = BackendRun(target.name, target.startup_s)
-            workload(
-                Session(target.client, sampling, run, lambda n: progress.update(task, advance=n))
-            )
-            readings = [read_sharing(target.dump)]
-        progress.update(task, total=progress.tasks[0].completed)
-    # the backend rewrites its file now and then: whichever copy saw more steps
-    readings.append(read_sharing(target.dump))
-    run.sharing = max(filter(None, readings), key=lambda s: s.steps, default=None)
-    return run
+    runs: list[BackendRun] = []
+    with tempfile.TemporaryDirectory(prefix="sglang-codec-") as directory:
+        for opening in openings(args, Path(directory)):
+            quiet = not console.is_terminal
+            with Progress(*columns, console=console, disable=quiet) as progress:
+                task = progress.add_task("starting", total=expected_tokens)
+                with opening as target:
+                    progress.update(task, description=target.name)
+                    run = BackendRun(target.name, target.startup_s)
+                    count = partial(progress.advance, task)
+                    workload(Session(target.client, sampling, run, count))
+                    readings = [read_sharing(target.dump)]
+                progress.update(task, total=progress.tasks[0].completed)
+            # the backend rewrites its file now and then: whichever copy saw more steps
+            readings.append(read_sharing(target.dump))
+            run.sharing = max(filter(None, readings), key=lambda s: s.steps, default=None)
+            runs.append(run)
+    return runs

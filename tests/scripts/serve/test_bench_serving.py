@@ -43,7 +43,7 @@ LLAMA_BYTES = 131_072  # of a token in 32 layers, 8 heads, 128 dimensions, bf16
 
 
 def test_workloads_have_the_tokens_of_the_issue() -> None:
-    found = {w.name: (w.batch, w.unique_tokens, w.stock_tokens) for w in workload.STEADY.values()}
+    found = {w.name: (w.batch, w.unique_tokens, w.total_tokens) for w in workload.STEADY.values()}
     assert found == SHAPES_OF_THE_ISSUE
     assert workload.STEADY["rollouts"].steps == 512
     assert workload.STEADY["few-shot"].shared_tokens == 8192
@@ -68,14 +68,14 @@ def test_rollouts_have_equal_prompts() -> None:
 
 def test_too_many_siblings_for_a_vocabulary_are_refused() -> None:
     with pytest.raises(ValueError, match="6 siblings need more than 4 ids"):
-        workload.prompts(workload.parse_tree("6_8"), vocabulary=20, seed=0)
+        workload.prompts(workload.tree_of("6_8"), vocabulary=20, seed=0)
 
 
 def test_shared_prompts_are_brought_in_level_by_level() -> None:
     levels = workload.prompts(TREE, vocabulary=500, seed=0)
     batches = workload.warm_ups(TREE, levels)
     assert [[r.input_ids for r in batch] for batch in batches] == levels[:2]
-    nothing_shared = workload.parse_tree("3_4")
+    nothing_shared = workload.tree_of("3_4")
     assert workload.warm_ups(nothing_shared, workload.prompts(nothing_shared, 500, 0)) == []
 
 
@@ -101,7 +101,7 @@ def test_requests_are_the_leaves_in_another_order() -> None:
 )
 def test_impossible_trees_are_refused(tree: str, message: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=message):
-        workload.parse_tree(tree)
+        workload.tree_of(tree)
 
 
 @pytest.mark.parametrize("text", ["", "fewshot", "1,8_64", "8", "few-shot,single"])
@@ -213,7 +213,7 @@ def test_chunks_are_longer_at_large_batches() -> None:
 
 
 def test_decoded_tokens_are_counted_step_by_step() -> None:
-    steps = [TREE.stock_tokens + TREE.batch * step for step in range(1, TREE.steps)]
+    steps = [TREE.total_tokens + TREE.batch * step for step in range(1, TREE.steps)]
     assert decoded_kv_tokens(TREE) == sum(steps)
 
 
