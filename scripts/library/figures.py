@@ -72,11 +72,13 @@ def grouped_bars(
         for x, value in bars:
             if note := notes.get((backend, x)):
                 at = (x + offset, value)
-                axis.annotate(note, at, ha="center", va="bottom", fontsize=6.5, rotation=90)
+                turn = 90 if len(names) > 16 else 0
+                axis.annotate(note, at, ha="center", va="bottom", fontsize=6.5, rotation=turn)
     lines(axis, limits)
     # log bars have no natural foot: they start a little below everything that is drawn
     axis.set_yscale("log")
-    axis.set_ylim(bottom=min([*values, *filter(None, limits)]) / 1.6)
+    every = [*values, *filter(None, limits)]
+    axis.set_ylim(min(every) / 1.6, max(every) * 1.3)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     name_groups(axis, names)
 

@@ -29,7 +29,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     notes = {(b, x): f"{ms:.1f}" for b, own in series.items() for x, ms in enumerate(own) if ms}
     bounds = [next(iter(rows.values())).get("bound_ms") for rows in groups.values()]
     grouped_bars(axes[0], [_label(*group) for group in groups.items()], series, bounds, notes)
-    axes[0].set_title("time per output token, ms", loc="left", fontsize=10)
+    axes[0].set_title("time per output token, ms, and the bound", loc="left", fontsize=10)
     if gains:
         gain_bars(axes[1], list(gains), list(gains.values()))
         axes[1].set_title("codec: fastest stock backend's TPOT / codec's", loc="left", fontsize=10)
