@@ -1,6 +1,6 @@
 """Both bodies of PAC, with and without warp roles, where there is a GPU that has both.
 
-Small enough for a memory checker (`scripts/sanitize_kernels.py`): chunks, bundles, rows of many
+Small enough for a memory checker (`sanitize_kernels.py`): chunks, bundles, rows of many
 parts, padded rows, growing tails, exact weights, and the repair of a bundle with a NaN.
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "compile_kernels.py"
+SCRIPT = ROOT / "scripts" / "kernels" / "compile_kernels.py"
 
 
 def run_compiled(*arguments: str) -> subprocess.CompletedProcess[str]:

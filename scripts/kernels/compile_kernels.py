@@ -1,0 +1,486 @@
+"""Compile every kernel for GPUs that this machine need not have, and say what they cost.
+
+    python scripts/kernels/compile_kernels.py                   # sm_80, sm_90, sm_100; all shapes
+    python scripts/kernels/compile_kernels.py --arch 90 --head-dim 128 --dtype bf16 --group 4
+    python scripts/kernels/compile_kernels.py --arch 90 --per-tile  # each tile on its own too
+
+The kernels' own launchers are called with tensors that have no memory, and the arguments they pass
+are specialised as Triton's JIT would, so what is compiled here is what a server would run. Exit
+status 1 if a KV loop spills, or a kernel asks for more shared memory or registers than its grid
+assumes, or lost its pipelined loads or its tensor-core instructions, or waits for each of them, or
+reads a uniform register that ptxas forgot to write on one of the paths there, or is launched early
+and stores something before the kernel before it has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# a process either interprets Triton or compiles it
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+import triton
+from machine_code import MachineCode, kv_loops, reads_before_writes, stores_before_wait
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+from triton.compiler import ASTSource, CompiledKernel, make_backend
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from sglang_codec.kernels import kv_index, kv_store, lengths, pac, pac_hopper, por
+from sglang_codec.kernels.launch import LaunchConfig, launch_config
+from sglang_codec.planning.plan import MOST_PIECES, PlanCapacity, PlanLayout
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NUM_KV_HEADS = 8
+_BATCH = 64
+_POOL_SLOTS = 4096
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What one multiprocessor of an architecture offers."""
+
+    arch: int
+    num_sms: int
+    shared_per_sm: int
+    shared_per_block: int
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        return divmod(self.arch, 10)
+
+
+_REGISTERS_PER_SM = 65536
+# CUDA reserves 1 KB of shared memory per resident block
+_RESERVED_SHARED = 1024
+GPUS = {
+    gpu.arch: gpu
+    for gpu in (
+        Gpu(80, 108, 164 << 10, 163 << 10),
+        Gpu(86, 84, 100 << 10, 99 << 10),
+        Gpu(89, 128, 100 << 10, 99 << 10),
+        Gpu(90, 132, 228 << 10, 227 << 10),
+        Gpu(100, 148, 228 << 10, 227 << 10),
+        Gpu(120, 170, 100 << 10, 99 << 10),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a kernel is specialised for besides its tile."""
+
+    dtype: str
+    head_dim: int
+    group: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded kernel launch."""
+
+    kernel: JITFunction
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one compiled kernel needs, and what is wrong with it."""
+
+    kernel: str
+    arch: int
+    dtype: str
+    head_dim: int
+    group: int
+    tiles: str
+    num_warps: int
+    registers: int
+    spill_bytes: int
+    stack_bytes: int
+    shared_bytes: int
+    ctas_per_sm: int
+    fitting_ctas: int
+    async_copies: int
+    in_flight: tuple[int, ...]
+    loop_instructions: tuple[int, ...]
+    tensor_core: str
+    problems: tuple[str, ...]
+
+
+# kernels all of whose warps do the same
+_ALIKE = (por._por_kernel, kv_store._store_kv_kernel)
+
+
+def record(kernel: JITFunction, launch: Any) -> Launch:
+    """The arguments that `launch()` passes to `kernel`, which does not run."""
+    seen: list[Launch] = []
+
+    def keep(*args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        seen.append(Launch(kernel, args, kwargs))
+
+    kernel.run = keep
+    try:
+        launch()
+    finally:
+        del kernel.run
+    if len(seen) != 1:
+        raise RuntimeError(f"{kernel.__name__}: expected one launch, saw {len(seen)}")
+    return seen[0]
+
+
+def tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def plan_layout(config: LaunchConfig, gpu: Gpu) -> PlanLayout:
+    slots = config.num_slots(gpu.num_sms, NUM_KV_HEADS)
+    classes = len(config.execution_order)
+    capacity = PlanCapacity(_BATCH, 512, 512, _POOL_SLOTS)
+    return PlanLayout(capacity, classes, slots, has_bundles=config.bundle is not None)
+
+
+def pac_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool) -> Launch:
+    heads = NUM_KV_HEADS * shape.group
+    layout = plan_layout(config, gpu)
+    dtype = DTYPES[shape.dtype]
+    q = tensor(_BATCH, heads, shape.head_dim, dtype=dtype)
+    buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.head_dim, dtype=dtype)
+    kernel = pac_hopper._pac_hopper_kernel if config.warp_roles else pac._pac_kernel
+    return record(
+        kernel,
+        lambda: pac.pac(
+            q,
+            buffer,
+            buffer,
+            q,
+            tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None,
+            tensor(512, heads, shape.head_dim, dtype=torch.float32),
+            tensor(512, heads, dtype=torch.float32),
+            tensor(layout.size, dtype=torch.int32),
+            *(tensor(_POOL_SLOTS, dtype=torch.int32) for _ in range(3)),
+            order_offset=layout.order,
+            tasks_offset=layout.tasks,
+            num_slots=layout.num_slots,
+            sm_scale=0.088,
+            config=config,
+        ),
+    )
+
+
+def por_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool) -> Launch:
+    heads = NUM_KV_HEADS * shape.group
+    layout = plan_layout(config, gpu)
+    return record(
+        por._por_kernel,
+        lambda: por.por(
+            tensor(_BATCH, heads, shape.head_dim, dtype=DTYPES[shape.dtype]),
+            tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None,
+            tensor(512, heads, shape.head_dim, dtype=torch.float32),
+            tensor(512, heads, dtype=torch.float32),
+            tensor(layout.size, dtype=torch.int32),
+            merges_offset=layout.merges,
+            early_launch=config.early_launch,
+        ),
+    )
+
+
+def store_launch(gpu: Gpu, config: LaunchConfig, shape: Shape) -> Launch:
+    new = tensor(_BATCH, NUM_KV_HEADS, shape.head_dim, dtype=DTYPES[shape.dtype])
+    buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.head_dim, dtype=DTYPES[shape.dtype])
+    slots = tensor(_BATCH, dtype=torch.int64)
+    early = config.early_launch and config.warp_roles
+    return record(
+        kv_store._store_kv_kernel,
+        lambda: kv_store.store_kv(new, new, buffer, buffer, slots, early_launch=early),
+    )
+
+
+def per_step_launches(gpu: Gpu, config: LaunchConfig) -> Iterator[Launch]:
+    entries = tensor(_POOL_SLOTS, dtype=torch.int32)
+    rows = tensor(_BATCH, dtype=torch.int64)
+    yield record(
+        kv_index._gather_slots_kernel,
+        lambda: kv_index.gather_slots(
+            entries,
+            tensor(_BATCH, 131072, dtype=torch.int32),
+            rows,
+            tensor(16, 4, dtype=torch.int32),
+            longest=5000,
+        ),
+    )
+    layout = plan_layout(config, gpu)
+    yield record(
+        kv_index._append_slots_kernel,
+        lambda: kv_index.append_slots(
+            entries,
+            tensor(_BATCH, dtype=torch.int32),
+            tensor(layout.size, dtype=torch.int32),
+            rows,
+            rows,
+            append_base_offset=layout.append_base,
+        ),
+    )
+    yield record(
+        lengths._follow_lengths_kernel,
+        lambda: lengths.follow_lengths(
+            tensor(layout.size, dtype=torch.int32),
+            tensor(_BATCH, dtype=torch.int32),
+            *[entries] * 3,
+            tasks_offset=layout.tasks,
+            append_base_offset=layout.append_base,
+            task_counts=layout.task_counts,
+            most_pieces=MOST_PIECES,
+            has_bundles=layout.has_bundles,
+        ),
+    )
+
+
+def compile_launch(launch: Launch, arch: int) -> CompiledKernel:
+    """A launch compiled with the specialisation that the JIT would choose."""
+    kernel, target = launch.kernel, GPUTarget("cuda", arch, 32)
+    backend = make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    kwargs = {**launch.kwargs, "debug": False}
+    bound, specialization, options = bind(*launch.args, **kwargs)
+    options, signature, constexprs, attrs = kernel._pack_args(
+        backend, kwargs, bound, specialization, options
+    )
+    make = GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource
+    source = make(kernel, signature, constexprs, attrs)
+    return triton.compile(source, target=target, options=options.__dict__)
+
+
+def copies_in_flight(ttgir: str) -> tuple[int, ...]:
+    """For each loop over KV, in program order, the copies it leaves pending while it computes.
+
+    A pipelined loop waits for the oldest of its asynchronous copies only; 0 is load, wait, compute.
+    The loop that repeats a bundle with a NaN in it has no asynchronous copies and is left out.
+    """
+    left = []
+    for body in ttgir.split("scf.for")[1:]:
+        body = body.split("scf.yield")[0]
+        if re.search(r"tt\.dot |warp_group_dot |tc_gen5_mma ", body):
+            waits = re.findall(r"async_wait .*?num = (\d+)", body)
+            if waits:
+                left.append(min(map(int, waits)))
+    return tuple(left)
+
+
+def assemble(ptx: str, arch: int) -> dict[str, int]:
+    """What ptxas says about registers, spills and the stack, with Triton's own flags."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        command = [get_ptxas(arch).path, "-lineinfo", "-v", "--regAllocOptLevel=2"]
+        command += [f"--gpu-name={sm_arch_from_capability(arch)}", str(source)]
+        done = subprocess.run(
+            [*command, "-o", str(Path(folder, "kernel.cubin"))], capture_output=True, text=True
+        )
+    if done.returncode:
+        raise RuntimeError(f"ptxas failed for sm_{arch}:\n{done.stderr}")
+
+    def figure(pattern: str) -> int:
+        # device functions that were not inlined are listed beside the kernel
+        return max((int(number) for number in re.findall(pattern, done.stderr)), default=0)
+
+    return {
+        "registers": figure(r"Used (\d+) registers"),
+        "spill_bytes": figure(r"(\d+) bytes spill stores") + figure(r"(\d+) bytes spill loads"),
+        "stack_bytes": figure(r"(\d+) bytes stack frame"),
+        "serialized": len(re.findall("wgmma.mma_async instructions are serialized", done.stderr)),
+    }
+
+
+def examine(
+    launch: Launch,
+    gpu: Gpu,
+    *,
+    shape: Shape | None = None,
+    tiles: str = "-",
+    ctas_per_sm: int = 1,
+    spill_limit: int,
+) -> Report:
+    """Compile a launch and say what it costs."""
+    compiled = compile_launch(launch, gpu.arch)
+    ptx, shared = compiled.asm["ptx"], compiled.metadata.shared
+    used = assemble(ptx, gpu.arch)
+    serialized = used.pop("serialized")
+    num_warps = int(re.search(r"\.reqntid (\d+)", ptx)[1]) // 32  # of all roles
+    # registers are handed out to warps in units of 256
+    per_cta = -(-used["registers"] * 32 // 256) * 256 * num_warps
+    fitting = min(gpu.shared_per_sm // (shared + _RESERVED_SHARED), _REGISTERS_PER_SM // per_cta)
+    cores = sorted(set(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", ptx)))
+    copies = len(re.findall(r"cp\.async\.c[ag]\.shared", ptx))
+
+    problems = ["the compiler waits for every matrix product"] if serialized else []
+    code = MachineCode.of_cubin(compiled.asm["cubin"])
+    if unwritten := reads_before_writes(code):
+        problems.append(f"{len(unwritten)} reads of registers that nothing wrote: {unwritten[0]}")
+    if launch.kwargs.get("launch_pdl"):
+        if "griddepcontrol.wait" not in ptx:
+            problems.append("launched early, and does not wait for the kernel before")
+        elif launch.kernel in _ALIKE and (early := stores_before_wait(code)):
+            problems.append(f"{len(early)} stores before the kernel before has ended: {early[0]}")
+    loops = kv_loops(code)
+    in_loops = sum(spills for _, spills in loops)
+    if in_loops > spill_limit:
+        problems.append(f"{in_loops} spilling instructions in KV loops (at most {spill_limit})")
+    if shared > gpu.shared_per_block:
+        problems.append(f"{shared} bytes of shared memory, a block has {gpu.shared_per_block}")
+    elif fitting < ctas_per_sm:
+        problems.append(
+            f"{fitting} blocks fit a multiprocessor, the grid is made for {ctas_per_sm}"
+        )
+    if launch.kernel in (pac._pac_kernel, pac_hopper._pac_hopper_kernel):
+        if not cores:
+            problems.append("no tensor-core instruction")
+        if not copies:
+            problems.append("no asynchronous copy: loads are not pipelined")
+    return Report(
+        kernel=launch.kernel.__name__.strip("_").removesuffix("_kernel"),
+        arch=gpu.arch,
+        dtype=shape.dtype if shape else "-",
+        head_dim=shape.head_dim if shape else 0,
+        group=shape.group if shape else 0,
+        tiles=tiles,
+        num_warps=num_warps,
+        shared_bytes=shared,
+        ctas_per_sm=ctas_per_sm,
+        fitting_ctas=fitting,
+        async_copies=copies,
+        in_flight=copies_in_flight(compiled.asm["ttgir"]),
+        loop_instructions=tuple(length for length, _ in loops),
+        tensor_core="+".join(cores) or "-",
+        problems=tuple(problems),
+        **used,
+    )
+
+
+def reports(options: argparse.Namespace) -> Iterator[Report]:
+    limit = {"spill_limit": options.spill_limit}
+    for gpu in (GPUS[arch] for arch in options.arch):
+        shapes = itertools.product(options.head_dim, options.dtype, options.group)
+        for shape in itertools.starmap(Shape, ((t, d, g) for d, t, g in shapes)):
+            roles = not options.no_warp_roles
+            config = launch_config(gpu.capability, shape.head_dim, warp_roles=roles)
+            alone = single_tiles(config) if options.per_tile else ()
+            for each in (config, *alone):
+                launch = pac_launch(gpu, each, shape, return_lse=options.lse)
+                grid = {"shape": shape, "ctas_per_sm": each.ctas_per_sm, **limit}
+                yield examine(launch, gpu, tiles=tile_names(each), **grid)
+            yield examine(store_launch(gpu, config, shape), gpu, shape=shape, **limit)
+            for return_lse in (False, True):
+                launch = por_launch(gpu, config, shape, return_lse=return_lse)
+                tiles = "with LSE" if return_lse else "without LSE"
+                yield examine(launch, gpu, shape=shape, tiles=tiles, **limit)
+        for launch in per_step_launches(gpu, launch_config(gpu.capability, 128)):
+            yield examine(launch, gpu, **limit)
+
+
+def single_tiles(config: LaunchConfig) -> Iterator[LaunchConfig]:
+    """The same launch with one of its query tiles only, or, with warp roles, without bundles."""
+    if config.warp_roles:
+        yield dataclasses.replace(config, bundle=None)
+        return
+    for tile in config.tiles:
+        yield dataclasses.replace(config, tiles=(tile,), bundle=None)
+
+
+def tile_names(config: LaunchConfig) -> str:
+    """The tiles in the order of the kernel; b is the bundles'."""
+    names = (f"{rows}x{kv}{'b' * own}" for _, rows, kv, own in config.execution_order)
+    return f"{' '.join(names)} /{config.stages}"
+
+
+_COLUMNS = (
+    ("kernel", "kernel", "<12"),
+    ("arch", "sm", ">4"),
+    ("dtype", "type", ">5"),
+    ("head_dim", "D", ">4"),
+    ("group", "G", ">3"),
+    ("tiles", "tiles", "<30"),
+    ("num_warps", "warps", ">5"),
+    ("registers", "regs", ">5"),
+    ("spill_bytes", "spill", ">6"),
+    ("shared_bytes", "shared", ">7"),
+    ("fitting_ctas", "fit", ">4"),
+    ("ctas_per_sm", "want", ">4"),
+    ("async_copies", "cp.async", ">8"),
+    ("in_flight", "in flight", ">9"),
+    ("loop_instructions", "instructions", ">19"),
+    ("tensor_core", "tensor core", "<16"),
+)
+
+
+def print_row(report: Report) -> None:
+    values = dataclasses.asdict(report)
+    for name in ("in_flight", "loop_instructions"):
+        values[name] = "/".join(map(str, values[name])) or "-"
+    cells = [format(str(values[field]), spec) for field, _, spec in _COLUMNS]
+    print(" ".join(cells), "; ".join(report.problems) or "ok", flush=True)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arch", type=int, nargs="+", choices=sorted(GPUS), default=[80, 90, 100])
+    parser.add_argument("--head-dim", type=int, nargs="+", choices=(64, 128), default=[64, 128])
+    parser.add_argument("--dtype", nargs="+", choices=sorted(DTYPES), default=list(DTYPES))
+    parser.add_argument("--group", type=int, nargs="+", default=[1, 4, 8], help="GQA group sizes")
+    parser.add_argument("--lse", action="store_true", help="compile the variant that returns LSE")
+    parser.add_argument(
+        "--no-warp-roles", action="store_true", help="the kernels for a Triton without Gluon"
+    )
+    parser.add_argument(
+        "--per-tile", action="store_true", help="also compile PAC with each tile for all tasks"
+    )
+    parser.add_argument(
+        "--spill-limit",
+        type=int,
+        default=8,
+        help="spilling instructions within KV loops to accept, of some 600 each (default: 8)",
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report here")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    print(f"triton {triton.__version__}, {NUM_KV_HEADS} KV heads")
+    print("tiles: rows x KV tokens, b: of bundles, / stages; sizes in bytes;")
+    print("fit, want: blocks per multiprocessor;")
+    print("in flight: copies that each KV loop leaves pending while it computes;")
+    print("instructions: of each KV loop in machine code (a bundle has a second one)")
+    print(" ".join(format(title, spec) for _, title, spec in _COLUMNS), "verdict")
+    done = []
+    for report in reports(options):
+        print_row(report)
+        done.append(report)
+    failed = [report for report in done if report.problems]
+    print(f"{len(done)} kernels compiled, {len(failed)} with problems")
+    if options.json is not None:
+        rows = [dataclasses.asdict(report) for report in done]
+        options.json.write_text(
+            json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1)
+        )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
