@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import sys
 import types
+from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from planned import Planned, plan_batch
 
+from sglang_codec import attention
 from sglang_codec.attention import prefix_shared_attention, update_lengths
+from sglang_codec.kernels import pac as pac_module
 from sglang_codec.kernels.launch import INTERPRETED, LaunchConfig, launch_config
 from sglang_codec.kernels.pac import pac
+from sglang_codec.kernels.pac_arguments import PacArguments, PacVariant
 from sglang_codec.reference import decode_attention
 from sglang_codec.testing import (
     Counts,
@@ -39,24 +44,17 @@ def run_pac(
     lse = torch.full(q.shape[:2], NAN, device=q.device) if with_lse else None
     buffers.partial_out.fill_(NAN)
     buffers.partial_lse.fill_(NAN)
-    pac(
-        q,
-        problem.k_buffer,
-        problem.v_buffer,
-        out,
-        lse,
-        buffers.partial_out,
-        buffers.partial_lse,
-        buffers.plan,
-        buffers.kv_index,
-        buffers.bundle_index,
-        buffers.bundle_readers,
-        order_offset=buffers.layout.order,
-        tasks_offset=buffers.layout.tasks,
-        num_slots=buffers.layout.num_slots,
-        sm_scale=problem.sm_scale,
-        config=planned.config,
-    )
+    with mock.patch.object(attention, "por"):
+        prefix_shared_attention(
+            q,
+            problem.k_buffer,
+            problem.v_buffer,
+            out,
+            buffers,
+            sm_scale=problem.sm_scale,
+            config=planned.config,
+            lse=lse,
+        )
     return out, lse
 
 
@@ -182,19 +180,18 @@ def pac_tensors(device: torch.device, dtype: torch.dtype) -> dict[str, torch.Ten
     q = torch.full((4, 4, 64), NAN, dtype=dtype, device=device)
     k = torch.full((40, 2, 64), NAN, dtype=dtype, device=device)
     lse = torch.full((4, 4), NAN, device=device)
-    return {"q": q, "k_buffer": k, "v_buffer": k.clone(), "out": q.clone(), "lse": lse}
+    tensors = {"q": q, "k_buffer": k, "v_buffer": k.clone(), "out": q.clone(), "lse": lse}
+    return tensors | {"partial_out": torch.zeros(4, 4, 64, device=device)}
 
 
 def launch(tensors: dict[str, torch.Tensor], config: LaunchConfig = INTERPRETED) -> None:
     """PAC with a plan of nothing."""
     device = tensors["out"].device
     ints = torch.zeros(1000, dtype=torch.int32, device=device)
-    partial_out = torch.zeros(4, 4, 64, device=device)
-    names = ("q", "k_buffer", "v_buffer", "out", "lse")
+    names = ("q", "k_buffer", "v_buffer", "out", "lse", "partial_out")
     pac(
         *(tensors[name] for name in names),
-        partial_out,
-        partial_out[..., 0].contiguous(),
+        tensors["partial_out"][..., 0].contiguous(),
         *[ints] * 4,
         order_offset=100,
         tasks_offset=200,
@@ -265,31 +262,42 @@ def test_weights_of_small_groups_are_not_rounded(
         assert error <= 5e-5 * exact.abs().max()
 
 
+class Recorder:
+    """A kernel that notes what it is launched with."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[tuple[int, ...], PacArguments, PacVariant]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda arguments, variant, **_: self.launches.append((grid, arguments, variant))
+
+
 @pytest.mark.parametrize("group", [1, 2, 4, 8])
-def test_the_kernel_with_warp_roles_is_asked_for_the_same(
-    group: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-    hopper = types.ModuleType("sglang_codec.kernels.pac_hopper")
-    hopper.launch = lambda grid, arguments, named, config: asked.append(named["EXACT_WEIGHTS"])
+def test_both_kernels_are_given_the_same(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    portable, hopper = Recorder(), types.ModuleType("sglang_codec.kernels.hopper.kernel")
+    hopper._pac_hopper_kernel = Recorder()
+    monkeypatch.setattr(pac_module, "_pac_kernel", portable)
     monkeypatch.setitem(sys.modules, hopper.__name__, hopper)
-    q, kv = torch.zeros(3, 2 * group, 64), torch.zeros(9, 2, 64)
-    index = torch.zeros(1, dtype=torch.int32)
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        pac(
-            q.to(dtype),
-            *[kv.to(dtype)] * 2,
-            q.to(dtype),
-            None,
-            *[torch.zeros(1, 2 * group, 64)] * 2,
-            *[index] * 4,
-            order_offset=0,
-            tasks_offset=0,
-            num_slots=1,
-            sm_scale=1.0,
-            config=launch_config((9, 0), 64),
-        )
-    assert asked == [group < 4, group < 4, False]
+    q, kv = torch.zeros(4, 2 * group, 64), torch.zeros(9, 2, 64)
+    dtypes = (torch.float16, torch.bfloat16, torch.float32)
+    for dtype in dtypes:
+        tensors = {"q": q, "k_buffer": kv, "v_buffer": kv, "out": q}
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        tensors |= {"lse": None, "partial_out": q}
+        for config in (INTERPRETED, launch_config((9, 0), 64)):
+            launch(tensors, config)
+    pairs = list(zip(portable.launches, hopper._pac_hopper_kernel.launches, strict=True))
+    assert len(pairs) == len(dtypes)
+    for dtype, ((grid, given, variant), (other_grid, other_given, other)) in zip(
+        dtypes, pairs, strict=True
+    ):
+        assert grid == other_grid
+        for value, other_value in zip(given, other_given, strict=True):
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other_value))
+        is_exact = group < 4 and dtype != torch.float32
+        assert variant.EXACT_WEIGHTS is is_exact
+        of_config = ("CLASSES", "STAGES", "EARLY_LAUNCH")
+        assert other._replace(**{name: getattr(variant, name) for name in of_config}) == variant
 
 
 def test_the_lse_may_be_left_out(device: torch.device, dtype: torch.dtype) -> None:
