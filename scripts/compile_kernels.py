@@ -23,10 +23,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 # a process either interprets Triton or compiles it
 os.environ.pop("TRITON_INTERPRET", None)
@@ -40,14 +41,18 @@ from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from sglang_codec.kernels import kv_index, kv_store, lengths, pac, pac_hopper, por
+from sglang_codec.attention import prefix_shared_attention, update_lengths
+from sglang_codec.buffers import PlanBuffers
+from sglang_codec.kernels.kv_index import append_slots, gather_slots
+from sglang_codec.kernels.kv_store import store_kv
 from sglang_codec.kernels.launch import LaunchConfig, launch_config
-from sglang_codec.planning.plan import MOST_PIECES, PlanCapacity, PlanLayout
+from sglang_codec.planning.plan import PlanCapacity, PlanLayout
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NUM_KV_HEADS = 8
 _BATCH = 64
 _POOL_SLOTS = 4096
+_ALIKE = ("por", "store_kv")  # kernels all of whose warps do the same
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,10 @@ class Launch:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__.strip("_").removesuffix("_kernel")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -122,132 +131,68 @@ class Report:
     problems: tuple[str, ...]
 
 
-# kernels all of whose warps do the same
-_ALIKE = (por._por_kernel, kv_store._store_kv_kernel)
-
-
-def record(kernel: JITFunction, launch: Any) -> Launch:
-    """The arguments that `launch()` passes to `kernel`, which does not run."""
+def record(launch: Callable[[], None]) -> list[Launch]:
+    """The kernels that `launch()` launches, in order; none runs."""
     seen: list[Launch] = []
 
-    def keep(*args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    def keep(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         seen.append(Launch(kernel, args, kwargs))
 
-    kernel.run = keep
-    try:
+    with mock.patch.object(JITFunction, "run", keep):
         launch()
-    finally:
-        del kernel.run
-    if len(seen) != 1:
-        raise RuntimeError(f"{kernel.__name__}: expected one launch, saw {len(seen)}")
-    return seen[0]
+    return seen
 
 
 def tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def plan_layout(config: LaunchConfig, gpu: Gpu) -> PlanLayout:
+def plan_buffers(gpu: Gpu, config: LaunchConfig, shape: Shape) -> PlanBuffers:
     slots = config.num_slots(gpu.num_sms, NUM_KV_HEADS)
     classes = len(config.execution_order)
     capacity = PlanCapacity(_BATCH, 512, 512, _POOL_SLOTS)
-    return PlanLayout(capacity, classes, slots, has_bundles=config.bundle is not None)
-
-
-def pac_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool) -> Launch:
+    layout = PlanLayout(capacity, classes, slots, has_bundles=config.bundle is not None)
     heads = NUM_KV_HEADS * shape.group
-    layout = plan_layout(config, gpu)
-    dtype = DTYPES[shape.dtype]
-    q = tensor(_BATCH, heads, shape.head_dim, dtype=dtype)
-    buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.head_dim, dtype=dtype)
-    kernel = pac_hopper._pac_hopper_kernel if config.warp_roles else pac._pac_kernel
-    return record(
-        kernel,
-        lambda: pac.pac(
-            q,
-            buffer,
-            buffer,
-            q,
-            tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None,
-            tensor(512, heads, shape.head_dim, dtype=torch.float32),
-            tensor(512, heads, dtype=torch.float32),
-            tensor(layout.size, dtype=torch.int32),
-            *(tensor(_POOL_SLOTS, dtype=torch.int32) for _ in range(3)),
-            order_offset=layout.order,
-            tasks_offset=layout.tasks,
-            num_slots=layout.num_slots,
-            sm_scale=0.088,
-            config=config,
-        ),
+    return PlanBuffers(
+        layout, num_qo_heads=heads, head_dim=shape.head_dim, device=torch.device("meta")
     )
 
 
-def por_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool) -> Launch:
+def attention_launches(
+    gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool
+) -> tuple[Launch, Launch]:
+    """PAC and POR."""
     heads = NUM_KV_HEADS * shape.group
-    layout = plan_layout(config, gpu)
-    return record(
-        por._por_kernel,
-        lambda: por.por(
-            tensor(_BATCH, heads, shape.head_dim, dtype=DTYPES[shape.dtype]),
-            tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None,
-            tensor(512, heads, shape.head_dim, dtype=torch.float32),
-            tensor(512, heads, dtype=torch.float32),
-            tensor(layout.size, dtype=torch.int32),
-            merges_offset=layout.merges,
-            early_launch=config.early_launch,
-        ),
-    )
+    q = tensor(_BATCH, heads, shape.head_dim, dtype=DTYPES[shape.dtype])
+    buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.head_dim, dtype=DTYPES[shape.dtype])
+    lse = tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None
+    buffers = plan_buffers(gpu, config, shape)
+    of_launch = {"sm_scale": 0.088, "config": config, "lse": lse}
+    pac, por = record(lambda: prefix_shared_attention(q, buffer, buffer, q, buffers, **of_launch))
+    return pac, por
 
 
-def store_launch(gpu: Gpu, config: LaunchConfig, shape: Shape) -> Launch:
+def store_launch(config: LaunchConfig, shape: Shape) -> Launch:
     new = tensor(_BATCH, NUM_KV_HEADS, shape.head_dim, dtype=DTYPES[shape.dtype])
     buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.head_dim, dtype=DTYPES[shape.dtype])
     slots = tensor(_BATCH, dtype=torch.int64)
     early = config.early_launch and config.warp_roles
-    return record(
-        kv_store._store_kv_kernel,
-        lambda: kv_store.store_kv(new, new, buffer, buffer, slots, early_launch=early),
-    )
+    return record(lambda: store_kv(new, new, buffer, buffer, slots, early_launch=early))[0]
 
 
-def per_step_launches(gpu: Gpu, config: LaunchConfig) -> Iterator[Launch]:
-    entries = tensor(_POOL_SLOTS, dtype=torch.int32)
-    rows = tensor(_BATCH, dtype=torch.int64)
-    yield record(
-        kv_index._gather_slots_kernel,
-        lambda: kv_index.gather_slots(
-            entries,
-            tensor(_BATCH, 131072, dtype=torch.int32),
-            rows,
-            tensor(16, 4, dtype=torch.int32),
-            longest=5000,
-        ),
-    )
-    layout = plan_layout(config, gpu)
-    yield record(
-        kv_index._append_slots_kernel,
-        lambda: kv_index.append_slots(
-            entries,
-            tensor(_BATCH, dtype=torch.int32),
-            tensor(layout.size, dtype=torch.int32),
-            rows,
-            rows,
-            append_base_offset=layout.append_base,
-        ),
-    )
-    yield record(
-        lengths._follow_lengths_kernel,
-        lambda: lengths.follow_lengths(
-            tensor(layout.size, dtype=torch.int32),
-            tensor(_BATCH, dtype=torch.int32),
-            *[entries] * 3,
-            tasks_offset=layout.tasks,
-            append_base_offset=layout.append_base,
-            task_counts=layout.task_counts,
-            most_pieces=MOST_PIECES,
-            has_bundles=layout.has_bundles,
-        ),
-    )
+def per_step_launches(gpu: Gpu, config: LaunchConfig) -> list[Launch]:
+    buffers = plan_buffers(gpu, config, Shape("bf16", 128, 4))
+    index, rows = buffers.kv_index, tensor(_BATCH, dtype=torch.int64)
+    req_to_token = tensor(_BATCH, 131072, dtype=torch.int32)
+    base = buffers.layout.append_base
+
+    def launch() -> None:
+        gather_slots(index, req_to_token, rows, tensor(16, 4, dtype=torch.int32), longest=5000)
+        lengths = buffers.row_lengths
+        append_slots(index, lengths, buffers.plan, rows, rows, append_base_offset=base)
+        update_lengths(buffers)
+
+    return record(launch)
 
 
 def compile_launch(launch: Launch, arch: int) -> CompiledKernel:
@@ -334,7 +279,7 @@ def examine(
     if launch.kwargs.get("launch_pdl"):
         if "griddepcontrol.wait" not in ptx:
             problems.append("launched early, and does not wait for the kernel before")
-        elif launch.kernel in _ALIKE and (early := stores_before_wait(code)):
+        elif launch.name in _ALIKE and (early := stores_before_wait(code)):
             problems.append(f"{len(early)} stores before the kernel before has ended: {early[0]}")
     loops = kv_loops(code)
     in_loops = sum(spills for _, spills in loops)
@@ -346,13 +291,13 @@ def examine(
         problems.append(
             f"{fitting} blocks fit a multiprocessor, the grid is made for {ctas_per_sm}"
         )
-    if launch.kernel in (pac._pac_kernel, pac_hopper._pac_hopper_kernel):
+    if launch.name.startswith("pac"):
         if not cores:
             problems.append("no tensor-core instruction")
         if not copies:
             problems.append("no asynchronous copy: loads are not pipelined")
     return Report(
-        kernel=launch.kernel.__name__.strip("_").removesuffix("_kernel"),
+        kernel=launch.name,
         arch=gpu.arch,
         dtype=shape.dtype if shape else "-",
         head_dim=shape.head_dim if shape else 0,
@@ -380,14 +325,14 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
             config = launch_config(gpu.capability, shape.head_dim, warp_roles=roles)
             alone = single_tiles(config) if options.per_tile else ()
             for each in (config, *alone):
-                launch = pac_launch(gpu, each, shape, return_lse=options.lse)
+                pac, _ = attention_launches(gpu, each, shape, return_lse=options.lse)
                 grid = {"shape": shape, "ctas_per_sm": each.ctas_per_sm, **limit}
-                yield examine(launch, gpu, tiles=tile_names(each), **grid)
-            yield examine(store_launch(gpu, config, shape), gpu, shape=shape, **limit)
+                yield examine(pac, gpu, tiles=tile_names(each), **grid)
+            yield examine(store_launch(config, shape), gpu, shape=shape, **limit)
             for return_lse in (False, True):
-                launch = por_launch(gpu, config, shape, return_lse=return_lse)
+                _, por = attention_launches(gpu, config, shape, return_lse=return_lse)
                 tiles = "with LSE" if return_lse else "without LSE"
-                yield examine(launch, gpu, shape=shape, tiles=tiles, **limit)
+                yield examine(por, gpu, shape=shape, tiles=tiles, **limit)
         for launch in per_step_launches(gpu, launch_config(gpu.capability, 128)):
             yield examine(launch, gpu, **limit)
 
