@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -48,23 +48,33 @@ class PorVariant(NamedTuple):
     EARLY_LAUNCH: bool
 
 
+class Merges(NamedTuple):
+    """The plan's list of rows to merge, and how far it and the output go."""
+
+    records: Any
+    listed: Any
+    batch: Any  # rows of the plan
+    num_rows: Any  # of the output: those beyond the batch follow the listed ones
+    num_qo_heads: Any
+
+
 @triton.jit
-def _record(merges, index, readable, listed, batch):
+def _record(merges, index, readable):
     """Row number `index` to merge and the bounds of its parts; none for those of no plan."""
-    record = merges + (index + 1) * MERGE_INTS
+    record = merges.records + (index + 1) * MERGE_INTS
     within = index < readable
     row = tl.load(record, mask=within, other=0)
     first = tl.load(record + 1, mask=within, other=0)
     last = tl.load(record + 2, mask=within, other=0)
-    is_listed = index < listed
-    row = tl.where(is_listed, row, batch + index - listed)
+    is_listed = index < merges.listed
+    row = tl.where(is_listed, row, merges.batch + index - merges.listed)
     return row, tl.where(is_listed, first, 0), tl.where(is_listed, last, 0)
 
 
 @triton.jit
-def _num_rows_to_merge(listed, batch, num_rows):
+def _num_rows_to_merge(merges):
     """The listed rows, and those of the output that the plan does not know."""
-    return listed + tl.maximum(num_rows - batch, 0)
+    return merges.listed + tl.maximum(merges.num_rows - merges.batch, 0)
 
 
 @triton.jit
@@ -98,10 +108,6 @@ def _merge_rows(
     given,
     record,
     merges,
-    listed,
-    batch,
-    num_rows,
-    num_qo_heads,
     HEADS: tl.constexpr,
     PARTS: tl.constexpr,
     VARIANT: tl.constexpr,
@@ -114,17 +120,17 @@ def _merge_rows(
     row, first, last = record
     program = tl.program_id(0)
     programs = tl.num_programs(0)
-    blocks = tl.cdiv(num_qo_heads, HEADS)
+    blocks = tl.cdiv(merges.num_qo_heads, HEADS)
     dim = tl.arange(0, HEAD_DIM)
     parts = _parts(given.plan_ptr, first, last, PARTS)
     if VARIANT.EARLY_LAUNCH:
         # the plan is older than PAC, the partials are PAC's
         tl.extra.cuda.gdc_wait()
-    items = _num_rows_to_merge(listed, batch, num_rows) * blocks
+    items = _num_rows_to_merge(merges) * blocks
     for item in tl.range(program, items, programs, num_stages=1):
         # a block ahead, so that its latency passes while this one is merged
         next_row, next_first, next_last = _record(
-            merges, (item + programs) // blocks, listed, listed, batch
+            merges, (item + programs) // blocks, merges.listed
         )
         head = item % blocks * HEADS
         # of each head the largest LSE, the sum of the weights and that of the weighted values
@@ -135,8 +141,8 @@ def _merge_rows(
             loaded = ()
             for i in tl.static_range(PARTS * HEADS):
                 part = parts[i // HEADS]
-                wanted = (part >= 0) & (head + i % HEADS < num_qo_heads)
-                pair = part.to(tl.int64) * num_qo_heads + head + i % HEADS
+                wanted = (part >= 0) & (head + i % HEADS < merges.num_qo_heads)
+                pair = part.to(tl.int64) * merges.num_qo_heads + head + i % HEADS
                 # an empty part has LSE -inf and weight zero; what it stored is finite. Volatile
                 # keeps the order, in which the last LSE, that everything waits for, is loaded last
                 partial = given.partial_out_ptr + pair * HEAD_DIM
@@ -155,13 +161,13 @@ def _merge_rows(
             # a row without parts (padding of a captured batch) becomes zero
             is_empty = states[h][1] == 0.0
             result = states[h][2] / tl.where(is_empty, 1.0, states[h][1])
-            written = (row < num_rows) & (head + h < num_qo_heads)
+            written = (row < merges.num_rows) & (head + h < merges.num_qo_heads)
             out_row = given.out_ptr + row.to(tl.int64) * given.out_row_stride
             out_head = out_row + (head + h) * given.out_head_stride
             tl.store(out_head + dim, result.to(given.out_ptr.dtype.element_ty), mask=written)
             if VARIANT.WRITE_LSE:
                 merged = tl.where(is_empty, -float("inf"), states[h][0] + tl.log2(states[h][1]))
-                lse_row = given.lse_ptr + row.to(tl.int64) * num_qo_heads
+                lse_row = given.lse_ptr + row.to(tl.int64) * merges.num_qo_heads
                 tl.store(lse_row + head + h, merged, mask=written)
         row = next_row
         first = next_first
@@ -183,41 +189,20 @@ def _por_kernel(
         # this has its place by now
         tl.extra.cuda.gdc_launch_dependents()
     program = tl.program_id(0)
-    merges = given.plan_ptr + given.merges_offset
-    listed = tl.load(merges)
-    batch = tl.load(merges + 1)
+    records = given.plan_ptr + given.merges_offset
+    listed = tl.load(records)
+    batch = tl.load(records + 1)
+    merges = Merges(records, listed, batch, num_rows, num_qo_heads)
     # records are read whatever the length of the list: with few rows nothing else hides the
     # latency, so their loads do not wait for it
     blocks = tl.cdiv(num_qo_heads, VARIANT.FEW_HEADS)
-    record = _record(merges, program // blocks, num_readable, listed, batch)
-    if _num_rows_to_merge(listed, batch, num_rows) * num_qo_heads <= tl.num_programs(0):
-        _merge_rows(
-            given,
-            record,
-            merges,
-            listed,
-            batch,
-            num_rows,
-            num_qo_heads,
-            VARIANT.FEW_HEADS,
-            VARIANT.FEW_PARTS,
-            VARIANT,
-        )
+    record = _record(merges, program // blocks, num_readable)
+    if _num_rows_to_merge(merges) * num_qo_heads <= tl.num_programs(0):
+        _merge_rows(given, record, merges, VARIANT.FEW_HEADS, VARIANT.FEW_PARTS, VARIANT)
     else:
         blocks = tl.cdiv(num_qo_heads, VARIANT.MANY_HEADS)
-        record = _record(merges, program // blocks, listed, listed, batch)
-        _merge_rows(
-            given,
-            record,
-            merges,
-            listed,
-            batch,
-            num_rows,
-            num_qo_heads,
-            VARIANT.MANY_HEADS,
-            VARIANT.MANY_PARTS,
-            VARIANT,
-        )
+        record = _record(merges, program // blocks, listed)
+        _merge_rows(given, record, merges, VARIANT.MANY_HEADS, VARIANT.MANY_PARTS, VARIANT)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from sglang_codec.kernels.hopper.rows import ROWS, held_by
+from sglang_codec.kernels.hopper.rows import ROWS, held_by, product_layout
 from sglang_codec.kernels.hopper.walk import batch_rows, tile_rows
 
 COLUMNS = gl.constexpr(32)  # of the output that are computed at a time
@@ -19,7 +19,7 @@ def repair(given, task, kv_head, lse, VARIANT: gl.constexpr):
     """
     HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
     dtype: gl.constexpr = given.k_ptr.dtype.element_ty
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
+    layout: gl.constexpr = product_layout(COLUMNS)
     rows: gl.constexpr = gl.SliceLayout(1, layout)
     tile_row = held_by(gl.arange(0, ROWS, rows), HEAD_DIM)
     column = gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))

@@ -12,11 +12,19 @@ from triton.experimental.gluon import language as gl
 from sglang_codec.kernels.hopper.bundle_repair import repair
 from sglang_codec.kernels.hopper.hand_over import hand_over, rows_of_values, take_over
 from sglang_codec.kernels.hopper.ring import QUERY_BUFFERS, release
-from sglang_codec.kernels.hopper.rows import ROWS
-from sglang_codec.kernels.hopper.steps import Part, places_of, read_steps
-from sglang_codec.kernels.hopper.store import store
-from sglang_codec.kernels.hopper.walk import BUNDLE, LARGE, batch_rows, task_of, tile_rows, walk_of
+from sglang_codec.kernels.hopper.rows import ROWS, product_layout
+from sglang_codec.kernels.hopper.steps import Share, places_of, read_steps
+from sglang_codec.kernels.hopper.walk import (
+    BUNDLE,
+    KEPT,
+    LARGE,
+    batch_rows,
+    task_of,
+    tile_rows,
+    walk_of,
+)
 from sglang_codec.kernels.hopper.warp_roles import role_barrier
+from sglang_codec.kernels.results import store_partials, store_rows
 
 
 @gluon.jit
@@ -55,9 +63,9 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
         is_last = is_both | (((step + steps + 1 + WARPGROUP) & 1) == 0)
         if is_last | is_shared:
             row = batch_rows(given, task, base + places.row, VARIANT)
-            part = Part(base, own, stride, buffer, phase)
+            share = Share(base, own, stride, buffer, phase)
             result, lse, last = read_steps(
-                given, ring, task, part, places, step, steps, is_both, is_bundle, VARIANT
+                given, ring, task, share, places, step, steps, is_both, is_bundle, VARIANT
             )
             if is_last:
                 if steps > 0:
@@ -71,7 +79,7 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
                     # a weight of zero times the NaN or infinity of another row is NaN: once more
                     # then, token by token, so that it stays with the rows that see the token
                     is_spoiled = gl.max(gl.max((result != result).to(gl.int32), 1), 0)
-                store(given, task, row, rows, places.dim, result, lse, VARIANT)
+                _store(given, task, row, rows, places.dim, result, lse, VARIANT)
                 if is_spoiled > 0:
                     role_barrier()
                     repair(given, task, kv_head, lse, VARIANT)
@@ -80,3 +88,15 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
         step += steps
         shared += is_shared.to(gl.int32)
         task = task1
+
+
+@gluon.jit
+def _store(given, task, row, rows, dim, result, lse, VARIANT: gl.constexpr):
+    """Store what was found of a task: `rows` of its tile, batch rows `row`."""
+    query, head, valid = rows
+    lse = gl.convert_layout(lse, gl.SliceLayout(1, product_layout(VARIANT.HEAD_DIM)))
+    if task.part < 0:
+        store_rows(given, row.to(gl.int64), head, dim, valid, result, lse, VARIANT)
+    else:
+        part = task.part + query
+        store_partials(given, part, head, dim, valid, result, lse, KEPT, VARIANT)

@@ -7,8 +7,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from sglang_codec.kernels.hopper.ring import release
-from sglang_codec.kernels.hopper.rows import ROWS
-from sglang_codec.kernels.hopper.steps import scores_layout, values_layout
+from sglang_codec.kernels.hopper.rows import ROWS, product_layout
 
 
 @gluon.jit
@@ -32,11 +31,10 @@ def hand_over(ring, states, result, lse, stage, nth, VARIANT: gl.constexpr):
 def take_over(ring, states, result, lse, stage, nth, VARIANT: gl.constexpr):
     """Merge a state with the other warpgroup's, and let go of the step that this lies over."""
     STAGES: gl.constexpr = VARIANT.STAGES
-    of_values: gl.constexpr = values_layout(VARIANT)
+    of_values: gl.constexpr = product_layout(VARIANT.HEAD_DIM)
     values_rows: gl.constexpr = gl.SliceLayout(1, of_values)
     mbarrier.wait(ring.handed.index(nth % STAGES), (nth // STAGES) & 1)
-    of_lse: gl.constexpr = gl.SliceLayout(1, scores_layout(VARIANT))
-    other_lse = ring.readers.index(stage).load(of_lse).to(gl.float32, bitcast=True)
+    other_lse = ring.readers.index(stage).load(lse.type.layout).to(gl.float32, bitcast=True)
     larger = gl.maximum(lse, other_lse)
     reference = gl.where(larger == -float("inf"), 0.0, larger)
     weight = gl.exp2(lse - reference)

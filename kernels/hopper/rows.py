@@ -30,6 +30,12 @@ def loading_layout(head_dim, of_thread):
 
 
 @gluon.constexpr_function
+def product_layout(columns):
+    """Of a warpgroup's matrix product: 64 query rows times as many columns."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
+
+
+@gluon.constexpr_function
 def common_factor(group, rows):
     """The largest power of two that divides both."""
     return min(group & -group, rows)

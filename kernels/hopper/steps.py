@@ -15,25 +15,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from sglang_codec.kernels.hopper.ring import release
-from sglang_codec.kernels.hopper.rows import ROWS, held_by
+from sglang_codec.kernels.hopper.rows import ROWS, held_by, product_layout
 
 
 @gluon.constexpr_function
-def tokens_at_once(variant):
+def tokens_at_once(exact_weights):
     """Of a step: the second product of exact weights needs registers, and takes half of it."""
-    return ROWS.value // 2 if variant.EXACT_WEIGHTS else ROWS.value
-
-
-@gluon.constexpr_function
-def scores_layout(variant):
-    """Of S: 64 query rows times the tokens that are taken at once."""
-    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, tokens_at_once(variant), 16])
-
-
-@gluon.constexpr_function
-def values_layout(variant):
-    """Of O: 64 query rows times the columns of V."""
-    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, variant.HEAD_DIM, 16])
+    return ROWS.value // 2 if exact_weights else ROWS.value
 
 
 class Places(NamedTuple):
@@ -46,7 +34,7 @@ class Places(NamedTuple):
     no_scores: Any  # where each S begins
 
 
-class Part(NamedTuple):
+class Share(NamedTuple):
     """The steps of a task that one warpgroup takes."""
 
     base: Any  # first query row in the tile
@@ -60,9 +48,9 @@ class Part(NamedTuple):
 def places_of(VARIANT: gl.constexpr):
     """The places, the same for every task."""
     HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
-    TOKENS: gl.constexpr = tokens_at_once(VARIANT)
-    of_scores: gl.constexpr = scores_layout(VARIANT)
-    of_values: gl.constexpr = values_layout(VARIANT)
+    TOKENS: gl.constexpr = tokens_at_once(VARIANT.EXACT_WEIGHTS)
+    of_scores: gl.constexpr = product_layout(TOKENS)
+    of_values: gl.constexpr = product_layout(HEAD_DIM)
     scores_row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_scores)), HEAD_DIM)
     column = gl.arange(0, TOKENS, gl.SliceLayout(0, of_scores))
     row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_values)), HEAD_DIM)
@@ -73,28 +61,29 @@ def places_of(VARIANT: gl.constexpr):
 
 @gluon.jit
 def read_steps(
-    given, ring, task, part, places, step, steps, is_both, is_bundle, VARIANT: gl.constexpr
+    given, ring, task, share, places, step, steps, is_both, is_bundle, VARIANT: gl.constexpr
 ):
-    """Output ``[64, D]`` and LSE ``[64]`` from a part's steps, and the stage of the last one.
+    """Output ``[64, D]`` and LSE ``[64]`` from a share's steps, and the stage of the last one.
 
     That step is not let go of; the queries are. `step` is the first of the task, of `steps`.
     """
     HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
     STAGES: gl.constexpr = VARIANT.STAGES
-    TOKENS: gl.constexpr = tokens_at_once(VARIANT)
-    of_values: gl.constexpr = values_layout(VARIANT)
+    TOKENS: gl.constexpr = tokens_at_once(VARIANT.EXACT_WEIGHTS)
+    of_values: gl.constexpr = product_layout(HEAD_DIM)
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, of_values, 2)
-    rows: gl.constexpr = gl.SliceLayout(1, scores_layout(VARIANT))
+    of_scores: gl.constexpr = product_layout(TOKENS)
+    rows: gl.constexpr = gl.SliceLayout(1, of_scores)
     values_rows: gl.constexpr = gl.SliceLayout(1, of_values)
     dtype: gl.constexpr = given.k_ptr.dtype.element_ty
-    query = (part.base + places.scores_row) // VARIANT.GROUP
+    query = (share.base + places.scores_row) // VARIANT.GROUP
     running_max = gl.full([ROWS], -float("inf"), gl.float32, rows)
     running_sum = gl.zeros([ROWS], gl.float32, rows)
     accumulator = warpgroup_mma_init(gl.zeros([ROWS, HEAD_DIM], gl.float32, of_values))
-    mbarrier.wait(ring.q_full.index(part.buffer), part.phase)
-    q = ring.q.index(part.buffer)
-    last = (step + part.own) % STAGES  # stage of the step before
-    for nth in range(part.own, steps, part.stride):
+    mbarrier.wait(ring.q_full.index(share.buffer), share.phase)
+    q = ring.q.index(share.buffer)
+    last = (step + share.own) % STAGES  # stage of the step before
+    for nth in range(share.own, steps, share.stride):
         my_step = step + nth
         stage = my_step % STAGES
         phase = (my_step // STAGES) & 1
@@ -107,12 +96,12 @@ def read_steps(
             )
             scores, values = warpgroup_mma_wait(0, deps=(pending, accumulator))
             if half == 0:
-                if nth > part.own:
+                if nth > share.own:
                     release(ring.empty.index(last), is_both)
                 last = stage
             if is_bundle:
                 readers = ring.readers.index(stage).slice(half * TOKENS, TOKENS)
-                readers = readers.load(gl.SliceLayout(0, scores_layout(VARIANT)))
+                readers = readers.load(gl.SliceLayout(0, of_scores))
                 seen = (query[:, None] >= (readers & 0xFFFF)[None, :]) & (
                     query[:, None] < (readers >> 16)[None, :]
                 )
@@ -144,9 +133,9 @@ def read_steps(
                 )
     values = warpgroup_mma_wait(0, deps=(accumulator,))
     if is_both | (steps < 2):
-        mbarrier.arrive(ring.q_empty.index(part.buffer), count=2)
+        mbarrier.arrive(ring.q_empty.index(share.buffer), count=2)
     else:
-        mbarrier.arrive(ring.q_empty.index(part.buffer), count=1)
+        mbarrier.arrive(ring.q_empty.index(share.buffer), count=1)
 
     # an open chunk may still be empty: weight zero, LSE -inf
     is_empty = running_sum == 0.0

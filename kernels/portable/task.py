@@ -8,6 +8,7 @@ import triton.language as tl
 from sglang_codec.kernels.portable.bundle_repair import attend_alone
 from sglang_codec.kernels.portable.products import add_values
 from sglang_codec.kernels.records import TASK_INTS
+from sglang_codec.kernels.results import store_partials, store_rows
 
 
 @triton.jit
@@ -121,16 +122,6 @@ def attend(
     if part < 0:
         # the only part of its row; read again rather than kept in registers throughout the loop
         row = tl.load(order, mask=valid, other=0, volatile=True).to(tl.int64)
-        out_row = given.out_ptr + row * given.out_row_stride + head * given.out_head_stride
-        tl.store(
-            out_row[:, None] + offs_dim[None, :],
-            result.to(given.out_ptr.dtype.element_ty),
-            mask=valid[:, None],
-        )
-        if VARIANT.WRITE_LSE:
-            tl.store(given.lse_ptr + row * given.num_qo_heads + head, lse, mask=valid)
+        store_rows(given, row, head, offs_dim, valid, result, lse, VARIANT)
     else:
-        partial = (part + query).to(tl.int64) * given.num_qo_heads + head
-        partial_row = given.partial_out_ptr + partial * HEAD_DIM
-        tl.store(partial_row[:, None] + offs_dim[None, :], result, mask=valid[:, None])
-        tl.store(given.partial_lse_ptr + partial, lse, mask=valid)
+        store_partials(given, part + query, head, offs_dim, valid, result, lse, "", VARIANT)

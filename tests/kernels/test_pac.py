@@ -17,8 +17,7 @@ from sglang_codec import attention
 from sglang_codec.attention import prefix_shared_attention, update_lengths
 from sglang_codec.kernels import pac as pac_module
 from sglang_codec.kernels.launch import INTERPRETED, LaunchConfig, launch_config
-from sglang_codec.kernels.pac import pac
-from sglang_codec.kernels.pac_arguments import PacArguments, PacVariant
+from sglang_codec.kernels.pac import PacArguments, PacVariant, pac
 from sglang_codec.reference import decode_attention
 from sglang_codec.testing import (
     Counts,
