@@ -16,6 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from sglang_codec.kernels.hopper.ring import release
 from sglang_codec.kernels.hopper.rows import ROWS, held_by, product_layout
+from sglang_codec.kernels.softmax import lse_of, only_seen, softmax_step
 
 
 @gluon.constexpr_function
@@ -102,21 +103,14 @@ def read_steps(
             if is_bundle:
                 readers = ring.readers.index(stage).slice(half * TOKENS, TOKENS)
                 readers = readers.load(gl.SliceLayout(0, of_scores))
-                seen = (query[:, None] >= (readers & 0xFFFF)[None, :]) & (
-                    query[:, None] < (readers >> 16)[None, :]
-                )
-                scores = gl.where(seen, scores, -float("inf"))
+                scores = only_seen(scores, query, readers)
             elif nth * ROWS + ROWS > task.kv_len:
                 token = nth * ROWS + held_by(half * TOKENS + places.column, HEAD_DIM)
                 within = (token < task.kv_len)[None, :]
                 scores = gl.where(within, scores, -float("inf"))
-            new_max = gl.maximum(running_max, gl.max(scores, 1) * given.qk_scale)
-            # a query may have seen nothing yet
-            reference = gl.where(new_max == -float("inf"), 0.0, new_max)
-            rescale = gl.exp2(running_max - reference)
-            weights = gl.exp2(scores * given.qk_scale - reference[:, None])
-            running_sum = running_sum * rescale + gl.sum(weights, 1)
-            running_max = new_max
+            weights, rescale, running_max, running_sum = softmax_step(
+                scores, running_max, running_sum, given.qk_scale, True
+            )
             values = values * gl.convert_layout(rescale, values_rows)[:, None]
             rounded = weights.to(dtype)
             if half == 0:

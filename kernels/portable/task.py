@@ -9,6 +9,7 @@ from sglang_codec.kernels.portable.bundle_repair import attend_alone
 from sglang_codec.kernels.portable.products import add_values
 from sglang_codec.kernels.records import TASK_INTS
 from sglang_codec.kernels.results import store_partials, store_rows
+from sglang_codec.kernels.softmax import lse_of, only_seen, softmax_step
 
 
 @triton.jit
@@ -73,24 +74,15 @@ def attend(
         slot = tl.load(index + following, mask=following < kv_len, other=0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         if IS_BUNDLE:
-            low = readers & 0xFFFF
-            high = readers >> 16
-            seen = (query[:, None] >= low[None, :]) & (query[:, None] < high[None, :])
-            scores = tl.where(seen, scores, -float("inf"))
+            scores = only_seen(scores, query, readers)
             readers = tl.load(readers_of + following, mask=following < kv_len, other=0)
-            new_max = tl.maximum(running_max, tl.max(scores, 1) * given.qk_scale)
-            # a query may have seen nothing yet
-            reference = tl.where(new_max == -float("inf"), 0.0, new_max)
         else:
             scores = tl.where(within[None, :], scores, -float("inf"))
-            new_max = tl.maximum(running_max, tl.max(scores, 1) * given.qk_scale)
-            reference = new_max
-        rescale = tl.exp2(running_max - reference)
-        weights = tl.exp2(scores * given.qk_scale - reference[:, None])
-        running_sum = running_sum * rescale + tl.sum(weights, 1)
+        weights, rescale, running_max, running_sum = softmax_step(
+            scores, running_max, running_sum, given.qk_scale, IS_BUNDLE
+        )
         accumulator = accumulator * rescale[:, None]
         accumulator = add_values(accumulator, weights, v, VARIANT.EXACT_WEIGHTS)
-        running_max = new_max
 
     if IS_BUNDLE:
         # a weight of zero times the NaN or infinity of another row is NaN: once more then, each
