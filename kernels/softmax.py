@@ -27,11 +27,3 @@ def softmax_step(scores, running_max, running_sum, qk_scale, MAY_BE_UNSEEN: tl.c
     rescale = tl.exp2(running_max - reference)
     weights = tl.exp2(scores * qk_scale - reference[:, None])
     return weights, rescale, new_max, running_sum * rescale + tl.sum(weights, 1)
-
-
-@triton.jit
-def lse_of(running_max, running_sum):
-    """LSE of a state, and the sum to divide by: 1 and -inf if nothing was seen."""
-    is_empty = running_sum == 0.0
-    divisor = tl.where(is_empty, 1.0, running_sum)
-    return tl.where(is_empty, -float("inf"), running_max + tl.log2(running_sum)), divisor

@@ -16,7 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from sglang_codec.kernels.hopper.ring import release
 from sglang_codec.kernels.hopper.rows import ROWS, held_by, product_layout
-from sglang_codec.kernels.softmax import lse_of, only_seen, softmax_step
+from sglang_codec.kernels.softmax import only_seen, softmax_step
 
 
 @gluon.constexpr_function

@@ -9,7 +9,7 @@ from sglang_codec.kernels.portable.bundle_repair import attend_alone
 from sglang_codec.kernels.portable.products import add_values
 from sglang_codec.kernels.records import TASK_INTS
 from sglang_codec.kernels.results import store_partials, store_rows
-from sglang_codec.kernels.softmax import lse_of, only_seen, softmax_step
+from sglang_codec.kernels.softmax import only_seen, softmax_step
 
 
 @triton.jit
