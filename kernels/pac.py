@@ -48,7 +48,10 @@ class PacArguments(NamedTuple):
 
 
 class PacVariant(NamedTuple):
-    """What a kernel is compiled for."""
+    """What a kernel is compiled for, in plain numbers.
+
+    A constexpr function is passed fields of it: of the whole, Triton 3.6 loses their names.
+    """
 
     GROUP: int  # query heads per KV head
     HEAD_DIM: int

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -271,7 +273,7 @@ class Recorder:
         return lambda arguments, variant, **_: self.launches.append((grid, arguments, variant))
 
 
-@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("group", [1, 3, 4, 8])
 def test_both_kernels_are_given_the_same(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
     portable, hopper = Recorder(), types.ModuleType("sglang_codec.kernels.hopper.kernel")
     hopper._pac_hopper_kernel = Recorder()
@@ -297,6 +299,14 @@ def test_both_kernels_are_given_the_same(group: int, monkeypatch: pytest.MonkeyP
         assert variant.EXACT_WEIGHTS is is_exact
         of_config = ("CLASSES", "STAGES", "EARLY_LAUNCH")
         assert other._replace(**{name: getattr(variant, name) for name in of_config}) == variant
+
+
+@pytest.mark.parametrize("kernel", ["portable", "hopper"])
+def test_no_kernel_ignores_an_argument(kernel: str) -> None:
+    folder = Path(pac_module.__file__).parent
+    files = [*folder.joinpath(kernel).glob("*.py"), folder / "results.py"]
+    read = re.findall(r"\bgiven\.(\w+)", "".join(file.read_text() for file in files))
+    assert set(read) == set(PacArguments._fields)
 
 
 def test_the_lse_may_be_left_out(device: torch.device, dtype: torch.dtype) -> None:
