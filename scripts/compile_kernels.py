@@ -1,8 +1,7 @@
 """Compile every kernel for GPUs that this machine need not have, and say what they cost.
 
-    python scripts/compile_kernels.py                       # sm_80, sm_90, sm_100; all shapes
+    python scripts/compile_kernels.py    # sm_80, sm_90, sm_100; all shapes
     python scripts/compile_kernels.py --arch 90 --head-dim 128 --dtype bf16 --group 4
-    python scripts/compile_kernels.py --arch 90 --per-tile  # each tile on its own too
 
 The kernels' own launchers are called with tensors that have no memory, and the arguments they pass
 are specialised as Triton's JIT would, so what is compiled here is what a server would run. Exit
@@ -52,6 +51,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NUM_KV_HEADS = 8
 _BATCH = 64
 _POOL_SLOTS = 4096
+_SPILL_LIMIT = 8  # instructions in KV loops of some 600 each
 _ALIKE = ("por", "store_kv")  # kernels all of whose warps do the same
 
 
@@ -107,28 +107,36 @@ class Launch:
         return self.kernel.__name__.strip("_").removesuffix("_kernel")
 
 
-@dataclass(frozen=True)
+def column(title: str, spec: str) -> Any:
+    """A field that the table shows."""
+    return dataclasses.field(metadata={"title": title, "spec": spec})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What one compiled kernel needs, and what is wrong with it."""
 
-    kernel: str
-    arch: int
-    dtype: str
-    head_dim: int
-    group: int
-    tiles: str
-    num_warps: int
-    registers: int
-    spill_bytes: int
+    kernel: str = column("kernel", "<14")
+    arch: int = column("sm", ">4")
+    dtype: str = column("type", ">5")
+    head_dim: int = column("D", ">4")
+    group: int = column("G", ">3")
+    tiles: str = column("tiles", "<30")
+    num_warps: int = column("warps", ">5")
+    registers: int = column("regs", ">5")
+    spill_bytes: int = column("spill", ">6")
     stack_bytes: int
-    shared_bytes: int
-    ctas_per_sm: int
-    fitting_ctas: int
-    async_copies: int
-    in_flight: tuple[int, ...]
-    loop_instructions: tuple[int, ...]
-    tensor_core: str
+    shared_bytes: int = column("shared", ">7")
+    fitting_ctas: int = column("fit", ">4")
+    ctas_per_sm: int = column("want", ">4")
+    async_copies: int = column("cp.async", ">8")
+    in_flight: tuple[int, ...] = column("in flight", ">9")
+    loop_instructions: tuple[int, ...] = column("instructions", ">19")
+    tensor_core: str = column("tensor core", "<16")
     problems: tuple[str, ...]
+
+
+_COLUMNS = [field for field in dataclasses.fields(Report) if field.metadata]
 
 
 def record(launch: Callable[[], None]) -> list[Launch]:
@@ -258,7 +266,7 @@ def examine(
     shape: Shape | None = None,
     tiles: str = "-",
     ctas_per_sm: int = 1,
-    spill_limit: int,
+    spill_limit: int = _SPILL_LIMIT,
 ) -> Report:
     """Compile a launch and say what it costs."""
     compiled = compile_launch(launch, gpu.arch)
@@ -317,33 +325,20 @@ def examine(
 
 
 def reports(options: argparse.Namespace) -> Iterator[Report]:
-    limit = {"spill_limit": options.spill_limit}
     for gpu in (GPUS[arch] for arch in options.arch):
-        shapes = itertools.product(options.head_dim, options.dtype, options.group)
-        for shape in itertools.starmap(Shape, ((t, d, g) for d, t, g in shapes)):
-            roles = not options.no_warp_roles
+        for sizes in itertools.product(options.dtype, options.head_dim, options.group):
+            shape, roles = Shape(*sizes), not options.no_warp_roles
             config = launch_config(gpu.capability, shape.head_dim, warp_roles=roles)
-            alone = single_tiles(config) if options.per_tile else ()
-            for each in (config, *alone):
-                pac, _ = attention_launches(gpu, each, shape, return_lse=options.lse)
-                grid = {"shape": shape, "ctas_per_sm": each.ctas_per_sm, **limit}
-                yield examine(pac, gpu, tiles=tile_names(each), **grid)
-            yield examine(store_launch(config, shape), gpu, shape=shape, **limit)
             for return_lse in (False, True):
-                _, por = attention_launches(gpu, config, shape, return_lse=return_lse)
+                pac, por = attention_launches(gpu, config, shape, return_lse=return_lse)
+                if return_lse == options.lse:
+                    tiles, ctas = tile_names(config), config.ctas_per_sm
+                    yield examine(pac, gpu, shape=shape, tiles=tiles, ctas_per_sm=ctas)
                 tiles = "with LSE" if return_lse else "without LSE"
-                yield examine(por, gpu, shape=shape, tiles=tiles, **limit)
+                yield examine(por, gpu, shape=shape, tiles=tiles)
+            yield examine(store_launch(config, shape), gpu, shape=shape)
         for launch in per_step_launches(gpu, launch_config(gpu.capability, 128)):
-            yield examine(launch, gpu, **limit)
-
-
-def single_tiles(config: LaunchConfig) -> Iterator[LaunchConfig]:
-    """The same launch with one of its query tiles only, or, with warp roles, without bundles."""
-    if config.warp_roles:
-        yield dataclasses.replace(config, bundle=None)
-        return
-    for tile in config.tiles:
-        yield dataclasses.replace(config, tiles=(tile,), bundle=None)
+            yield examine(launch, gpu)
 
 
 def tile_names(config: LaunchConfig) -> str:
@@ -352,31 +347,13 @@ def tile_names(config: LaunchConfig) -> str:
     return f"{' '.join(names)} /{config.stages}"
 
 
-_COLUMNS = (
-    ("kernel", "kernel", "<12"),
-    ("arch", "sm", ">4"),
-    ("dtype", "type", ">5"),
-    ("head_dim", "D", ">4"),
-    ("group", "G", ">3"),
-    ("tiles", "tiles", "<30"),
-    ("num_warps", "warps", ">5"),
-    ("registers", "regs", ">5"),
-    ("spill_bytes", "spill", ">6"),
-    ("shared_bytes", "shared", ">7"),
-    ("fitting_ctas", "fit", ">4"),
-    ("ctas_per_sm", "want", ">4"),
-    ("async_copies", "cp.async", ">8"),
-    ("in_flight", "in flight", ">9"),
-    ("loop_instructions", "instructions", ">19"),
-    ("tensor_core", "tensor core", "<16"),
-)
-
-
 def print_row(report: Report) -> None:
-    values = dataclasses.asdict(report)
-    for name in ("in_flight", "loop_instructions"):
-        values[name] = "/".join(map(str, values[name])) or "-"
-    cells = [format(str(values[field]), spec) for field, _, spec in _COLUMNS]
+    cells = []
+    for field in _COLUMNS:
+        value = getattr(report, field.name)
+        if isinstance(value, tuple):
+            value = "/".join(map(str, value)) or "-"
+        cells.append(format(str(value), field.metadata["spec"]))
     print(" ".join(cells), "; ".join(report.problems) or "ok", flush=True)
 
 
@@ -392,15 +369,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no-warp-roles", action="store_true", help="the kernels for a Triton without Gluon"
     )
-    parser.add_argument(
-        "--per-tile", action="store_true", help="also compile PAC with each tile for all tasks"
-    )
-    parser.add_argument(
-        "--spill-limit",
-        type=int,
-        default=8,
-        help="spilling instructions within KV loops to accept, of some 600 each (default: 8)",
-    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report here")
     return parser.parse_args(arguments)
 
@@ -412,7 +380,8 @@ def main(arguments: list[str] | None = None) -> int:
     print("fit, want: blocks per multiprocessor;")
     print("in flight: copies that each KV loop leaves pending while it computes;")
     print("instructions: of each KV loop in machine code (a bundle has a second one)")
-    print(" ".join(format(title, spec) for _, title, spec in _COLUMNS), "verdict")
+    titles = (format(field.metadata["title"], field.metadata["spec"]) for field in _COLUMNS)
+    print(" ".join(titles), "verdict")
     done = []
     for report in reports(options):
         print_row(report)
