@@ -18,7 +18,7 @@ from planned import Planned, plan_batch
 from sglang_codec import attention
 from sglang_codec.attention import prefix_shared_attention, update_lengths
 from sglang_codec.kernels import pac as pac_module
-from sglang_codec.kernels.launch import INTERPRETED, LaunchConfig, launch_config
+from sglang_codec.kernels.launch import INTERPRETED, LaunchConfig, Tile, launch_config
 from sglang_codec.kernels.pac import PacArguments, PacVariant, pac
 from sglang_codec.reference import decode_attention
 from sglang_codec.testing import (
@@ -383,3 +383,22 @@ def test_a_row_with_nan_in_its_cache_spoils_no_other_row(
     others = [row for row in range(60) if row != spoiled]
     assert_within_low_precision_error(out[others], exact[others], problem.eager()[others])
     assert_lse_close(lse, exact_lse)
+
+
+def test_a_query_of_a_bundle_may_see_nothing_in_a_step(
+    device: torch.device, dtype: torch.dtype
+) -> None:
+    counts = [[(f"group {r // 5}", 9), (f"tail {r}", 3 + r % 4)] for r in range(60)]
+    paths = with_slots(counts, seed=2)
+    problem = make_problem(
+        paths, num_qo_heads=4, num_kv_heads=2, head_dim=64, dtype=dtype, device=device
+    )
+    small = dataclasses.replace(INTERPRETED, bundle=Tile(32, 16))
+    planned = plan_batch(paths, problem, config=small if device.type == "cpu" else None)
+    planned.check(problem)
+    plan, readers = planned.plan, planned.buffers.bundle_readers
+    bundles = plan.tasks[plan.num_tasks - plan.num_bundles :].tolist()
+    # the last query of one is not among those of the first 16 tokens
+    assert any(
+        int(readers[at : at + 16].max()) >> 16 < queries for at, _, _, queries, *_ in bundles
+    )
