@@ -31,7 +31,6 @@ from sglang_codec.kernels.hopper.walk import (
     LARGE,
     batch_rows,
     task_of,
-    tile_rows,
     walk_of,
 )
 
@@ -148,11 +147,11 @@ def _load_queries(given, ring, task, row, tile_row, kv_head, nth, dim, VARIANT: 
     """Copy 64 query rows of a task to the nth use of a buffer."""
     buffer = nth % QUERY_BUFFERS
     mbarrier.wait(ring.q_empty.index(buffer), ((nth // QUERY_BUFFERS) & 1) ^ 1)
-    _, head, valid = tile_rows(task, tile_row, kv_head, VARIANT)
+    head = kv_head * VARIANT.GROUP + tile_row % VARIANT.GROUP
     async_copy.async_copy_global_to_shared(
         ring.q.index(buffer),
         copied_from(given.q_ptr, row, given.q_row_stride, dim)
         + (head * given.q_head_stride)[:, None],
-        mask=valid[:, None],
+        mask=(tile_row // VARIANT.GROUP < task.queries)[:, None],
     )
     async_copy.mbarrier_arrive(ring.q_full.index(buffer), increment_count=False)
