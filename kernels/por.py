@@ -105,12 +105,7 @@ def _advance(state, loaded, h: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.cons
 
 @triton.jit
 def _merge_rows(
-    given,
-    record,
-    merges,
-    HEADS: tl.constexpr,
-    PARTS: tl.constexpr,
-    VARIANT: tl.constexpr,
+    given, record, merges, HEADS: tl.constexpr, PARTS: tl.constexpr, VARIANT: tl.constexpr
 ):
     """Merge every n-th block of `HEADS` heads of a row, `PARTS` parts a step, in token order.
 
@@ -129,9 +124,8 @@ def _merge_rows(
     items = _num_rows_to_merge(merges) * blocks
     for item in tl.range(program, items, programs, num_stages=1):
         # a block ahead, so that its latency passes while this one is merged
-        next_row, next_first, next_last = _record(
-            merges, (item + programs) // blocks, merges.listed
-        )
+        following = (item + programs) // blocks
+        next_row, next_first, next_last = _record(merges, following, merges.listed)
         head = item % blocks * HEADS
         # of each head the largest LSE, the sum of the weights and that of the weighted values
         states = ()

@@ -25,14 +25,7 @@ from sglang_codec.kernels.hopper.rows import (
     loading_layout,
     to_rows,
 )
-from sglang_codec.kernels.hopper.walk import (
-    BUNDLE,
-    KEPT,
-    LARGE,
-    batch_rows,
-    task_of,
-    walk_of,
-)
+from sglang_codec.kernels.hopper.walk import BUNDLE, KEPT, LARGE, batch_rows, task_of, walk_of
 
 
 class Found(NamedTuple):
