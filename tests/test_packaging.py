@@ -59,7 +59,9 @@ def sources(folder: str, suffix: str = ".py") -> set[str]:
     }
 
 
-@pytest.mark.parametrize("folder", ["", "planning", "kernels", "patches"])
+@pytest.mark.parametrize(
+    "folder", ["", "planning", "kernels", "kernels/hopper", "kernels/portable", "patches"]
+)
 def test_the_wheel_holds_every_source_file(folder: str, wheel: zipfile.ZipFile) -> None:
     expected = sources(folder)
     assert expected, "nothing to compare with"

@@ -1,8 +1,7 @@
 """Compile every kernel for GPUs that this machine need not have, and say what they cost.
 
-    python scripts/kernels/compile_kernels.py                   # sm_80, sm_90, sm_100; all shapes
+    python scripts/kernels/compile_kernels.py    # sm_80, sm_90, sm_100; all shapes
     python scripts/kernels/compile_kernels.py --arch 90 --head-dim 128 --dtype bf16 --group 4
-    python scripts/kernels/compile_kernels.py --arch 90 --per-tile  # each tile on its own too
 
 The kernels' own launchers are called with tensors that have no memory, and the arguments they pass
 are specialised as Triton's JIT would, so what is compiled here is what a server would run. Exit
@@ -23,10 +22,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 # a process either interprets Triton or compiles it
 os.environ.pop("TRITON_INTERPRET", None)
@@ -40,14 +40,22 @@ from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from sglang_codec.kernels import kv_index, kv_store, lengths, pac, pac_hopper, por
+from sglang_codec.attention import prefix_shared_attention, update_lengths
+from sglang_codec.attention_shape import AttentionShape
+from sglang_codec.buffers import PlanBuffers
+from sglang_codec.kernels.kv_index import append_slots, gather_slots
+from sglang_codec.kernels.kv_store import store_kv
 from sglang_codec.kernels.launch import LaunchConfig, launch_config
-from sglang_codec.planning.plan import MOST_PIECES, PlanCapacity, PlanLayout
+from sglang_codec.planning.plan import PlanCapacity, PlanLayout
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+_SHORT = {name: short for short, name in DTYPES.items()}
 NUM_KV_HEADS = 8
+ANY_SHAPE = AttentionShape.plain(4 * NUM_KV_HEADS, NUM_KV_HEADS, 128)
 _BATCH = 64
 _POOL_SLOTS = 4096
+_SPILL_LIMIT = 8  # instructions in KV loops of some 600 each
+_ALIKE = ("por", "store_kv")  # kernels all of whose warps do the same
 
 
 @dataclass(frozen=True)
@@ -81,15 +89,6 @@ GPUS = {
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a kernel is specialised for besides its tile."""
-
-    dtype: str
-    head_dim: int
-    group: int
-
-
-@dataclass(frozen=True)
 class Launch:
     """One recorded kernel launch."""
 
@@ -97,157 +96,103 @@ class Launch:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__.strip("_").removesuffix("_kernel")
 
-@dataclass(frozen=True)
+
+def column(title: str, spec: str) -> Any:
+    """A field that the table shows."""
+    return dataclasses.field(metadata={"title": title, "spec": spec})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What one compiled kernel needs, and what is wrong with it."""
 
-    kernel: str
-    arch: int
-    dtype: str
-    head_dim: int
-    group: int
-    tiles: str
-    num_warps: int
-    registers: int
-    spill_bytes: int
+    kernel: str = column("kernel", "<14")
+    arch: int = column("sm", ">4")
+    dtype: str = column("type", ">5")
+    head_dim: int = column("D", ">4")
+    group: int = column("G", ">3")
+    tiles: str = column("tiles", "<30")
+    num_warps: int = column("warps", ">5")
+    registers: int = column("regs", ">5")
+    spill_bytes: int = column("spill", ">6")
     stack_bytes: int
-    shared_bytes: int
-    ctas_per_sm: int
-    fitting_ctas: int
-    async_copies: int
-    in_flight: tuple[int, ...]
-    loop_instructions: tuple[int, ...]
-    tensor_core: str
+    shared_bytes: int = column("shared", ">7")
+    fitting_ctas: int = column("fit", ">4")
+    ctas_per_sm: int = column("want", ">4")
+    async_copies: int = column("cp.async", ">8")
+    in_flight: tuple[int, ...] = column("in flight", ">9")
+    loop_instructions: tuple[int, ...] = column("instructions", ">19")
+    tensor_core: str = column("tensor core", "<16")
     problems: tuple[str, ...]
 
 
-# kernels all of whose warps do the same
-_ALIKE = (por._por_kernel, kv_store._store_kv_kernel)
+_COLUMNS = [field for field in dataclasses.fields(Report) if field.metadata]
 
 
-def record(kernel: JITFunction, launch: Any) -> Launch:
-    """The arguments that `launch()` passes to `kernel`, which does not run."""
+def record(launch: Callable[[], None]) -> list[Launch]:
+    """The kernels that `launch()` launches, in order; none runs."""
     seen: list[Launch] = []
 
-    def keep(*args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    def keep(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         seen.append(Launch(kernel, args, kwargs))
 
-    kernel.run = keep
-    try:
+    with mock.patch.object(JITFunction, "run", keep):
         launch()
-    finally:
-        del kernel.run
-    if len(seen) != 1:
-        raise RuntimeError(f"{kernel.__name__}: expected one launch, saw {len(seen)}")
-    return seen[0]
+    return seen
 
 
 def tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def plan_layout(config: LaunchConfig, gpu: Gpu) -> PlanLayout:
+def plan_buffers(gpu: Gpu, config: LaunchConfig, shape: AttentionShape) -> PlanBuffers:
     slots = config.num_slots(gpu.num_sms, NUM_KV_HEADS)
     classes = len(config.execution_order)
     capacity = PlanCapacity(_BATCH, 512, 512, _POOL_SLOTS)
-    return PlanLayout(capacity, classes, slots, has_bundles=config.bundle is not None)
+    layout = PlanLayout(capacity, classes, slots, has_bundles=config.bundle is not None)
+    return PlanBuffers(layout, shape, torch.device("meta"))
 
 
-def pac_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool) -> Launch:
-    heads = NUM_KV_HEADS * shape.group
-    layout = plan_layout(config, gpu)
-    dtype = DTYPES[shape.dtype]
-    q = tensor(_BATCH, heads, shape.head_dim, dtype=dtype)
-    buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.head_dim, dtype=dtype)
-    kernel = pac_hopper._pac_hopper_kernel if config.warp_roles else pac._pac_kernel
-    return record(
-        kernel,
-        lambda: pac.pac(
-            q,
-            buffer,
-            buffer,
-            q,
-            tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None,
-            tensor(512, heads, shape.head_dim, dtype=torch.float32),
-            tensor(512, heads, dtype=torch.float32),
-            tensor(layout.size, dtype=torch.int32),
-            *(tensor(_POOL_SLOTS, dtype=torch.int32) for _ in range(3)),
-            order_offset=layout.order,
-            tasks_offset=layout.tasks,
-            num_slots=layout.num_slots,
-            sm_scale=0.088,
-            config=config,
-        ),
-    )
+def attention_launches(
+    gpu: Gpu, config: LaunchConfig, shape: AttentionShape, *, return_lse: bool
+) -> tuple[Launch, Launch]:
+    """PAC and POR."""
+    heads, dtype = shape.num_qo_heads, getattr(torch, shape.dtype)
+    q = tensor(_BATCH, heads, shape.key_dim, dtype=dtype)
+    buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.key_dim, dtype=dtype)
+    lse = tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None
+    buffers = plan_buffers(gpu, config, shape)
+    of_launch = {"sm_scale": 0.088, "config": config, "lse": lse}
+    pac, por = record(lambda: prefix_shared_attention(q, buffer, buffer, q, buffers, **of_launch))
+    return pac, por
 
 
-def por_launch(gpu: Gpu, config: LaunchConfig, shape: Shape, *, return_lse: bool) -> Launch:
-    heads = NUM_KV_HEADS * shape.group
-    layout = plan_layout(config, gpu)
-    return record(
-        por._por_kernel,
-        lambda: por.por(
-            tensor(_BATCH, heads, shape.head_dim, dtype=DTYPES[shape.dtype]),
-            tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None,
-            tensor(512, heads, shape.head_dim, dtype=torch.float32),
-            tensor(512, heads, dtype=torch.float32),
-            tensor(layout.size, dtype=torch.int32),
-            merges_offset=layout.merges,
-            early_launch=config.early_launch,
-        ),
-    )
-
-
-def store_launch(gpu: Gpu, config: LaunchConfig, shape: Shape) -> Launch:
-    new = tensor(_BATCH, NUM_KV_HEADS, shape.head_dim, dtype=DTYPES[shape.dtype])
-    buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.head_dim, dtype=DTYPES[shape.dtype])
+def store_launch(config: LaunchConfig, shape: AttentionShape) -> Launch:
+    dtype = getattr(torch, shape.dtype)
+    new = tensor(_BATCH, NUM_KV_HEADS, shape.key_dim, dtype=dtype)
+    buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.key_dim, dtype=dtype)
     slots = tensor(_BATCH, dtype=torch.int64)
     early = config.early_launch and config.warp_roles
-    return record(
-        kv_store._store_kv_kernel,
-        lambda: kv_store.store_kv(new, new, buffer, buffer, slots, early_launch=early),
-    )
+    return record(lambda: store_kv(new, new, buffer, buffer, slots, early_launch=early))[0]
 
 
-def per_step_launches(gpu: Gpu, config: LaunchConfig) -> Iterator[Launch]:
-    entries = tensor(_POOL_SLOTS, dtype=torch.int32)
-    rows = tensor(_BATCH, dtype=torch.int64)
-    yield record(
-        kv_index._gather_slots_kernel,
-        lambda: kv_index.gather_slots(
-            entries,
-            tensor(_BATCH, 131072, dtype=torch.int32),
-            rows,
-            tensor(16, 4, dtype=torch.int32),
-            longest=5000,
-        ),
-    )
-    layout = plan_layout(config, gpu)
-    yield record(
-        kv_index._append_slots_kernel,
-        lambda: kv_index.append_slots(
-            entries,
-            tensor(_BATCH, dtype=torch.int32),
-            tensor(layout.size, dtype=torch.int32),
-            rows,
-            rows,
-            append_base_offset=layout.append_base,
-        ),
-    )
-    yield record(
-        lengths._follow_lengths_kernel,
-        lambda: lengths.follow_lengths(
-            tensor(layout.size, dtype=torch.int32),
-            tensor(_BATCH, dtype=torch.int32),
-            *[entries] * 3,
-            tasks_offset=layout.tasks,
-            append_base_offset=layout.append_base,
-            task_counts=layout.task_counts,
-            most_pieces=MOST_PIECES,
-            has_bundles=layout.has_bundles,
-        ),
-    )
+def per_step_launches(gpu: Gpu, config: LaunchConfig) -> list[Launch]:
+    buffers = plan_buffers(gpu, config, ANY_SHAPE)
+    index, rows = buffers.kv_index, tensor(_BATCH, dtype=torch.int64)
+    req_to_token = tensor(_BATCH, 131072, dtype=torch.int32)
+    base = buffers.layout.append_base
+
+    def launch() -> None:
+        gather_slots(index, req_to_token, rows, tensor(16, 4, dtype=torch.int32), longest=5000)
+        lengths = buffers.row_lengths
+        append_slots(index, lengths, buffers.plan, rows, rows, append_base_offset=base)
+        update_lengths(buffers)
+
+    return record(launch)
 
 
 def compile_launch(launch: Launch, arch: int) -> CompiledKernel:
@@ -310,10 +255,10 @@ def examine(
     launch: Launch,
     gpu: Gpu,
     *,
-    shape: Shape | None = None,
+    shape: AttentionShape | None = None,
     tiles: str = "-",
     ctas_per_sm: int = 1,
-    spill_limit: int,
+    spill_limit: int = _SPILL_LIMIT,
 ) -> Report:
     """Compile a launch and say what it costs."""
     compiled = compile_launch(launch, gpu.arch)
@@ -334,7 +279,7 @@ def examine(
     if launch.kwargs.get("launch_pdl"):
         if "griddepcontrol.wait" not in ptx:
             problems.append("launched early, and does not wait for the kernel before")
-        elif launch.kernel in _ALIKE and (early := stores_before_wait(code)):
+        elif launch.name in _ALIKE and (early := stores_before_wait(code)):
             problems.append(f"{len(early)} stores before the kernel before has ended: {early[0]}")
     loops = kv_loops(code)
     in_loops = sum(spills for _, spills in loops)
@@ -346,16 +291,16 @@ def examine(
         problems.append(
             f"{fitting} blocks fit a multiprocessor, the grid is made for {ctas_per_sm}"
         )
-    if launch.kernel in (pac._pac_kernel, pac_hopper._pac_hopper_kernel):
+    if launch.name.startswith("pac"):
         if not cores:
             problems.append("no tensor-core instruction")
         if not copies:
             problems.append("no asynchronous copy: loads are not pipelined")
     return Report(
-        kernel=launch.kernel.__name__.strip("_").removesuffix("_kernel"),
+        kernel=launch.name,
         arch=gpu.arch,
-        dtype=shape.dtype if shape else "-",
-        head_dim=shape.head_dim if shape else 0,
+        dtype=_SHORT[shape.dtype] if shape else "-",
+        head_dim=shape.key_dim if shape else 0,
         group=shape.group if shape else 0,
         tiles=tiles,
         num_warps=num_warps,
@@ -372,33 +317,20 @@ def examine(
 
 
 def reports(options: argparse.Namespace) -> Iterator[Report]:
-    limit = {"spill_limit": options.spill_limit}
     for gpu in (GPUS[arch] for arch in options.arch):
-        shapes = itertools.product(options.head_dim, options.dtype, options.group)
-        for shape in itertools.starmap(Shape, ((t, d, g) for d, t, g in shapes)):
-            roles = not options.no_warp_roles
-            config = launch_config(gpu.capability, shape.head_dim, warp_roles=roles)
-            alone = single_tiles(config) if options.per_tile else ()
-            for each in (config, *alone):
-                launch = pac_launch(gpu, each, shape, return_lse=options.lse)
-                grid = {"shape": shape, "ctas_per_sm": each.ctas_per_sm, **limit}
-                yield examine(launch, gpu, tiles=tile_names(each), **grid)
-            yield examine(store_launch(gpu, config, shape), gpu, shape=shape, **limit)
+        for dtype, dim, group in itertools.product(options.dtype, options.head_dim, options.group):
+            shape = AttentionShape.plain(NUM_KV_HEADS * group, NUM_KV_HEADS, dim, DTYPES[dtype])
+            config = launch_config(gpu.capability, shape, warp_roles=not options.no_warp_roles)
             for return_lse in (False, True):
-                launch = por_launch(gpu, config, shape, return_lse=return_lse)
+                pac, por = attention_launches(gpu, config, shape, return_lse=return_lse)
+                if return_lse == options.lse:
+                    tiles, ctas = tile_names(config), config.ctas_per_sm
+                    yield examine(pac, gpu, shape=shape, tiles=tiles, ctas_per_sm=ctas)
                 tiles = "with LSE" if return_lse else "without LSE"
-                yield examine(launch, gpu, shape=shape, tiles=tiles, **limit)
-        for launch in per_step_launches(gpu, launch_config(gpu.capability, 128)):
-            yield examine(launch, gpu, **limit)
-
-
-def single_tiles(config: LaunchConfig) -> Iterator[LaunchConfig]:
-    """The same launch with one of its query tiles only, or, with warp roles, without bundles."""
-    if config.warp_roles:
-        yield dataclasses.replace(config, bundle=None)
-        return
-    for tile in config.tiles:
-        yield dataclasses.replace(config, tiles=(tile,), bundle=None)
+                yield examine(por, gpu, shape=shape, tiles=tiles)
+            yield examine(store_launch(config, shape), gpu, shape=shape)
+        for launch in per_step_launches(gpu, launch_config(gpu.capability, ANY_SHAPE)):
+            yield examine(launch, gpu)
 
 
 def tile_names(config: LaunchConfig) -> str:
@@ -407,31 +339,13 @@ def tile_names(config: LaunchConfig) -> str:
     return f"{' '.join(names)} /{config.stages}"
 
 
-_COLUMNS = (
-    ("kernel", "kernel", "<12"),
-    ("arch", "sm", ">4"),
-    ("dtype", "type", ">5"),
-    ("head_dim", "D", ">4"),
-    ("group", "G", ">3"),
-    ("tiles", "tiles", "<30"),
-    ("num_warps", "warps", ">5"),
-    ("registers", "regs", ">5"),
-    ("spill_bytes", "spill", ">6"),
-    ("shared_bytes", "shared", ">7"),
-    ("fitting_ctas", "fit", ">4"),
-    ("ctas_per_sm", "want", ">4"),
-    ("async_copies", "cp.async", ">8"),
-    ("in_flight", "in flight", ">9"),
-    ("loop_instructions", "instructions", ">19"),
-    ("tensor_core", "tensor core", "<16"),
-)
-
-
 def print_row(report: Report) -> None:
-    values = dataclasses.asdict(report)
-    for name in ("in_flight", "loop_instructions"):
-        values[name] = "/".join(map(str, values[name])) or "-"
-    cells = [format(str(values[field]), spec) for field, _, spec in _COLUMNS]
+    cells = []
+    for field in _COLUMNS:
+        value = getattr(report, field.name)
+        if isinstance(value, tuple):
+            value = "/".join(map(str, value)) or "-"
+        cells.append(format(str(value), field.metadata["spec"]))
     print(" ".join(cells), "; ".join(report.problems) or "ok", flush=True)
 
 
@@ -447,15 +361,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no-warp-roles", action="store_true", help="the kernels for a Triton without Gluon"
     )
-    parser.add_argument(
-        "--per-tile", action="store_true", help="also compile PAC with each tile for all tasks"
-    )
-    parser.add_argument(
-        "--spill-limit",
-        type=int,
-        default=8,
-        help="spilling instructions within KV loops to accept, of some 600 each (default: 8)",
-    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report here")
     return parser.parse_args(arguments)
 
@@ -467,7 +372,8 @@ def main(arguments: list[str] | None = None) -> int:
     print("fit, want: blocks per multiprocessor;")
     print("in flight: copies that each KV loop leaves pending while it computes;")
     print("instructions: of each KV loop in machine code (a bundle has a second one)")
-    print(" ".join(format(title, spec) for _, title, spec in _COLUMNS), "verdict")
+    titles = (format(field.metadata["title"], field.metadata["spec"]) for field in _COLUMNS)
+    print(" ".join(titles), "verdict")
     done = []
     for report in reports(options):
         print_row(report)

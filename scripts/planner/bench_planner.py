@@ -28,6 +28,7 @@ import torch
 from library import results
 from library.attention import tables
 
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.batch_planner import BatchPlanner
 from sglang_codec.device import Device, plan_spec
 from sglang_codec.kernels.launch import launch_config
@@ -41,7 +42,7 @@ from sglang_codec.planning.planner import Planner, make_plan
 # the ceilings are for a GPU without a cost table
 H100 = Device(
     "H100",
-    launch_config((9, 0), tables.HEAD_DIM),
+    launch_config((9, 0), AttentionShape.plain(32, 8, tables.HEAD_DIM)),
     num_sms=132,
     bandwidth=0.0,
     flops=0.0,
@@ -90,14 +91,12 @@ def radix_paths(row: tables.Row, *, tails: bool) -> tuple[RadixPaths, np.ndarray
 
 def spec_of(row: tables.Row, headroom: int = 0) -> PlanSpec:
     """What the planner knows of an H100 and this row's heads."""
-    return plan_spec(
-        H100,
-        num_qo_heads=row.num_qo_heads,
-        num_kv_heads=row.num_kv_heads,
-        head_dim=tables.HEAD_DIM,
-        kv_element_bytes=2,
-        tail_headroom=headroom,
-    )
+    return plan_spec(H100, shape_of(row), tail_headroom=headroom)
+
+
+def shape_of(row: tables.Row) -> AttentionShape:
+    """The tables' heads in bfloat16."""
+    return AttentionShape.plain(row.num_qo_heads, row.num_kv_heads, tables.HEAD_DIM)
 
 
 def cost_of(spec: PlanSpec) -> CostModel:

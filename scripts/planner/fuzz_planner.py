@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Plan as many random batches as wanted, let the tests' checker judge every plan, and count.
 
-    python scripts/planner/fuzz_planner.py --plans 100000 --jobs 2 --json docs/results/planner_fuzz.json
+    python scripts/planner/fuzz_planner.py --jobs 2 --json docs/results/planner_fuzz.json
 
 Every kind of tree, machine and buffers is drawn from a seed of its own. The planner is compiled
 with a check of every index. Ends with 1 if a plan was wrong; a fault names the seed that shows it

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from library.attention.problem import KVPool, layers_to_stay_cold
 from library.options import parser_of
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.device import describe_device
 from sglang_codec.planning.cost_model import COST_TABLES
 from sglang_codec.planning.plan import Plan
@@ -39,19 +39,6 @@ ROUNDS = 3
 
 class UnevenPlan(Exception):
     """The planner cut or joined what was meant to be equal tasks."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """An attention shape and the batch that fills the GPU with equal tasks of it."""
-
-    num_qo_heads: int
-    num_kv_heads: int
-    head_dim: int
-
-    @property
-    def group(self) -> int:
-        return self.num_qo_heads // self.num_kv_heads
 
 
 def equal_forest(runs: int, readers: int, tokens: int, slots: np.ndarray) -> PrefixForest:
@@ -75,16 +62,16 @@ def check_even(plan: Plan, waves: int, tokens: int) -> None:
 
 
 def task_us(
-    shape: Shape, rows: int, tokens: int, pool: KVPool, scattered: bool
+    shape: AttentionShape, rows: int, tokens: int, pool: KVPool, scattered: bool
 ) -> tuple[float, int]:
     """Microseconds of one task on one slot, and the number of slots."""
     readers = max(1, rows // shape.group)
     num_slots = _wrapper(shape, pool).spec.num_slots
     most = max(WAVES) * num_slots * tokens
-    least_bytes = _kv_bytes(shape, pool, min(WAVES) * num_slots * tokens)
+    least_bytes = _kv_bytes(shape, min(WAVES) * num_slots * tokens)
     layers = layers_to_stay_cold(least_bytes)
     calls = timing.calls_per_replay(layers, least_bytes / ROUGH_BYTES_PER_US)
-    k, v = pool.layers(layers, (most, shape.num_kv_heads, shape.head_dim))
+    k, v = pool.layers(layers, (most, shape.num_kv_heads, shape.key_dim))
     slots = np.arange(most, dtype=np.int32)
     if scattered:
         slots = np.random.default_rng(0).permutation(slots)
@@ -93,7 +80,7 @@ def task_us(
         wrapper = _wrapper(shape, pool)
         plan = wrapper.plan(equal_forest(waves * num_slots, readers, tokens, slots))
         check_even(plan, waves, tokens)
-        q = torch.randn(plan.batch, shape.num_qo_heads, shape.head_dim, device=pool.device)
+        q = torch.randn(plan.batch, shape.num_qo_heads, shape.key_dim, device=pool.device)
         run = partial(_attend, wrapper, q.to(pool.dtype), k, v)
         kept.append(run)  # a graph refers to the buffers of its wrapper
         make = timing.make_sampler(pool.device)
@@ -113,31 +100,31 @@ def _attend(
     return wrapper.run(q, k[layer], v[layer])
 
 
-def _wrapper(shape: Shape, pool: KVPool) -> PrefixSharedDecodeWrapper:
+def _wrapper(shape: AttentionShape, pool: KVPool) -> PrefixSharedDecodeWrapper:
     # every short private row is a task of its own
-    config = dataclasses.replace(describe_device(pool.device, shape.head_dim).config, bundle=None)
+    config = dataclasses.replace(describe_device(pool.device, shape).config, bundle=None)
     return PrefixSharedDecodeWrapper(
         shape.num_qo_heads,
         shape.num_kv_heads,
-        shape.head_dim,
+        shape.key_dim,
         dtype=pool.dtype,
         device=pool.device,
         config=config,
     )
 
 
-def _kv_bytes(shape: Shape, pool: KVPool, tokens: int) -> int:
-    return 2 * tokens * shape.num_kv_heads * shape.head_dim * pool.dtype.itemsize
+def _kv_bytes(shape: AttentionShape, tokens: int) -> int:
+    return tokens * shape.num_kv_heads * shape.kv_token_bytes
 
 
-def measure_table(shape: Shape, pool: KVPool, tokens: list[int], scattered: bool) -> dict:
+def measure_table(shape: AttentionShape, pool: KVPool, tokens: list[int], scattered: bool) -> dict:
     """One table: every row tile of the kernel over the token grid, and zero tokens."""
     spec = _wrapper(shape, pool).spec
     row_tiles, num_slots = spec.row_tiles, spec.num_slots
     fitting = [
         n
         for n in tokens
-        if _kv_bytes(shape, pool, max(WAVES) * num_slots * n) <= LARGEST_LAYER_BYTES
+        if _kv_bytes(shape, max(WAVES) * num_slots * n) <= LARGEST_LAYER_BYTES
     ]
     us = []
     for rows in row_tiles:
@@ -211,7 +198,7 @@ def main() -> int:
     path = options.json or table_path(gpu, options.head_dim)
     tables = []
     for heads in options.heads.split(","):
-        shape = Shape(*map(int, heads.split("/")), options.head_dim)
+        shape = AttentionShape.plain(*map(int, heads.split("/")), options.head_dim, options.dtype)
         tables.append(measure_table(shape, pool, tokens, options.slots == "scattered"))
         results.write(document(gpu, options.dtype, options.head_dim, tables, ceilings), path)
         torch.cuda.empty_cache()

@@ -14,12 +14,14 @@ from library.attention import timing
 from library.attention.problem import KVPool
 
 from sglang_codec import device as machine
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.kernels.launch import launch_config
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.plan import PlanCapacity
 from sglang_codec.planning.planner import make_plan
 
-GPU = machine.Device("NVIDIA H100 80GB HBM3", launch_config((9, 0), 128), 132, 3e12, 8e14, 5e7)
+SHAPE = AttentionShape.plain(32, 8, 128)
+GPU = machine.Device("NVIDIA H100 80GB HBM3", launch_config((9, 0), SHAPE), 132, 3e12, 8e14, 5e7)
 UNLIMITED = PlanCapacity(*[2**31 - 1] * 4)
 
 
@@ -30,10 +32,8 @@ def test_a_batch_gives_every_slot_equal_tasks(
     heads: tuple[int, int], tokens: int, waves: int
 ) -> None:
     gpu = dataclasses.replace(GPU, config=dataclasses.replace(GPU.config, bundle=None))
-    spec = machine.plan_spec(
-        gpu, num_qo_heads=heads[0], num_kv_heads=heads[1], head_dim=128, kv_element_bytes=2
-    )
-    model = machine.cost_model(dataclasses.replace(GPU, name="none"), spec, heads[1])
+    spec = machine.plan_spec(gpu, AttentionShape.plain(*heads, 128))
+    model = machine.cost_model(dataclasses.replace(GPU, name="none"), spec)
     slots = np.arange(waves * spec.num_slots * tokens, dtype=np.int32)
     for rows in spec.row_tiles:
         forest = profile.equal_forest(
@@ -65,8 +65,7 @@ def test_the_file_is_the_one_the_planner_reads(
     monkeypatch.setattr(machine, "COST_TABLES", tmp_path)
     path = profile.table_path(GPU.name, 128)
     path.write_text(json.dumps(profile.document(GPU.name, "bfloat16", 128, [table], {})))
-    spec = machine.plan_spec(GPU, num_qo_heads=32, num_kv_heads=8, head_dim=128, kv_element_bytes=2)
-    model = machine.cost_model(GPU, spec, 8)
+    model = machine.cost_model(GPU, machine.plan_spec(GPU, SHAPE))
     assert isinstance(model, CostModel)
     assert model.task_us(np.array([64]), np.array([96]))[0] == pytest.approx(2.5)
 
@@ -83,6 +82,7 @@ def test_a_task_is_timed_by_difference(monkeypatch: pytest.MonkeyPatch) -> None:
         },
     )
     pool = KVPool(torch.float32, torch.device("cpu"))
-    us, slots = profile.task_us(profile.Shape(4, 2, 16), 16, 64, pool, scattered=True)
+    shape = AttentionShape.plain(4, 2, 16, "float32")
+    us, slots = profile.task_us(shape, 16, 64, pool, scattered=True)
     assert us == pytest.approx(3.0)
     assert slots >= 1
