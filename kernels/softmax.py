@@ -7,14 +7,6 @@ import triton.language as tl
 
 
 @triton.jit
-def only_seen(scores, query, readers):
-    """Scores ``[M, N]`` of queries ``[M]``, -inf for tokens ``[N]`` that have other `readers`."""
-    is_from = query[:, None] >= (readers & 0xFFFF)[None, :]
-    is_below = query[:, None] < (readers >> 16)[None, :]
-    return tl.where(is_from & is_below, scores, -float("inf"))
-
-
-@triton.jit
 def softmax_step(scores, running_max, running_sum, qk_scale, MAY_BE_UNSEEN: tl.constexpr):
     """Weights ``[M, N]``, what the values so far are to be multiplied with, new maximum and sum.
 

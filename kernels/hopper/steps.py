@@ -16,7 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from sglang_codec.kernels.hopper.ring import release
 from sglang_codec.kernels.hopper.rows import ROWS, held_by, product_layout
-from sglang_codec.kernels.softmax import only_seen, softmax_step
+from sglang_codec.kernels.softmax import softmax_step
 
 
 @gluon.constexpr_function
@@ -103,7 +103,10 @@ def read_steps(
             if is_bundle:
                 readers = ring.readers.index(stage).slice(half * TOKENS, TOKENS)
                 readers = readers.load(gl.SliceLayout(0, of_scores))
-                scores = only_seen(scores, query, readers)
+                seen = (query[:, None] >= (readers & 0xFFFF)[None, :]) & (
+                    query[:, None] < (readers >> 16)[None, :]
+                )
+                scores = gl.where(seen, scores, -float("inf"))
             elif nth * ROWS + ROWS > task.kv_len:
                 token = nth * ROWS + held_by(half * TOKENS + places.column, HEAD_DIM)
                 within = (token < task.kv_len)[None, :]

@@ -9,7 +9,7 @@ from sglang_codec.kernels.portable.bundle_repair import attend_alone
 from sglang_codec.kernels.portable.products import add_values
 from sglang_codec.kernels.records import TASK_INTS
 from sglang_codec.kernels.results import store_partials, store_rows
-from sglang_codec.kernels.softmax import only_seen, softmax_step
+from sglang_codec.kernels.softmax import softmax_step
 
 
 @triton.jit
@@ -74,7 +74,10 @@ def attend(
         slot = tl.load(index + following, mask=following < kv_len, other=0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
         if IS_BUNDLE:
-            scores = only_seen(scores, query, readers)
+            low = readers & 0xFFFF
+            high = readers >> 16
+            seen = (query[:, None] >= low[None, :]) & (query[:, None] < high[None, :])
+            scores = tl.where(seen, scores, -float("inf"))
             readers = tl.load(readers_of + following, mask=following < kv_len, other=0)
         else:
             scores = tl.where(within[None, :], scores, -float("inf"))
