@@ -16,7 +16,7 @@ from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan, pack
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plain import plain_plan
 from sglang_codec.planning.plan import Plan, PlanCapacityError, PlanLayout, PlanSpec
-from sglang_codec.planning.planner import Planner
+from sglang_codec.planning.planner import Planner, make_ready
 
 
 class MadePlan:
@@ -73,6 +73,8 @@ class PlanMaker:
         self.spec, self.cost_model, self.layout = spec, cost_model, layout
         self.staging, self._host_rows = staging, host_rows
         planner = Planner(spec, cost_model, layout.capacity)
+        if why := make_ready():
+            FALLBACKS.record("the planner is not compiled", why)
         self._pack_paths, self._plan = planner.pack_paths, planner.make_plan
 
     def make(self, paths: RadixPaths, lengths: np.ndarray, pool_rows: Any) -> MadePlan:

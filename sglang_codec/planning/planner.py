@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
@@ -200,27 +201,29 @@ def make_plan(
 
 
 _LOCK = threading.Lock()
-_IS_READY = False
 
 
-def make_ready() -> None:
-    """Compile the planner once in this process. Where that fails it works uncompiled, slowly."""
-    global _IS_READY
+def make_ready() -> str:
+    """Compile the planner once in this process; empty, or why it works uncompiled, and slowly."""
     with _LOCK:
-        if _IS_READY:
-            return
-        _IS_READY = True
-        try:
-            from sglang_codec.planning.jit import compile_entries
+        return _make_ready()
 
-            compile_entries()
-        except Exception as error:
-            logger.warning(
-                "codec could not compile its planner and plans slowly: %s: %.300s. Install the "
-                "numba that SGLang pins",
-                type(error).__name__,
-                " ".join(str(error).split()),
-            )
+
+@functools.cache
+def _make_ready() -> str:
+    try:
+        from sglang_codec.planning.jit import compile_entries
+
+        compile_entries()
+    except Exception as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        logger.warning(
+            "codec could not compile its planner and plans slowly: %s. Install the numba that "
+            "SGLang pins",
+            why,
+        )
+        return why
+    return ""
 
 
 def _plan(

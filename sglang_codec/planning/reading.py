@@ -136,8 +136,16 @@ def given_reading(
 ) -> Reading:
     """A reading without bundles, made elsewhere."""
     no = ints(0)
+    bundle_entries = len(no)  # a literal 0 would be another type of reading
     return Reading(
-        runs, view(no, PIECE), view(no, BUNDLE), spans, append_base, view(no, WAY), kv_entries, 0
+        runs,
+        view(no, PIECE),
+        view(no, BUNDLE),
+        spans,
+        append_base,
+        view(no, WAY),
+        kv_entries,
+        bundle_entries,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +17,7 @@ from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.plan import PlanSpec
 from sglang_codec.planning.planner import make_plan
 from sglang_codec.planning.reading import read_forest
-from sglang_codec.testing import Counts, tree_counts, with_slots
+from sglang_codec.testing import Counts, random_counts, tree_counts, with_slots
 
 SPEC = PlanSpec(SHAPE, (16, 64), 64, 33, tail_headroom=16, bundle_rows=64)
 COST: CostModel = roofline_cost_model(
@@ -83,6 +85,30 @@ def test_no_bundle_crosses_the_edge_of_a_long_run_with_many_readers(counts: Coun
             for edge in (forest.first[node], forest.last[node]):
                 inside = (units["first"] < edge) & (edge < units["last"])
                 assert not inside.any()
+
+
+def test_groups_of_a_long_run_are_bundled_apart() -> None:
+    forest, units = units_of(tree(40, 12, 3000, 16))
+    edges = set(forest.first[1 : forest.num_shared].tolist())
+    assert len(edges) == 40
+    assert bundled(units).any()
+    for unit in units:
+        assert not edges & set(range(unit.first + 1, unit.last))
+
+
+@pytest.mark.parametrize("eager", [1.0, 8.0, math.inf])
+def test_the_pieces_of_a_bundle_are_in_token_order(eager: float) -> None:
+    """As a row's parts are: absorbed runs above a bundle are listed behind the runs it cuts."""
+    machine = machine_of(SPEC, COST)
+    for seed in range(4):
+        tables = tables_of(
+            forest_of(random_counts(seed, batch=300, nodes=80, longest_run=30, longest_tail=20))
+        )
+        reading = read_forest(tables, bundle_tails(tables, machine), machine, eager)
+        assert len(reading.bundles)
+        for bundle in reading.bundles:
+            starts = reading.pieces["start"][bundle.begin : bundle.end]
+            assert (np.diff(starts) >= 0).all()
 
 
 def test_many_short_tails_are_bundled_and_few_are_not() -> None:

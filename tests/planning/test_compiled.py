@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -12,11 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import plan_specs
 import pytest
+import torch
 from numba.core.dispatcher import Dispatcher
 
+from sglang_codec.patches.fallbacks import FALLBACKS
+from sglang_codec.plan_maker import PlanMaker
 from sglang_codec.planning import compile_cache, entries, jit, planner
 from sglang_codec.planning.compiled import Entry, compiled
+from sglang_codec.planning.plan import PlanCapacity, PlanLayout
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 ROOT = SUPPORT.parents[1]
@@ -188,7 +194,8 @@ def test_two_processes_may_compile_at_once(folder: Path) -> None:
         "import sys; sys.path.insert(0, sys.argv[1]); import test_compiled as t; t.compile_small()"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join((str(ROOT), str(SUPPORT)))
+    environment = {**os.environ, "PYTHONPATH": paths}
     running = [subprocess.Popen(command, env=environment) for _ in range(2)]
     assert [process.wait() for process in running] == [0, 0]
     assert len(list(folder.iterdir())) == 1
@@ -200,12 +207,28 @@ def test_a_planner_that_cannot_be_compiled_plans_all_the_same(
     def fail() -> None:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr(planner, "_IS_READY", False)
+    monkeypatch.setattr(planner, "_make_ready", functools.cache(planner._make_ready.__wrapped__))
     monkeypatch.setattr(jit, "compile_entries", fail)
-    planner.make_ready()
-    planner.make_ready()
-    (record,) = caplog.records
-    assert "plans slowly: RuntimeError: injected" in record.getMessage()
+    for entry in entries.ENTRIES:
+        monkeypatch.setattr(entry, "call", entry.function)
+    spec, counts = plan_specs.SPEC, FALLBACKS.counts.copy()
+    layout = PlanLayout.of(PlanCapacity(9, 900, 900, 9000), spec)
+    made = [
+        PlanMaker(
+            spec,
+            plan_specs.cost_model(spec),
+            layout,
+            lambda: torch.zeros(layout.size, dtype=torch.int32),
+            lambda *_: [],
+        ).make(None, np.array([7, 300], np.int32), None)
+        for _ in range(2)
+    ]
+    assert made[0].packed.kv_tokens_read == 307
+    (record,) = (r for r in caplog.records if "plans slowly" in r.getMessage())
+    assert "RuntimeError: injected" in record.getMessage()
+    assert FALLBACKS.counts["the planner is not compiled"] > counts.get(
+        "the planner is not compiled", 0
+    )
 
 
 def test_compiled_checked_and_uncompiled_plans_are_the_same() -> None:
