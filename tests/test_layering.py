@@ -200,6 +200,35 @@ def test_a_module_imports_nothing_that_it_must_not(module: str) -> None:
             assert not matches(name, forbidden), f"{module} imports {name}"
 
 
+def plant(name: str, pattern: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let a module of this pattern import `name` too; which one."""
+    module = next(each for each in MODULES if fnmatch(each, pattern))
+    with_one_more = source(module)
+    with_one_more.body += ast.parse(f"def later():\n    import {name}").body
+    monkeypatch.setitem(globals(), "source", lambda _: with_one_more)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"), [(pattern, name) for pattern, names in FORBIDDEN.items() for name in names]
+)
+def test_each_forbidden_import_is_found(
+    pattern: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = plant(name.replace("*", "any"), pattern, monkeypatch)
+    with pytest.raises(AssertionError, match=f"{module} imports"):
+        test_a_module_imports_nothing_that_it_must_not(module)
+
+
+@pytest.mark.parametrize("pattern", ALLOWED)
+def test_an_import_that_is_not_allowed_is_found(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = plant("another_package", pattern, monkeypatch)
+    with pytest.raises(AssertionError, match=f"{module} imports another_package"):
+        test_a_module_imports_only_what_it_may(module)
+
+
 def test_no_module_leads_back_to_itself() -> None:
     assert circle() == []
 
