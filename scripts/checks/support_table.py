@@ -203,6 +203,9 @@ def judge(runner: Any) -> dict[str, Any]:
         support = LayerGroups.of(runner)
     except UnsupportedConfiguration as refusal:
         text = str(refusal).removeprefix("codec: ")
+        # of layers of which none is left: why, in brackets
+        if " can use codec (" in text:
+            return answer | {"why": text.split(" can use codec (")[1].split("); choose ")[0]}
         return answer | {"why": text.split("; ")[0].split(", codec ")[0]}
     reasons = Counter(support.delegated.values())
     why = ", ".join(f"{count} delegated: {reason}" for reason, count in sorted(reasons.items()))
