@@ -12,33 +12,33 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.codec-ready
 ENV_FILES := requirements-cpu.txt requirements-cpu-nodeps.txt pyproject.toml \
-	scripts/setup_cpu_env.sh $(wildcard scripts/cpu_env/*)
+	scripts/environment/setup_cpu_env.sh $(wildcard scripts/environment/cpu_env/*)
 
 .PHONY: demo test venv lint wheel clean
 
 venv: $(READY)
 
 $(READY): $(ENV_FILES)
-	@PYTHON=$(PYTHON) scripts/setup_cpu_env.sh $(VENV)
+	@PYTHON=$(PYTHON) scripts/environment/setup_cpu_env.sh $(VENV)
 	@touch $@
 
-$(MODEL)/config.json: scripts/make_tiny_model.py | $(READY)
-	@$(BIN)/python scripts/make_tiny_model.py $(MODEL)
+$(MODEL)/config.json: scripts/serve/make_tiny_model.py | $(READY)
+	@$(BIN)/python scripts/serve/make_tiny_model.py $(MODEL)
 
 ifeq ($(if $(CPU),,$(shell nvidia-smi >/dev/null 2>&1 && echo gpu)),gpu)
 demo:
 	@echo "This machine has a GPU: use the SGLang that runs on it (README, 'GPU quick start'):"
 	@echo "    pip install --no-deps --no-build-isolation -e ."
-	@echo "    python scripts/few_shot.py --model MODEL --backend codec,flashinfer"
+	@echo "    python scripts/serve/few_shot.py --model MODEL --backend codec,flashinfer"
 	@echo "'make demo CPU=1' runs the CPU demo all the same."
 else
 demo: $(READY) $(MODEL)/config.json
-	@$(BIN)/python scripts/demo.py --model $(MODEL)
+	@$(BIN)/python scripts/serve/demo.py --model $(MODEL)
 endif
 
 # a failing make exits with 2 whatever pytest said: .ci/run reads pytest's own status from the file
 test: $(READY)
-	@scripts/install_sglang_overlays.sh $(BIN)/python
+	@scripts/environment/install_sglang_overlays.sh $(BIN)/python
 	@rm -f $(VENV)/.pytest-status
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 		$(PYTEST_ARGS); \

@@ -34,7 +34,7 @@ class LaunchConfig:
         early_launch: POR's programs start while PAC's last ones finish, and with `warp_roles` PAC's
             while the kernel before ends, such as the POR of the layer before (programmatic
             dependent launch, from compute capability 9.0).
-        warp_roles: `pac_hopper` in place of `pac`: two query tiles, of 64 and 128 rows, bundles of
+        warp_roles: `hopper` in place of `portable`: two query tiles, of 64 and 128 rows, bundles of
             64, all with 64 KV tokens per step, and `stages` steps of KV in shared memory.
     """
 
@@ -122,7 +122,7 @@ def launch_config(
 
     Args:
         shape: of the layers; so far all shapes are launched alike.
-        warp_roles: whether `pac_hopper` can be used, where it is the better kernel.
+        warp_roles: whether `hopper` can be used, where it is the better kernel.
     """
     if capability in ((8, 6), (8, 9), (12, 0), (12, 1)):
         return _SMALL_SHARED

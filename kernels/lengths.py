@@ -7,9 +7,8 @@ import triton
 import triton.language as tl
 
 from sglang_codec.kernels.given import refuse
-from sglang_codec.kernels.records import TASK_INTS
+from sglang_codec.kernels.records import PIECE_INTS, TASK_INTS
 
-PIECE_INTS = tl.constexpr(4)
 _TASK_BLOCK = 128
 _TOKEN_BLOCK = 128
 _PROGRAMS = 264

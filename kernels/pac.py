@@ -1,14 +1,17 @@
-"""PAC, prefix attention computation: one KV chunk, once, for every query row that shares it."""
+"""PAC, prefix attention computation: one KV chunk, once, for every query row that shares it.
+
+One launch, described here, and two kernels that take it: `portable`, and `hopper` with warp roles.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-import triton
-import triton.language as tl
 
 from sglang_codec.kernels.given import is_lse, refuse
 from sglang_codec.kernels.launch import LaunchConfig
-from sglang_codec.kernels.records import SLOT_INTS, TASK_INTS
+from sglang_codec.kernels.portable.kernel import _pac_kernel
 
 # the stock kernels for so small groups use no tensor cores and so keep the softmax weights in fp32;
 # here a second product with what rounding took from the weights does the same
@@ -16,247 +19,47 @@ _EXACT_BELOW_GROUP = 4
 _COPIED_BYTES = 16  # at once, with warp roles: where rows of Q, K and V then have to begin
 
 
-@triton.jit
-def _pac_task(
-    task,
-    kv_head,
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    out_ptr,
-    lse_ptr,
-    partial_out_ptr,
-    partial_lse_ptr,
-    plan_ptr,
-    kv_index_ptr,
-    kv_readers_ptr,
-    order_offset,
-    tasks_offset,
-    qk_scale,
-    q_row_stride,
-    q_head_stride,
-    k_slot_stride,
-    k_head_stride,
-    v_slot_stride,
-    v_head_stride,
-    out_row_stride,
-    out_head_stride,
-    num_qo_heads,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_KV: tl.constexpr,
-    IS_BUNDLE: tl.constexpr,
-    EXACT_WEIGHTS: tl.constexpr,
-    WRITE_LSE: tl.constexpr,
-):
-    """Attention of one query tile over one KV chunk, or one bundle, for one KV head."""
-    record = plan_ptr + tasks_offset + task * TASK_INTS
-    kv_start = tl.load(record)
-    kv_len = tl.load(record + 1)
-    first = tl.load(record + 2)
-    queries = tl.load(record + 3)
-    part = tl.load(record + 4)
+class PacArguments(NamedTuple):
+    """What a launch passes: tensors, which a kernel sees as pointers, and numbers."""
 
-    offs_row = tl.arange(0, ROWS)
-    offs_dim = tl.arange(0, HEAD_DIM)
-    token = tl.arange(0, BLOCK_KV)
-    query = offs_row // GROUP
-    head = kv_head * GROUP + offs_row % GROUP
-    valid = query < queries
-    row = tl.load(plan_ptr + order_offset + first + query, mask=valid, other=0).to(tl.int64)
-    q = tl.load(
-        q_ptr + row[:, None] * q_row_stride + head[:, None] * q_head_stride + offs_dim[None, :],
-        mask=valid[:, None],
-        other=0.0,
-    )
-    k_head_ptr = k_ptr + kv_head.to(tl.int64) * k_head_stride
-    v_head_ptr = v_ptr + kv_head.to(tl.int64) * v_head_stride
-    index = kv_index_ptr + kv_start
-    readers_of = kv_readers_ptr + kv_start
-
-    running_max = tl.full([ROWS], -float("inf"), tl.float32)
-    running_sum = tl.zeros([ROWS], tl.float32)
-    accumulator = tl.zeros([ROWS, HEAD_DIM], tl.float32)
-    # the slots of a step are loaded a step ahead, into registers: K and V then wait for nothing in
-    # their own step, and the compiler can load them `num_stages - 1` steps ahead. An explicit
-    # number of stages on the loop would make it pipeline the slots too, and wait for all of them.
-    slot = tl.load(index + token, mask=token < kv_len, other=0)
-    if IS_BUNDLE:
-        readers = tl.load(readers_of + token, mask=token < kv_len, other=0)
-    for start in tl.range(0, kv_len, BLOCK_KV):
-        within = start + token < kv_len
-        at = slot.to(tl.int64)
-        # beyond the end nothing is loaded: zeros, so a weight of zero never meets a NaN
-        k = tl.load(
-            k_head_ptr + at[:, None] * k_slot_stride + offs_dim[None, :],
-            mask=within[:, None],
-            other=0.0,
-        )
-        v = tl.load(
-            v_head_ptr + at[:, None] * v_slot_stride + offs_dim[None, :],
-            mask=within[:, None],
-            other=0.0,
-        )
-        following = start + BLOCK_KV + token
-        slot = tl.load(index + following, mask=following < kv_len, other=0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
-        if IS_BUNDLE:
-            low = readers & 0xFFFF
-            high = readers >> 16
-            seen = (query[:, None] >= low[None, :]) & (query[:, None] < high[None, :])
-            scores = tl.where(seen, scores, -float("inf"))
-            readers = tl.load(readers_of + following, mask=following < kv_len, other=0)
-            new_max = tl.maximum(running_max, tl.max(scores, 1) * qk_scale)
-            # a query may have seen nothing yet
-            reference = tl.where(new_max == -float("inf"), 0.0, new_max)
-        else:
-            scores = tl.where(within[None, :], scores, -float("inf"))
-            new_max = tl.maximum(running_max, tl.max(scores, 1) * qk_scale)
-            reference = new_max
-        rescale = tl.exp2(running_max - reference)
-        weights = tl.exp2(scores * qk_scale - reference[:, None])
-        running_sum = running_sum * rescale + tl.sum(weights, 1)
-        accumulator = accumulator * rescale[:, None]
-        rounded = weights.to(v.dtype)
-        accumulator = tl.dot(rounded, v, accumulator, input_precision="ieee")
-        if EXACT_WEIGHTS:
-            rest = (weights - rounded.to(tl.float32)).to(v.dtype)
-            accumulator = tl.dot(rest, v, accumulator, input_precision="ieee")
-        running_max = new_max
-
-    if IS_BUNDLE:
-        # a weight of zero times the NaN or infinity of another row is NaN: once more then, each
-        # query by itself and with its own tokens only, so that it stays with the row it belongs to
-        is_spoiled = tl.max(tl.max((accumulator != accumulator).to(tl.int32), 1), 0)
-        reference = tl.where(running_max == -float("inf"), 0.0, running_max)
-        for own in tl.range(0, queries * is_spoiled, num_stages=1):
-            alone = tl.zeros([ROWS, HEAD_DIM], tl.float32)
-            for start in tl.range(0, kv_len, BLOCK_KV, num_stages=1):
-                within = start + token < kv_len
-                readers = tl.load(readers_of + start + token, mask=within, other=0)
-                is_own = ((readers & 0xFFFF) <= own) & (own < (readers >> 16))
-                at = tl.load(index + start + token, mask=is_own, other=0).to(tl.int64)
-                k = tl.load(
-                    k_head_ptr + at[:, None] * k_slot_stride + offs_dim[None, :],
-                    mask=is_own[:, None],
-                    other=0.0,
-                )
-                v = tl.load(
-                    v_head_ptr + at[:, None] * v_slot_stride + offs_dim[None, :],
-                    mask=is_own[:, None],
-                    other=0.0,
-                )
-                scores = tl.dot(q, tl.trans(k), input_precision="ieee") * qk_scale
-                scores = tl.where(is_own[None, :], scores, -float("inf"))
-                weights = tl.exp2(scores - reference[:, None])
-                rounded = weights.to(v.dtype)
-                alone = tl.dot(rounded, v, alone, input_precision="ieee")
-                if EXACT_WEIGHTS:
-                    rest = (weights - rounded.to(tl.float32)).to(v.dtype)
-                    alone = tl.dot(rest, v, alone, input_precision="ieee")
-            accumulator = tl.where((query == own)[:, None], alone, accumulator)
-
-    # an open chunk may still be empty: weight zero, LSE -inf
-    is_empty = running_sum == 0.0
-    result = accumulator / tl.where(is_empty, 1.0, running_sum)[:, None]
-    lse = tl.where(is_empty, -float("inf"), running_max + tl.log2(running_sum))
-
-    if part < 0:
-        # the only part of its row; read again rather than kept in registers throughout the loop
-        row = tl.load(
-            plan_ptr + order_offset + first + query, mask=valid, other=0, volatile=True
-        ).to(tl.int64)
-        out_row = out_ptr + row * out_row_stride + head * out_head_stride
-        tl.store(
-            out_row[:, None] + offs_dim[None, :],
-            result.to(out_ptr.dtype.element_ty),
-            mask=valid[:, None],
-        )
-        if WRITE_LSE:
-            tl.store(lse_ptr + row * num_qo_heads + head, lse, mask=valid)
-    else:
-        partial = (part + query).to(tl.int64) * num_qo_heads + head
-        partial_row = partial_out_ptr + partial * HEAD_DIM
-        tl.store(partial_row[:, None] + offs_dim[None, :], result, mask=valid[:, None])
-        tl.store(partial_lse_ptr + partial, lse, mask=valid)
+    q_ptr: torch.Tensor  # [B, Hq, D]
+    k_ptr: torch.Tensor  # [num_slots, Hkv, D]
+    v_ptr: torch.Tensor  # [num_slots, Hkv, D]
+    out_ptr: torch.Tensor  # [B, Hq, D]
+    lse_ptr: torch.Tensor  # [B, Hq] fp32, base 2
+    partial_out_ptr: torch.Tensor  # [parts, Hq, D] fp32
+    partial_lse_ptr: torch.Tensor  # [parts, Hq] fp32, base 2
+    plan_ptr: torch.Tensor  # packed plan, int32
+    kv_index_ptr: torch.Tensor  # [entries] int32
+    bundle_index_ptr: torch.Tensor  # [entries] int32
+    bundle_readers_ptr: torch.Tensor  # [entries] int32
+    order_offset: int
+    tasks_offset: int
+    qk_scale: float  # of the scores, for a softmax in base 2
+    q_row_stride: int
+    q_head_stride: int
+    k_slot_stride: int
+    k_head_stride: int
+    v_slot_stride: int
+    v_head_stride: int
+    out_row_stride: int
+    out_head_stride: int
+    num_qo_heads: int
 
 
-@triton.jit
-def _pac_kernel(
-    q_ptr,  # [B, Hq, D]
-    k_ptr,  # [num_slots, Hkv, D]
-    v_ptr,  # [num_slots, Hkv, D]
-    out_ptr,  # [B, Hq, D]
-    lse_ptr,  # [B, Hq] fp32, base 2
-    partial_out_ptr,  # [parts, Hq, D] fp32
-    partial_lse_ptr,  # [parts, Hq] fp32, base 2
-    plan_ptr,  # packed plan, int32
-    kv_index_ptr,  # [entries] int32
-    bundle_index_ptr,  # [entries] int32
-    bundle_readers_ptr,  # [entries] int32
-    order_offset,
-    tasks_offset,
-    qk_scale,
-    q_row_stride,
-    q_head_stride,
-    k_slot_stride,
-    k_head_stride,
-    v_slot_stride,
-    v_head_stride,
-    out_row_stride,
-    out_head_stride,
-    num_qo_heads,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    CLASSES: tl.constexpr,  # LaunchConfig.execution_order
-    EARLY_LAUNCH: tl.constexpr,
-    EXACT_WEIGHTS: tl.constexpr,
-    WRITE_LSE: tl.constexpr,
-):
-    """One program walks the tasks of one slot for one KV head, class by class."""
-    slot = tl.program_id(0)
-    kv_head = tl.program_id(1)
-    if EARLY_LAUNCH:
-        tl.extra.cuda.gdc_launch_dependents()
-    for index in tl.static_range(len(CLASSES)):
-        of_class = plan_ptr + slot * SLOT_INTS + 2 * CLASSES[index][0]
-        begin = tl.load(of_class)
-        end = tl.load(of_class + 1)
-        for task in tl.range(begin, end, num_stages=1):
-            _pac_task(
-                task,
-                kv_head,
-                q_ptr,
-                k_ptr,
-                v_ptr,
-                out_ptr,
-                lse_ptr,
-                partial_out_ptr,
-                partial_lse_ptr,
-                plan_ptr,
-                bundle_index_ptr if CLASSES[index][3] else kv_index_ptr,
-                bundle_readers_ptr,
-                order_offset,
-                tasks_offset,
-                qk_scale,
-                q_row_stride,
-                q_head_stride,
-                k_slot_stride,
-                k_head_stride,
-                v_slot_stride,
-                v_head_stride,
-                out_row_stride,
-                out_head_stride,
-                num_qo_heads,
-                GROUP,
-                HEAD_DIM,
-                CLASSES[index][1],
-                CLASSES[index][2],
-                CLASSES[index][3],
-                EXACT_WEIGHTS,
-                WRITE_LSE,
-            )
+class PacVariant(NamedTuple):
+    """What a kernel is compiled for, in plain numbers.
+
+    A constexpr function is passed fields of it: of the whole, Triton 3.6 loses their names.
+    """
+
+    GROUP: int  # query heads per KV head
+    HEAD_DIM: int
+    EXACT_WEIGHTS: bool  # what rounding takes from the softmax weights is multiplied too
+    WRITE_LSE: bool
+    CLASSES: tuple[tuple[int, int, int, bool], ...]  # LaunchConfig.execution_order
+    STAGES: int  # KV steps in shared memory, or on their way there
+    EARLY_LAUNCH: bool
 
 
 def pac(
@@ -325,7 +128,7 @@ def pac(
     _, num_qo_heads, head_dim = shape
     num_kv_heads = k_row[0]
     group = num_qo_heads // num_kv_heads
-    arguments = (
+    arguments = PacArguments(
         q,
         k_buffer,
         v_buffer,
@@ -339,34 +142,29 @@ def pac(
         bundle_readers,
         order_offset,
         tasks_offset,
-        sm_scale * 1.4426950408889634,  # log2(e): the softmax runs in base 2
+        sm_scale * 1.4426950408889634,  # log2(e)
         *strides[0:2],
         *strides[3:5],
         *strides[6:8],
         *strides[9:11],
+        num_qo_heads,
     )
-    named = {
-        "num_qo_heads": num_qo_heads,
-        "GROUP": group,
-        "HEAD_DIM": head_dim,
-        "EXACT_WEIGHTS": group < _EXACT_BELOW_GROUP and v_buffer.dtype != torch.float32,
-        "WRITE_LSE": lse is not None,
-        "num_warps": config.num_warps,
-    }
-    grid = (num_slots, num_kv_heads)
+    variant = PacVariant(
+        GROUP=group,
+        HEAD_DIM=head_dim,
+        EXACT_WEIGHTS=group < _EXACT_BELOW_GROUP and v_buffer.dtype != torch.float32,
+        WRITE_LSE=lse is not None,
+        CLASSES=config.execution_order,
+        STAGES=config.stages,
+        EARLY_LAUNCH=config.early_launch,
+    )
+    kernel, options = _pac_kernel, {"num_stages": config.stages}
     if config.warp_roles:
         # compiled for one architecture, by a part of Triton that the interpreter does not have
-        from sglang_codec.kernels.pac_hopper import launch
+        from sglang_codec.kernels.hopper.kernel import _pac_hopper_kernel as kernel
 
-        launch(grid, arguments, named, config)
-        return
-    _pac_kernel[grid](
-        *arguments,
-        CLASSES=config.execution_order,
-        EARLY_LAUNCH=config.early_launch,
-        num_stages=config.stages,
-        **named,
-    )
+        options = {"launch_pdl": True} if config.early_launch else {}
+    kernel[num_slots, num_kv_heads](arguments, variant, num_warps=config.num_warps, **options)
 
 
 def _begin_anywhere(

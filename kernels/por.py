@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from sglang_codec.kernels.given import is_lse, refuse
+from sglang_codec.kernels.records import MERGE_INTS
 
-MERGE_INTS = tl.constexpr(4)
 # heads of a program and parts of a step: where every program has one (row, head) pair at most,
 # nothing but more loads at once hides the latency; beyond, heads share what is loaded per row.
 # A program is one warp: what belongs to a head is a scalar to it, and no warp waits for another
@@ -22,23 +23,58 @@ _PROGRAMS_PER_SM = 16
 _INTERPRETED_PROGRAMS = 3
 
 
+class PorArguments(NamedTuple):
+    """What a launch passes: tensors, which the kernel sees as pointers, and numbers."""
+
+    out_ptr: torch.Tensor  # [B, Hq, D]
+    lse_ptr: torch.Tensor  # [B, Hq] fp32, base 2
+    partial_out_ptr: torch.Tensor  # [parts, Hq, D] fp32
+    partial_lse_ptr: torch.Tensor  # [parts, Hq] fp32, base 2
+    plan_ptr: torch.Tensor  # packed plan, int32
+    merges_offset: int
+    out_row_stride: int
+    out_head_stride: int
+
+
+class PorVariant(NamedTuple):
+    """What the kernel is compiled for."""
+
+    HEAD_DIM: int
+    FEW_HEADS: int  # of a program and step, where every program has one (row, head) pair at most
+    FEW_PARTS: int
+    MANY_HEADS: int  # where there are more
+    MANY_PARTS: int
+    WRITE_LSE: bool
+    EARLY_LAUNCH: bool
+
+
+class Merges(NamedTuple):
+    """The plan's list of rows to merge, and how far it and the output go."""
+
+    records: Any
+    listed: Any
+    batch: Any  # rows of the plan
+    num_rows: Any  # of the output: those beyond the batch follow the listed ones
+    num_qo_heads: Any
+
+
 @triton.jit
-def _record(merges, index, readable, listed, batch):
+def _record(merges, index, readable):
     """Row number `index` to merge and the bounds of its parts; none for those of no plan."""
-    record = merges + (index + 1) * MERGE_INTS
+    record = merges.records + (index + 1) * MERGE_INTS
     within = index < readable
     row = tl.load(record, mask=within, other=0)
     first = tl.load(record + 1, mask=within, other=0)
     last = tl.load(record + 2, mask=within, other=0)
-    is_listed = index < listed
-    row = tl.where(is_listed, row, batch + index - listed)
+    is_listed = index < merges.listed
+    row = tl.where(is_listed, row, merges.batch + index - merges.listed)
     return row, tl.where(is_listed, first, 0), tl.where(is_listed, last, 0)
 
 
 @triton.jit
-def _num_rows_to_merge(listed, batch, num_rows):
+def _num_rows_to_merge(merges):
     """The listed rows, and those of the output that the plan does not know."""
-    return listed + tl.maximum(num_rows - batch, 0)
+    return merges.listed + tl.maximum(merges.num_rows - merges.batch, 0)
 
 
 @triton.jit
@@ -69,45 +105,27 @@ def _advance(state, loaded, h: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.cons
 
 @triton.jit
 def _merge_rows(
-    row,
-    first,
-    last,
-    listed,
-    batch,
-    out_ptr,
-    lse_ptr,
-    partial_out_ptr,
-    partial_lse_ptr,
-    plan_ptr,
-    merges,
-    out_row_stride,
-    out_head_stride,
-    num_rows,
-    num_qo_heads,
-    HEAD_DIM: tl.constexpr,
-    HEADS: tl.constexpr,
-    PARTS: tl.constexpr,
-    EARLY_LAUNCH: tl.constexpr,
-    WRITE_LSE: tl.constexpr,
+    given, record, merges, HEADS: tl.constexpr, PARTS: tl.constexpr, VARIANT: tl.constexpr
 ):
     """Merge every n-th block of `HEADS` heads of a row, `PARTS` parts a step, in token order.
 
-    `row`, `first` and `last` are the record of the first block, which the caller has loaded.
+    `record` is that of the first block, which the caller has loaded.
     """
+    HEAD_DIM: tl.constexpr = VARIANT.HEAD_DIM
+    row, first, last = record
     program = tl.program_id(0)
     programs = tl.num_programs(0)
-    blocks = tl.cdiv(num_qo_heads, HEADS)
+    blocks = tl.cdiv(merges.num_qo_heads, HEADS)
     dim = tl.arange(0, HEAD_DIM)
-    parts = _parts(plan_ptr, first, last, PARTS)
-    if EARLY_LAUNCH:
+    parts = _parts(given.plan_ptr, first, last, PARTS)
+    if VARIANT.EARLY_LAUNCH:
         # the plan is older than PAC, the partials are PAC's
         tl.extra.cuda.gdc_wait()
-    items = _num_rows_to_merge(listed, batch, num_rows) * blocks
+    items = _num_rows_to_merge(merges) * blocks
     for item in tl.range(program, items, programs, num_stages=1):
         # a block ahead, so that its latency passes while this one is merged
-        next_row, next_first, next_last = _record(
-            merges, (item + programs) // blocks, listed, listed, batch
-        )
+        following = (item + programs) // blocks
+        next_row, next_first, next_last = _record(merges, following, merges.listed)
         head = item % blocks * HEADS
         # of each head the largest LSE, the sum of the weights and that of the weighted values
         states = ()
@@ -117,33 +135,34 @@ def _merge_rows(
             loaded = ()
             for i in tl.static_range(PARTS * HEADS):
                 part = parts[i // HEADS]
-                wanted = (part >= 0) & (head + i % HEADS < num_qo_heads)
-                pair = part.to(tl.int64) * num_qo_heads + head + i % HEADS
+                wanted = (part >= 0) & (head + i % HEADS < merges.num_qo_heads)
+                pair = part.to(tl.int64) * merges.num_qo_heads + head + i % HEADS
                 # an empty part has LSE -inf and weight zero; what it stored is finite. Volatile
                 # keeps the order, in which the last LSE, that everything waits for, is loaded last
-                values = tl.load(
-                    partial_out_ptr + pair * HEAD_DIM + dim, mask=wanted, other=0.0, volatile=True
-                )
+                partial = given.partial_out_ptr + pair * HEAD_DIM
+                values = tl.load(partial + dim, mask=wanted, other=0.0, volatile=True)
                 lse = tl.load(
-                    partial_lse_ptr + pair, mask=wanted, other=-float("inf"), volatile=True
+                    given.partial_lse_ptr + pair, mask=wanted, other=-float("inf"), volatile=True
                 )
                 loaded = loaded + ((lse, values),)
-            parts = _parts(plan_ptr, start + PARTS, last, PARTS)
+            parts = _parts(given.plan_ptr, start + PARTS, last, PARTS)
             advanced = ()
             for h in tl.static_range(HEADS):
                 advanced = advanced + (_advance(states[h], loaded, h, HEADS, PARTS),)
             states = advanced
-        parts = _parts(plan_ptr, next_first, next_last, PARTS)
+        parts = _parts(given.plan_ptr, next_first, next_last, PARTS)
         for h in tl.static_range(HEADS):
             # a row without parts (padding of a captured batch) becomes zero
             is_empty = states[h][1] == 0.0
             result = states[h][2] / tl.where(is_empty, 1.0, states[h][1])
-            written = (row < num_rows) & (head + h < num_qo_heads)
-            out_head = out_ptr + row.to(tl.int64) * out_row_stride + (head + h) * out_head_stride
-            tl.store(out_head + dim, result.to(out_ptr.dtype.element_ty), mask=written)
-            if WRITE_LSE:
+            written = (row < merges.num_rows) & (head + h < merges.num_qo_heads)
+            out_row = given.out_ptr + row.to(tl.int64) * given.out_row_stride
+            out_head = out_row + (head + h) * given.out_head_stride
+            tl.store(out_head + dim, result.to(given.out_ptr.dtype.element_ty), mask=written)
+            if VARIANT.WRITE_LSE:
                 merged = tl.where(is_empty, -float("inf"), states[h][0] + tl.log2(states[h][1]))
-                tl.store(lse_ptr + row.to(tl.int64) * num_qo_heads + head + h, merged, mask=written)
+                lse_row = given.lse_ptr + row.to(tl.int64) * merges.num_qo_heads
+                tl.store(lse_row + head + h, merged, mask=written)
         row = next_row
         first = next_first
         last = next_last
@@ -152,86 +171,32 @@ def _merge_rows(
 # the rows of the output change from batch to batch, and need no kernel of their own each
 @triton.jit(do_not_specialize=["num_rows", "num_readable"])
 def _por_kernel(
-    out_ptr,  # [B, Hq, D]
-    lse_ptr,  # [B, Hq] fp32, base 2
-    partial_out_ptr,  # [parts, Hq, D] fp32
-    partial_lse_ptr,  # [parts, Hq] fp32, base 2
-    plan_ptr,  # packed plan, int32
-    merges_offset,
-    out_row_stride,
-    out_head_stride,
+    given,
     num_rows,
     num_readable,  # of them, those for which the plan has room for a record
     num_qo_heads,
-    HEAD_DIM: tl.constexpr,
-    FEW_HEADS: tl.constexpr,
-    FEW_PARTS: tl.constexpr,
-    MANY_HEADS: tl.constexpr,
-    MANY_PARTS: tl.constexpr,
-    EARLY_LAUNCH: tl.constexpr,
-    WRITE_LSE: tl.constexpr,
+    VARIANT: tl.constexpr,
 ):
     """Programs share the rows that the plan lists; how, depends on how many those are."""
-    if EARLY_LAUNCH:
+    if VARIANT.EARLY_LAUNCH:
         # whatever follows waits for all of this, but may be launched meanwhile: every program of
         # this has its place by now
         tl.extra.cuda.gdc_launch_dependents()
     program = tl.program_id(0)
-    merges = plan_ptr + merges_offset
-    listed = tl.load(merges)
-    batch = tl.load(merges + 1)
+    records = given.plan_ptr + given.merges_offset
+    listed = tl.load(records)
+    batch = tl.load(records + 1)
+    merges = Merges(records, listed, batch, num_rows, num_qo_heads)
     # records are read whatever the length of the list: with few rows nothing else hides the
     # latency, so their loads do not wait for it
-    blocks = tl.cdiv(num_qo_heads, FEW_HEADS)
-    row, first, last = _record(merges, program // blocks, num_readable, listed, batch)
-    if _num_rows_to_merge(listed, batch, num_rows) * num_qo_heads <= tl.num_programs(0):
-        _merge_rows(
-            row,
-            first,
-            last,
-            listed,
-            batch,
-            out_ptr,
-            lse_ptr,
-            partial_out_ptr,
-            partial_lse_ptr,
-            plan_ptr,
-            merges,
-            out_row_stride,
-            out_head_stride,
-            num_rows,
-            num_qo_heads,
-            HEAD_DIM,
-            FEW_HEADS,
-            FEW_PARTS,
-            EARLY_LAUNCH,
-            WRITE_LSE,
-        )
+    blocks = tl.cdiv(num_qo_heads, VARIANT.FEW_HEADS)
+    record = _record(merges, program // blocks, num_readable)
+    if _num_rows_to_merge(merges) * num_qo_heads <= tl.num_programs(0):
+        _merge_rows(given, record, merges, VARIANT.FEW_HEADS, VARIANT.FEW_PARTS, VARIANT)
     else:
-        blocks = tl.cdiv(num_qo_heads, MANY_HEADS)
-        row, first, last = _record(merges, program // blocks, listed, listed, batch)
-        _merge_rows(
-            row,
-            first,
-            last,
-            listed,
-            batch,
-            out_ptr,
-            lse_ptr,
-            partial_out_ptr,
-            partial_lse_ptr,
-            plan_ptr,
-            merges,
-            out_row_stride,
-            out_head_stride,
-            num_rows,
-            num_qo_heads,
-            HEAD_DIM,
-            MANY_HEADS,
-            MANY_PARTS,
-            EARLY_LAUNCH,
-            WRITE_LSE,
-        )
+        blocks = tl.cdiv(num_qo_heads, VARIANT.MANY_HEADS)
+        record = _record(merges, program // blocks, listed)
+        _merge_rows(given, record, merges, VARIANT.MANY_HEADS, VARIANT.MANY_PARTS, VARIANT)
 
 
 @functools.cache
@@ -271,11 +236,7 @@ def por(
         ValueError: shapes, dtypes or strides that do not match.
     """
     shape, strides, (_, *partial_row) = out.shape, out.stride(), partial_out.shape
-    if not (
-        strides[2:] == (1,)
-        and shape == (shape[0], *partial_row)
-        and is_lse(lse, shape[:2])
-    ):
+    if not (strides[2:] == (1,) and shape == (shape[0], *partial_row) and is_lse(lse, shape[:2])):
         refuse(
             "por",
             "out [rows, Hq, D], the last dimension contiguous, partial_out [parts, Hq, D], and lse "
@@ -286,7 +247,7 @@ def por(
         )
     num_rows, num_qo_heads, head_dim = shape
     programs = min(num_rows * num_qo_heads, _most_programs(out.device))
-    _por_kernel[(programs,)](
+    arguments = PorArguments(
         out,
         lse if lse is not None else partial_lse,
         partial_out,
@@ -294,16 +255,22 @@ def por(
         plan,
         merges_offset,
         *strides[:2],
-        num_rows,
-        min(num_rows, (plan.numel() - merges_offset) // MERGE_INTS.value - 1),
-        num_qo_heads,
+    )
+    variant = PorVariant(
         HEAD_DIM=head_dim,
         FEW_HEADS=_FEW_HEADS,
         FEW_PARTS=_FEW_PARTS,
         MANY_HEADS=min(_MANY_HEADS, num_qo_heads),
         MANY_PARTS=_MANY_PARTS,
-        EARLY_LAUNCH=early_launch,
         WRITE_LSE=lse is not None,
+        EARLY_LAUNCH=early_launch,
+    )
+    _por_kernel[(programs,)](
+        arguments,
+        num_rows,
+        min(num_rows, (plan.numel() - merges_offset) // MERGE_INTS.value - 1),
+        num_qo_heads,
+        variant,
         num_warps=1,
         **({"launch_pdl": True} if early_launch else {}),
     )

@@ -139,7 +139,7 @@ class CodecDecodeBackend(AttentionBackend):
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """``q [..., Hq, Dk]`` or ``[..., Hq * Dk]``, k and v likewise or None -> ``[B, Hq * Dv]``."""
+        """``q [..., Hq, Dk]`` or ``[..., Hq * Dk]``, k, v likewise or None -> ``[B, Hq * Dv]``."""
         if layer.layer_id in self.layers.delegated:
             return self.ordinary.forward_decode(
                 q, k, v, layer, forward_batch, save_kv_cache, **kwargs

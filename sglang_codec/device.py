@@ -64,13 +64,13 @@ def describe_device(device: torch.device, shape: AttentionShape) -> Device:
 
 
 def _has_warp_roles() -> bool:
-    """Whether this Triton has what `kernels/pac_hopper.py` is written in."""
+    """Whether this Triton has what `kernels/hopper` is written in."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return False
     try:
-        import sglang_codec.kernels.pac_hopper  # noqa: F401
+        import sglang_codec.kernels.hopper.kernel  # noqa: F401
     except (ImportError, AttributeError) as error:
-        logger.warning("pac_hopper cannot be used with this Triton, pac is: %s", error)
+        logger.warning("kernels/hopper is not for this Triton, kernels/portable is used: %s", error)
         return False
     return True
 

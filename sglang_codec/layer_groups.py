@@ -42,8 +42,8 @@ class LayerGroups:
         delegated: dict[int, str] = {}
         for layer in attention_layers(model_runner.model):
             shape = shape_of(layer, model_runner)
-            reason = why_unknown(layer, model_runner)
-            reason = reason or why_unsupported(shape, interpreted=interpreted)
+            reason = why_unsupported(shape, interpreted=interpreted)
+            reason = reason or why_unknown(layer, model_runner)
             if shapes.setdefault(layer.layer_id, shape) != shape:
                 reason = reason or f"two layers of this id: {shapes[layer.layer_id]} and {shape}"
             if reason:

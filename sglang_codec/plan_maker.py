@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from sglang_codec.patches.fallbacks import FALLBACKS
-from sglang_codec.planning.choice import packer_for, planner_for
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.frugal import frugal_plan
@@ -17,6 +16,7 @@ from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan, pack
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plain import plain_plan
 from sglang_codec.planning.plan import Plan, PlanCapacityError, PlanLayout, PlanSpec
+from sglang_codec.planning.planner import Planner, make_ready
 
 
 class MadePlan:
@@ -72,8 +72,10 @@ class PlanMaker:
     ) -> None:
         self.spec, self.cost_model, self.layout = spec, cost_model, layout
         self.staging, self._host_rows = staging, host_rows
-        self._pack_paths = packer_for(spec, cost_model, layout.capacity)
-        self._plan = planner_for(spec, cost_model, layout.capacity)
+        planner = Planner(spec, cost_model, layout.capacity)
+        if why := make_ready():
+            FALLBACKS.record("the planner is not compiled", why)
+        self._pack_paths, self._plan = planner.pack_paths, planner.make_plan
 
     def make(self, paths: RadixPaths, lengths: np.ndarray, pool_rows: Any) -> MadePlan:
         """The plan of a batch. What a way raises is counted, and the next one is tried.

@@ -14,7 +14,7 @@ MIN_INTERPRETED_HEAD_DIM = 16
 
 
 def why_unsupported(shape: AttentionShape, *, interpreted: bool) -> str | None:
-    """The first reason why the kernels cannot serve `shape`, with value and limit; None if they can.
+    """Why the kernels cannot serve `shape`, with value and limit; None if they can.
 
     A property without an entry in `_HONOURED` has to have its default value.
 

@@ -13,11 +13,11 @@ from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import cost_model, describe_device, plan_spec
 from sglang_codec.kernels.launch import LaunchConfig
-from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout
+from sglang_codec.planning.planner import Cut, Planner, make_ready
 from sglang_codec.shape_support import why_unsupported
 
 _MAX_SLOT = 2**31 - 1
@@ -100,6 +100,7 @@ class PrefixSharedDecodeWrapper:
         self.config = machine.config
         self.spec = plan_spec(machine, self.shape)
         self.cost_model: CostModel = cost_model(machine, self.spec)
+        make_ready()
         self.launch_plan: Plan | None = None
         self._fixed = capacity is not None
         self._buffers = self._allocate(capacity) if capacity is not None else None
@@ -107,12 +108,15 @@ class PrefixSharedDecodeWrapper:
         self._sm_scale = 0.0
         self._highest_slot = -1
 
-    def plan(self, forest: PrefixForest, sm_scale: float | None = None) -> Plan:
+    def plan(
+        self, forest: PrefixForest, sm_scale: float | None = None, *, cut: Cut | None = None
+    ) -> Plan:
         """Plan a batch and upload the plan.
 
         Args:
             forest: from `PrefixForest.from_paths` or `PrefixForest.from_kv_indices`.
             sm_scale: factor of the scores; ``1 / sqrt(head_dim)`` by default.
+            cut: another way to cut and schedule the tasks, for comparisons.
 
         Returns:
             The plan, also at `launch_plan`.
@@ -133,7 +137,7 @@ class PrefixSharedDecodeWrapper:
             )
         may_grow = not (self._fixed or self._captured)
         limits = _UNLIMITED if may_grow else self._buffers.capacity
-        plan = planner_for(self.spec, self.cost_model, limits)(forest)
+        plan = Planner(self.spec, self.cost_model, limits, cut).make_plan(forest)
         kv_index = kv_index_of(forest, plan)
         highest = int(kv_index.max(initial=-1))
         if self._captured:

@@ -17,7 +17,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 # helpers of the tests, and the programs under test: neither is part of the installed package
-sys.path += [str(ROOT / "tests" / "support"), str(ROOT / "scripts")]
+sys.path.append(str(ROOT / "tests" / "support"))
+sys.path += [str(ROOT / "scripts" / name) for name in ("serve", "kernels", "planner", "checks")]
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:

@@ -17,32 +17,53 @@ STANDARD = frozenset(sys.stdlib_module_names)
 PLANNING = (
     "border",
     "paths",
-    "forest",
-    "absorption",
-    "cost_model",
-    "plan",
+    "compiled",
+    "tables",
+    "machine",
+    "structure",
     "bundles",
+    "absorption",
     "reading",
+    "tiles",
+    "schedule",
+    "gangs",
     "tape",
     "division",
-    "schedule",
+    "fixed_cuts",
+    "schedules",
+    "ways",
     "assembly",
-    "planner",
+    "packing",
+    "entries",
+    "forest",
+    "cost_model",
+    "plan",
+    "inputs",
+    "compile_cache",
+    "jit",
     "packed",
+    "planner",
     "plain",
     "capacity",
     "heavy_paths",
     "frugal",
-    "native",
-    "choice",
     "index",
 )
+# the only modules that know of the compiler; they are loaded when a planner is made
+COMPILER = ("planning.compile_cache", "planning.jit")
 
 # module -> what it may import besides the standard library; patterns of full module names
 ALLOWED: dict[str, tuple[str, ...]] = {
     "attention_shape": (),
     "shape_support": ("sglang_codec.attention_shape",),
-    "planning.*": ("numpy", "sglang_codec.planning.*", "sglang_codec.attention_shape"),
+    "planning.*": (
+        "numpy",
+        "numba",
+        "numba.*",
+        "llvmlite",
+        "sglang_codec.attention_shape",
+        "sglang_codec.planning.*",
+    ),
     "kernels.*": (
         "torch",
         "triton",
@@ -77,6 +98,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "planning.*": ("torch", "triton", "sglang"),
     "kernels.*": ("sglang", "sglang_codec.planning.*"),
+    # two bodies behind one launch: they share what it describes, and nothing else
+    "kernels.portable.*": ("sglang_codec.kernels.hopper.*", "sglang_codec.kernels.pac"),
+    "kernels.hopper.*": ("sglang_codec.kernels.portable.*", "sglang_codec.kernels.pac"),
     "buffers": ("triton", "sglang"),
     "reference": ("sglang_codec.kernels.*",),
     "attention": ("sglang",),
@@ -89,8 +113,9 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
 
 def modules() -> list[str]:
     # sorted by name, links to kernels/ and patches/ included
-    folders = (PACKAGE, *(PACKAGE / name for name in ("planning", "kernels", "patches")))
-    files = (file for folder in folders for file in sorted(folder.glob("*.py")))
+    folders = (PACKAGE / name for name in ("planning", "kernels", "patches"))
+    files = [*PACKAGE.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
+    files.sort()
     return [".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in files]
 
 
@@ -175,6 +200,35 @@ def test_a_module_imports_nothing_that_it_must_not(module: str) -> None:
             assert not matches(name, forbidden), f"{module} imports {name}"
 
 
+def plant(name: str, pattern: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let a module of this pattern import `name` too; which one."""
+    module = next(each for each in MODULES if fnmatch(each, pattern))
+    with_one_more = source(module)
+    with_one_more.body += ast.parse(f"def later():\n    import {name}").body
+    monkeypatch.setitem(globals(), "source", lambda _: with_one_more)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"), [(pattern, name) for pattern, names in FORBIDDEN.items() for name in names]
+)
+def test_each_forbidden_import_is_found(
+    pattern: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = plant(name.replace("*", "any"), pattern, monkeypatch)
+    with pytest.raises(AssertionError, match=f"{module} imports"):
+        test_a_module_imports_nothing_that_it_must_not(module)
+
+
+@pytest.mark.parametrize("pattern", ALLOWED)
+def test_an_import_that_is_not_allowed_is_found(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = plant("another_package", pattern, monkeypatch)
+    with pytest.raises(AssertionError, match=f"{module} imports another_package"):
+        test_a_module_imports_only_what_it_may(module)
+
+
 def test_no_module_leads_back_to_itself() -> None:
     assert circle() == []
 
@@ -204,6 +258,21 @@ def test_planning_imports_in_flow_order(name: str) -> None:
     earlier = {f"sglang_codec.planning.{other}" for other in PLANNING[: PLANNING.index(name)]}
     own = set(imported(f"planning.{name}", lazy=False))
     assert {other for other in own if other.startswith("sglang_codec.planning.")} <= earlier
+
+
+def test_only_two_modules_know_of_the_compiler() -> None:
+    for module in MODULES:
+        if module.startswith("planning.") and module not in COMPILER:
+            for name in imported(module):
+                assert not matches(name, ("numba", "llvmlite")), f"{module} imports {name}"
+    for module in MODULES:
+        at_once = set(imported(module, lazy=False))
+        assert module in COMPILER or "sglang_codec.planning.jit" not in at_once
+
+
+def test_the_last_resort_needs_no_compiled_planner() -> None:
+    own = {name for name in imported("planning.plain") if name.startswith("sglang_codec.")}
+    assert own == {"sglang_codec.planning.border", "sglang_codec.planning.plan"}
 
 
 def test_the_metrics_client_is_not_imported_before_sglang_has_set_it_up() -> None:

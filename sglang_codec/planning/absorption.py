@@ -1,55 +1,63 @@
-"""Which shared runs are too short to be read on their own, and join the runs below them."""
+"""Which shared runs are too short to be read on their own, and join what is below them."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from sglang_codec.planning.forest import PrefixForest
+from sglang_codec.planning.compiled import compiled, leaf
+from sglang_codec.planning.structure import Forest
+from sglang_codec.planning.tables import WAY, ints, view
 
 
-def absorb_short_runs(
-    forest: PrefixForest,
-    *,
-    readers: np.ndarray,
-    children: np.ndarray,
-    kv_token_bytes: float,
-    partial_bytes: float,
-) -> np.ndarray:
-    """bool ``[num_shared]``: nodes whose tokens each child reads again in front of its own.
+@compiled
+def ways_of(forest: Forest, units: np.ndarray, unit_of: np.ndarray) -> np.ndarray:
+    """A `WAY` for each node, with the readers that are whole units, and the units' `above`.
+
+    Args:
+        units: a table of `UNIT`. unit_of: int64 ``[B]``, the unit of each position.
+    """
+    nodes, shared = forest.nodes, forest.num_shared
+    ways = view(ints(5 * len(nodes)), WAY)
+    for n in range(shared):
+        node = nodes[n]
+        a, b = unit_of[node.first], unit_of[node.last - 1]
+        a += units[a].first < node.first
+        b -= units[b].last > node.last
+        if a > b:
+            continue
+        ways[n].first, ways[n].last = units[a].first, units[b].last
+        if node.parent >= 0:
+            ways[node.parent].children += 1
+    for u in range(len(units)):
+        unit = units[u]
+        n = nodes[shared + unit.first].parent
+        while n >= 0 and (nodes[n].first > unit.first or nodes[n].last < unit.last):
+            n = nodes[n].parent
+        unit.above = n
+        if n >= 0:
+            ways[n].children += 1
+    return ways
+
+
+@leaf
+def absorb(forest: Forest, machine: np.record, ways: np.ndarray, eager: float) -> None:
+    """Decides which runs each of their children reads again in front of its own tokens.
 
     A run of ``l`` tokens with ``s`` readers and ``c`` children, read on its own, saves
     ``(c - 1) l`` tokens of KV traffic and costs ``s`` more partial results, each written once and
-    read once. It is absorbed when the saving is the smaller of the two. Tokens that an absorbed
-    ancestor passed down count as the node's own.
+    read once. It is absorbed while the saving is at most `eager` times the cost; 0 is for none.
+    Tokens that an absorbed ancestor passed down count as the run's own.
 
     Args:
-        readers: int ``[num_shared]``, rows that get a partial result from each shared run.
-        children: int ``[num_shared]``, shared runs, bundles and single rows right below it.
-        kv_token_bytes: bytes of K and V of one token and one KV head.
-        partial_bytes: bytes of one row's partial result for one KV head (all heads of its group).
+        ways: `start` and `absorbed` are written.
     """
-    absorbed = [False] * forest.num_shared
-    passed_down = [0] * forest.num_shared
-    parent, length = forest.parent.tolist(), forest.length.tolist()
-    worth = (2 * partial_bytes / kv_token_bytes * readers).tolist() if kv_token_bytes else None
-    for node, more_readers in enumerate((children - 1).tolist()):
-        above = parent[node]
-        if above >= 0 and absorbed[above]:
-            passed_down[node] = passed_down[above] + length[above]
-        tokens = passed_down[node] + length[node]
-        absorbed[node] = worth is None or more_readers * tokens <= worth[node]
-    return np.array(absorbed, bool)
-
-
-def absorbed_starts(forest: PrefixForest, absorbed: np.ndarray) -> np.ndarray:
-    """int32 ``[N]``: first token of each node once its absorbed ancestors are in front of it."""
-    start = forest.start.copy()
-    parent = forest.parent.tolist()
-    for node in range(forest.num_shared):
-        if parent[node] >= 0 and absorbed[parent[node]]:
-            start[node] = start[parent[node]]
-    tails = slice(forest.num_shared, None)
-    above = forest.parent[tails]
-    joins = (above >= 0) & np.append(absorbed, False)[above]
-    start[tails] = np.where(joins, np.append(start[: forest.num_shared], 0)[above], start[tails])
-    return start
+    for n in range(len(ways)):
+        node, way = forest.nodes[n], ways[n]
+        way.start = node.start
+        if node.parent >= 0 and ways[node.parent].absorbed:
+            way.start = ways[node.parent].start
+        if n >= forest.num_shared or eager == 0 or way.last <= way.first:
+            continue
+        tokens = float(node.start + node.length - way.start)
+        saved = (way.children - 1) * tokens * machine.kv_token_bytes
+        way.absorbed = saved <= eager * 2 * machine.partial_bytes * (way.last - way.first)

@@ -10,12 +10,14 @@ _INT32 = np.iinfo(np.int32)
 
 
 def int32_array(name: str, values: Any) -> np.ndarray:
-    """`values` as a contiguous one-dimensional int32 array.
+    """`values` as a contiguous, writable one-dimensional int32 array: what compiled code takes.
 
     Raises:
         ValueError: another shape, no integers, or integers beyond 32 bits.
     """
     array = np.asarray(values)
+    if array.dtype == np.int32 and array.ndim == 1 and array.flags.carray:
+        return array
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(
             f"{name} must be a one-dimensional integer array, got shape {array.shape} and dtype "
@@ -25,7 +27,7 @@ def int32_array(name: str, values: Any) -> np.ndarray:
         low, high = int(array.min()), int(array.max())
         if low < _INT32.min or high > _INT32.max:
             raise ValueError(f"{name} must fit 32 bits, got {low}..{high}")
-    return np.ascontiguousarray(array, np.int32)
+    return np.array(array, np.int32)
 
 
 def checked_paths(

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from sglang_codec.planning.cost_model import CostModel
-from sglang_codec.planning.forest import PrefixForest
-from sglang_codec.planning.plan import PlanSpec
+from sglang_codec.planning.compiled import compiled, leaf
+from sglang_codec.planning.machine import task_us, token_us, up
+from sglang_codec.planning.structure import Forest
+from sglang_codec.planning.tables import MOST_POINTS, UNIT, ints, view
 
-_MOST_PER_SLOT = 4
-_MOST_TAIL = 1024  # tokens of a tail in a bundle, where a bundle costs no more a token
+MOST_PER_SLOT = 4
+MOST_TAIL = 1024.0  # tokens of a tail in a bundle, where a bundle costs no more a token
 
 
-@dataclass(frozen=True, slots=True)
-class Units:
+class Units(NamedTuple):
     """The positions of a forest, parted into bundles and single rows.
 
     Args:
-        first, last: int ``[U]``, unit ``u`` holds the positions ``[first[u], last[u])``.
-        bundled: bool ``[U]``, the unit is one task with all of its tails; else it is one row.
+        units: a table of `UNIT`. bundles: how many of them have several rows.
     """
 
-    first: np.ndarray
-    last: np.ndarray
-    bundled: np.ndarray
-
-    @classmethod
-    def single(cls, batch: int) -> Units:
-        """Every row on its own."""
-        first = np.arange(batch)
-        return cls(first, first + 1, np.zeros(batch, bool))
+    units: np.ndarray
+    bundles: int
 
 
-def bundle_tails(forest: PrefixForest, spec: PlanSpec, cost_model: CostModel) -> Units:
+@compiled
+def single_units(batch: int) -> Units:
+    """Every row on its own."""
+    units = view(ints(3 * batch), UNIT)
+    for p in range(batch):
+        units[p].first = p
+        units[p].last = p + 1
+    return Units(units, 0)
+
+
+@compiled
+def bundle_tails(forest: Forest, machine: np.record) -> Units:
     """Part the rows into units such that the slots have the least to do.
 
     A task costs its start-up before its first token, and a private tail has few query rows: tails
@@ -42,61 +45,102 @@ def bundle_tails(forest: PrefixForest, spec: PlanSpec, cost_model: CostModel) ->
     not cut, so tails whose tokens by far outweigh the start-up stay on their own; nor does it cross
     the edge of a long shared run with many readers, which would have to be read for both sides.
     """
-    batch, num_shared = forest.batch, forest.num_shared
-    most = spec.bundle_rows // spec.group
-    if most < 2 or batch < 2:
-        return Units.single(batch)
-    start_up, token_us = cost_model.line(spec.bundle_rows)
-    worth = start_up / token_us
-    tails = forest.length[num_shared:]
+    batch, shared, nodes = len(forest.order), forest.num_shared, forest.nodes
+    fitting = machine.bundle_rows // machine.group
+    if fitting < 2 or batch < 2:
+        return single_units(batch)
+    kind = machine.num_tiles
+    worth = machine.us[kind * MOST_POINTS] / token_us(machine, kind)
+    most_tokens = worth
     # a tile that a single row fills as badly: the tokens cost the same either way
-    fits_badly = spec.row_tiles[0] == spec.bundle_rows
-    is_short = (tails > 0) & (tails <= max(worth, _MOST_TAIL if fits_badly else 0))
-    count = int(is_short.sum())
+    if machine.row_tiles[0] == machine.bundle_rows:
+        most_tokens = max(worth, MOST_TAIL)
+
+    is_edge, is_short = ints(batch + 1), ints(batch)
+    other, alone, tokens, count = 0.0, 0.0, 0, 0
+    for p in range(batch):
+        tail = nodes[shared + p].length
+        us = task_us(machine, 0, tail)
+        if 0 < tail <= most_tokens:
+            is_short[p] = 1
+            count += 1
+            alone += us
+            tokens += tail
+        else:
+            is_edge[p] = is_edge[p + 1] = 1
+            other += us
     if count < 2:
-        return Units.single(batch)
+        return single_units(batch)
+    is_edge[0] = is_edge[batch] = 1
+    for n in range(shared):
+        node = nodes[n]
+        readers = node.last - node.first
+        other += up(readers, fitting) * task_us(machine, kind, node.length)
+        # two such runs do not fit into a bundle, so it would be read twice
+        if node.length > worth and 2 * readers > fitting:
+            is_edge[node.first] = is_edge[node.last] = 1
+    rows, segments = ints(batch), 0  # short tails of each segment between edges
+    for p in range(batch):
+        if is_short[p]:
+            segments += is_edge[p]
+            rows[segments - 1] += 1
+    size = _best_size(machine, fitting, count, tokens, other, alone, rows[:segments])
+    return single_units(batch) if size == 1 else _parted(is_short, rows, size)
 
-    is_edge = np.zeros(batch + 1, bool)
-    is_edge[0] = is_edge[batch] = True
-    is_edge[:-1] |= ~is_short
-    is_edge[1:] |= ~is_short
-    # two runs with so many readers do not fit into a bundle, so one would be read twice
-    heavy = (forest.length[:num_shared] > worth) & (2 * forest.readers[:num_shared] > most)
-    is_edge[forest.first[:num_shared][heavy]] = True
-    is_edge[forest.last[:num_shared][heavy]] = True
-    edges = np.flatnonzero(is_edge)
-    rows = np.diff(edges)
 
-    # what the slots have to do besides: everything longer, which can be cut at will
-    tiles = -(-forest.readers[:num_shared] // most)
-    bundle_curve = cost_model.long_curve(spec.bundle_rows)
-    row_curve = cost_model.long_curve(spec.row_tiles[0])
-    other = float((np.interp(forest.length[:num_shared], *bundle_curve) * tiles).sum())
-    alone = np.interp(tails, *row_curve)
-    other += float(alone[~is_short].sum())
-    best_us, best = (other + float(alone[is_short].sum())) / spec.num_slots, 1
-    tokens = int(tails[is_short].sum())
-    for size in _sizes(count, most, spec.num_slots):
-        number = int((-(-rows // size)).sum())
-        # a bundle is not cut: rather smaller ones than idle slots
-        if number < spec.num_slots and size > 2 and count >= 2 * spec.num_slots:
+@leaf
+def _best_size(
+    machine: np.record,
+    fitting: int,
+    count: int,
+    tokens: int,
+    other: float,
+    alone: float,
+    rows: np.ndarray,
+) -> int:
+    """The rows of a bundle that leave the slots the least to do; 1 for no bundles.
+
+    Args:
+        count, tokens: of the short tails. alone: their microseconds without bundles.
+        other: microseconds of everything else.
+        rows: int64 ``[S]``, short tails of each segment.
+    """
+    slots, kind = machine.num_slots, machine.num_tiles
+    best_us, best = (other + alone) / slots, 1
+    for n in range(MOST_PER_SLOT + 1):
+        size = up(count, n * slots) if n else fitting
+        if size < 2 or size > fitting or (n and size == fitting):
             continue
-        each = float(np.interp(tokens / number, *bundle_curve))
-        us = max((other + number * each) / spec.num_slots, -(-number // spec.num_slots) * each)
+        number = 0
+        for s in range(len(rows)):
+            number += up(rows[s], size)
+        # a bundle is not cut: rather smaller ones than idle slots
+        if number < slots and size > 2 and count >= 2 * slots:
+            continue
+        each = task_us(machine, kind, tokens / number)
+        us = max((other + number * each) / slots, up(number, slots) * each)
         if us < best_us:
             best_us, best = us, size
-    if best == 1:
-        return Units.single(batch)
-
-    parts = -(-rows // best)
-    segment = np.repeat(np.arange(len(rows)), parts)
-    nth = np.arange(len(segment)) - np.repeat(np.cumsum(parts) - parts, parts)
-    first = edges[segment] + nth * rows[segment] // parts[segment]
-    last = np.append(first[1:], batch)
-    return Units(first, last, last - first > 1)
+    return best
 
 
-def _sizes(count: int, most: int, num_slots: int) -> list[int]:
-    """Rows of a bundle worth trying: as many as fit, or so many that each slot has equally many."""
-    even = (-(-count // (n * num_slots)) for n in range(1, _MOST_PER_SLOT + 1))
-    return sorted({most, *(size for size in even if 1 < size < most)}, reverse=True)
+@compiled
+def _parted(is_short: np.ndarray, rows: np.ndarray, size: int) -> Units:
+    """Segments of short tails in equal units of at most `size` rows, other rows on their own."""
+    batch = len(is_short)
+    units = view(ints(3 * batch), UNIT)
+    count, bundles, segment, p = 0, 0, 0, 0
+    while p < batch:
+        parts, length = 1, 1
+        if is_short[p]:
+            length = rows[segment]
+            segment += 1
+            parts = up(length, size)
+        for i in range(parts):
+            unit = units[count]
+            unit.first = p + i * length // parts
+            unit.last = p + (i + 1) * length // parts
+            bundles += unit.last - unit.first > 1
+            count += 1
+        p += length
+    return Units(units[:count], bundles)

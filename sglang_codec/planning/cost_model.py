@@ -112,7 +112,7 @@ class CostModel:
 
     @classmethod
     def from_json(cls, path: Path, group: int) -> CostModel:
-        """Read a file written by ``scripts/profile_cost_model.py``.
+        """Read a file written by ``scripts/planner/profile_cost_model.py``.
 
         Args:
             group: query heads per KV head; the table of the nearest group is taken, in octaves.
@@ -127,7 +127,7 @@ class CostModel:
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise ValueError(
                 f"cost table {path} cannot be read ({type(error).__name__}: {error}); write it "
-                "with scripts/profile_cost_model.py"
+                "with scripts/planner/profile_cost_model.py"
             ) from error
         try:
             model = cls(rows, tokens, us, path.stem)

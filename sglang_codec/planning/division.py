@@ -1,75 +1,98 @@
-"""Cut work items along the KV axis so that no program slot has to wait for one of them."""
+"""Cut query tiles along the KV axis so that no program slot has to wait for one of them."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from sglang_codec.planning.cost_model import CostModel
+from sglang_codec.planning.compiled import compiled, leaf
+from sglang_codec.planning.machine import tokens_in, up
+from sglang_codec.planning.tables import ints, view
+from sglang_codec.planning.tiles import chunk_tokens, chunk_us, put_chunk
 
 _TOLERANCE = 0.01  # of the target
 _GROWTH = 1.25  # of the bracket, while the target is too small
 
 
-def chunk_sizes(
-    rows: np.ndarray,
-    tokens: np.ndarray,
-    *,
-    cost_model: CostModel,
-    num_slots: int,
-    block_kv: int,
-    finer: float = 1.0,
-) -> np.ndarray:
-    """int64 ``[K]``: tokens per chunk of each work item, a multiple of `block_kv`.
+@compiled
+def smallest_target(items: np.ndarray, machine: np.record, busy: float) -> tuple[float, float]:
+    """The paper's heuristic: a binary search for the smallest longest chunk.
 
-    The paper's heuristic: a binary search for the smallest target ``c`` at which the items, cut
-    into as few chunks of at most ``c`` microseconds as possible, fit into ``num_slots * c``
-    together. Sizes become whole blocks only then. The target is never below the time of the
-    smallest chunk.
+    That is the smallest ``c`` at which the items, cut into as few chunks of at most ``c``
+    microseconds as possible, fit with `busy` other microseconds into ``num_slots * c`` together.
 
-    Args:
-        rows: ``[K]`` M side of each item's query tile.
-        tokens: ``[K]`` KV tokens of each item, at least 1.
-        finer: divide the target found by this, for smaller chunks that balance better.
+    Returns:
+        ``c``, and the time of the smallest chunk, below which it is never.
     """
-    tokens = np.asarray(tokens, np.float64)
-    kinds, kind = np.unique(rows, return_inverse=True)
-    groups = [_Group(cost_model, int(k), tokens[kind == i], block_kv) for i, k in enumerate(kinds)]
-    smallest = min(group.one_block for group in groups)
-
+    slots, uncut, smallest = machine.num_slots, busy, math.inf
+    for i in range(len(items)):
+        uncut += items[i].us
+        smallest = min(smallest, chunk_us(items[i], machine, machine.block_kv))
     # uncut items leave no slot more to do than this, and cutting only adds
-    low = max(smallest, sum(group.uncut for group in groups) / num_slots)
-    high = low
-    while sum(group.work(high) for group in groups) > num_slots * high:
-        low, high = high, high * _GROWTH
+    low = max(smallest, uncut / slots)
+    high, size = low, view(ints(machine.num_tiles), np.float64)
+    while busy + _work(items, machine, high, size) > slots * high:
+        low = high
+        high *= _GROWTH
     while high - low > _TOLERANCE * high:
-        target = (low + high) / 2
-        if sum(group.work(target) for group in groups) <= num_slots * target:
-            high = target
+        middle = (low + high) / 2
+        if busy + _work(items, machine, middle, size) <= slots * middle:
+            high = middle
         else:
-            low = target
-
-    target = max(high / finer, smallest)
-    size = np.array([group.size(target) for group in groups])[kind]
-    # equal chunks rather than full ones and a rest
-    chunks = np.ceil(tokens / size)
-    return (np.ceil(tokens / chunks / block_kv) * block_kv).astype(np.int64)
+            low = middle
+    return high, smallest
 
 
-class _Group:
-    """The items of one query tile size."""
-
-    def __init__(self, cost_model: CostModel, rows: int, tokens: np.ndarray, block_kv: int) -> None:
-        self.tokens, self.block_kv = tokens, block_kv
-        self.grid, self.curve = cost_model.long_curve(rows)
-        self.one_block = float(np.interp(block_kv, self.grid, self.curve))
-        self.uncut = float(np.interp(tokens, self.grid, self.curve).sum())
-
-    def size(self, us: float) -> float:
-        """Tokens of a chunk that takes `us`, a block at least."""
+@leaf
+def _work(items: np.ndarray, machine: np.record, us: float, size: np.ndarray) -> float:
+    """Microseconds of all items, cut into equal chunks of at most `us`; `size` is scratch."""
+    block, total = float(machine.block_kv), 0.0
+    for tile in range(len(size)):
+        size[tile] = max(tokens_in(machine, tile, us), block)
+    for i in range(len(items)):
+        item = items[i]
         # not in whole blocks: rounding here makes a chunk more than there are slots look feasible
-        return max(float(np.interp(us, self.curve, self.grid)), self.block_kv)
+        tokens = size[item.tile]
+        if item.share != 1:
+            tokens = max(chunk_tokens(item, machine, us), block)
+        if item.tokens <= tokens:
+            total += item.us
+            continue
+        chunks = np.ceil(item.tokens / tokens)
+        total += chunks * chunk_us(item, machine, item.tokens / chunks)
+    return total
 
-    def work(self, us: float) -> float:
-        """Microseconds of all items, cut into chunks of at most `us`."""
-        chunks = np.ceil(self.tokens / self.size(us))
-        return float((chunks * np.interp(self.tokens / chunks, self.grid, self.curve)).sum())
+
+@leaf
+def chunk_size(item: np.record, machine: np.record, target: float) -> int:
+    """Tokens of each chunk of an item: equal ones of about `target` microseconds, whole blocks.
+
+    A target of 0 is for no cut.
+    """
+    if target == 0:
+        return item.tokens
+    block = machine.block_kv
+    size = max(chunk_tokens(item, machine, target), float(block))
+    chunks = np.ceil(item.tokens / size)
+    return int(np.ceil(item.tokens / chunks / block)) * block
+
+
+@leaf
+def count_chunks(items: np.ndarray, machine: np.record, target: float) -> int:
+    chunks = 0
+    for i in range(len(items)):
+        chunks += up(items[i].tokens, chunk_size(items[i], machine, target))
+    return chunks
+
+
+@leaf
+def divide(items: np.ndarray, machine: np.record, target: float, tasks: np.ndarray) -> int:
+    """Writes the chunks of all items from 0 on; returns how many."""
+    done = 0
+    for i in range(len(items)):
+        tokens, size = items[i].tokens, chunk_size(items[i], machine, target)
+        for begin in range(0, tokens, size):
+            put_chunk(tasks[done], items, i, begin, min(size, tokens - begin), 0, machine)
+            done += 1
+    return done

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from sglang_codec.planning.border import checked_forest, checked_paths
-from sglang_codec.planning.paths import RadixPaths, deepest_within
+from sglang_codec.planning.entries import build_forest
+from sglang_codec.planning.paths import RadixPaths
+from sglang_codec.planning.tables import NODE
 
 _ARRAYS = ("order", "lengths", "parent", "start", "length", "first", "last")
 
@@ -257,81 +259,11 @@ def _slot_array(values: Any, what: str) -> np.ndarray:
 def _structure(
     paths: RadixPaths, lengths: np.ndarray, private_tokens: int = 0
 ) -> dict[str, np.ndarray]:
-    """Prune, merge and order path nodes; everything but the slots of a `PrefixForest`."""
-    batch, num_paths = paths.batch, len(paths.parent)
-    parent, end = paths.parent.tolist(), paths.end.tolist()
-    limits = lengths - private_tokens
-    leaf = deepest_within(paths.parent, paths.end, paths.leaf, limits).astype(np.int64)
-    # rows without a proven path count at index num_paths, which the loop below leaves alone
-    leaf[leaf < 0] = num_paths
-    count = np.bincount(leaf, minlength=num_paths + 1).tolist()
-    for node in range(num_paths - 1, -1, -1):
-        if parent[node] >= 0:
-            count[parent[node]] += count[node]
-
-    # a node survives with two readers; it joins its parent when the readers are the same
-    shared_of = [-1] * (num_paths + 1)
-    shared_parent: list[int] = []
-    shared_start: list[int] = []
-    shared_end: list[int] = []
-    readers: list[int] = []
-    for node in range(num_paths):
-        if count[node] < 2:
-            shared_of[node] = shared_of[parent[node]] if parent[node] >= 0 else -1
-            continue
-        above = parent[node]
-        if above < 0:
-            shared_parent.append(-1)
-            shared_start.append(0)
-        elif count[above] == count[node]:
-            shared_of[node] = shared_of[above]
-            shared_end[shared_of[above]] = end[node]
-            continue
-        else:
-            shared_parent.append(shared_of[above])
-            shared_start.append(end[above])
-        shared_of[node] = len(readers)
-        shared_end.append(end[node])
-        readers.append(count[node])
-
-    # depth first: a node's own rows, then its children's; a row's place is that of its node
-    rank = _preorder(shared_parent)
-    shared_leaf = np.asarray(shared_of)[leaf]
-    row_rank = np.append(rank, -1)[shared_leaf]  # rows that share nothing come first
-    order = np.argsort(row_rank, kind="stable").astype(np.int32)
-    first = np.searchsorted(row_rank[order], rank).astype(np.int32)
-
-    tail_parent = shared_leaf[order].astype(np.int32)
-    ends = np.asarray([*shared_end, 0], np.int32)  # index -1: a row without a shared run
-    starts = np.concatenate([np.asarray(shared_start, np.int32), ends[tail_parent]])
-    positions = np.arange(batch, dtype=np.int32)
-    return {
-        "order": order,
-        "lengths": lengths,
-        "parent": np.concatenate([np.asarray(shared_parent, np.int32), tail_parent]),
-        "start": starts,
-        "length": np.concatenate([ends[:-1], lengths[order]]) - starts,
-        "first": np.concatenate([first, positions]),
-        "last": np.concatenate([first + np.asarray(readers, np.int32), positions + 1]),
-    }
-
-
-def _preorder(parent: list[int]) -> np.ndarray:
-    """Each node's place in depth-first order, given that parents precede children."""
-    size = [1] * len(parent)
-    for node in range(len(parent) - 1, -1, -1):
-        if parent[node] >= 0:
-            size[parent[node]] += size[node]
-    rank, free = [0] * len(parent), [0] * len(parent)  # free: the next place below each node
-    roots = 0
-    for node, above in enumerate(parent):
-        if above < 0:
-            rank[node], roots = roots, roots + size[node]
-        else:
-            rank[node] = free[above]
-            free[above] += size[node]
-        free[node] = rank[node] + 1
-    return np.asarray(rank, np.int64)
+    """Everything but the slots of a `PrefixForest`."""
+    order, nodes = build_forest(paths.parent, paths.end, paths.leaf, lengths, private_tokens)
+    columns = np.ascontiguousarray(nodes.reshape(-1, len(NODE.names)).T, np.int32)
+    named = dict(zip(NODE.names, columns, strict=True))
+    return {"order": order.astype(np.int32), "lengths": lengths, **named}
 
 
 def _with_slots(structure: dict[str, np.ndarray], slots_of: Any) -> PrefixForest:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sglang_codec.planning.assembly import assemble
 from sglang_codec.planning.capacity import FANS
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.forest import PrefixForest
@@ -21,8 +20,8 @@ from sglang_codec.planning.plan import (
     PlanSpec,
     aligned,
 )
-from sglang_codec.planning.planner import Candidate, schedule_reading
-from sglang_codec.planning.reading import Pieces, Reading, Runs
+from sglang_codec.planning.planner import GivenRuns, Planner
+from sglang_codec.planning.tables import RUN, SPAN
 
 _LEVELS = 24  # of the price of a part, each twice the one before
 
@@ -55,7 +54,7 @@ def frugal_plan(
     capacity.check(kv_index=uncut.kv_entries)
 
     @functools.cache
-    def at_price(level: int) -> Reading:
+    def at_price(level: int) -> GivenRuns:
         if level == _LEVELS:
             return uncut
         price = 2 * spec.shape.partial_bytes / spec.shape.kv_token_bytes * 2**level
@@ -66,14 +65,12 @@ def frugal_plan(
             range(_LEVELS), True, key=lambda level: _fits(at_price(level), capacity, room)
         )
 
-    def schedule(level: int) -> Candidate:
-        return schedule_reading(at_price(level), spec, cost_model, capacity, forest.batch)
-
     # dividing a task along the tokens takes parts too, about one tile for each slot
     rooms = (spec.num_slots * widest, spec.num_slots * widest // 4, 0)
-    candidates = [schedule(level) for level in sorted(set(map(lowest_price, rooms)))]
-    best = min(candidates, key=lambda candidate: candidate.makespan)
-    return assemble(forest, spec, best.reading, best.items, best.bundles, best.tasks, best.parts)
+    planner = Planner(spec, cost_model, capacity)
+    levels = sorted(set(map(lowest_price, rooms)))
+    plans = [planner.make_plan(forest, at_price(level)) for level in levels]
+    return min(plans, key=lambda plan: plan.makespan_us)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +163,15 @@ def _best_cuts(
     return is_cut
 
 
-def _fits(reading: Reading, capacity: PlanCapacity, room: int) -> bool:
-    parts = int((reading.runs.last - reading.runs.first).sum())  # no fewer than tasks
+def _fits(reading: GivenRuns, capacity: PlanCapacity, room: int) -> bool:
+    runs = reading.runs.view(RUN)
+    parts = int((runs["last"] - runs["first"]).sum())  # no fewer than tasks
     return reading.kv_entries <= capacity.kv_index and parts + room <= min(
         capacity.tasks, capacity.parts
     )
 
 
-def _reading(forest: PrefixForest, spec: PlanSpec, paths: HeavyPaths, cuts: _Cuts) -> Reading:
+def _reading(forest: PrefixForest, spec: PlanSpec, paths: HeavyPaths, cuts: _Cuts) -> GivenRuns:
     """The ranges as runs, and where the index lists them."""
     tail_place = paths.top[1:] - 1
     tail = paths.node[tail_place]
@@ -202,30 +200,30 @@ def _reading(forest: PrefixForest, spec: PlanSpec, paths: HeavyPaths, cuts: _Cut
     place, end, first, last, begin = (a[some] for a in (place, end, first, last, begin))
     path, node = paths.path[place], paths.node[place]
 
-    tail_base = np.full(forest.batch, -1, np.int64)
-    tail_base[position] = np.where(has_tail, offset - cuts.base, -1)
+    append_base = np.full(forest.batch, -1, np.int64)
+    append_base[forest.order[position]] = np.where(has_tail, offset - cuts.base, -1)
     absorbed = np.ones(forest.num_nodes, bool)
     absorbed[paths.node[cut]] = False
-    spans = np.stack([forest.order[position], cuts.base, listed, offset], axis=1)
-    nothing = np.zeros(0, np.int64)
-    return Reading(
-        runs=Runs(
-            node=node,
-            start=begin,
-            length=end - begin,
-            first=first.astype(np.int64),
-            last=last.astype(np.int64),
-            offset=offset[path] + begin - cuts.base[path],
-            is_tail=(node >= forest.num_shared) & (forest.length[node] > 0),
-        ),
-        pieces=Pieces(*[nothing] * 7, is_tail=np.zeros(0, bool)),
-        bundle_first=nothing,
-        bundle_last=nothing,
-        spans=spans[listed > 0],
-        tail_base=tail_base,
-        kv_entries=int(entries.sum()),
-        absorbed=absorbed[: forest.num_shared],
-    )
+    table, spans = np.zeros(len(node), RUN), np.zeros(int((listed > 0).sum()), SPAN)
+    for name, values in (
+        ("node", node),
+        ("start", begin),
+        ("length", end - begin),
+        ("first", first),
+        ("last", last),
+        ("offset", offset[path] + begin - cuts.base[path]),
+        ("is_tail", (node >= forest.num_shared) & (forest.length[node] > 0)),
+    ):
+        table[name] = values
+    for name, values in (
+        ("row", forest.order[position]),
+        ("start", cuts.base),
+        ("tokens", listed),
+        ("entry", offset),
+    ):
+        spans[name] = values[listed > 0]
+    tables = (table.view(np.int64), spans.view(np.int64))
+    return GivenRuns(*tables, append_base, int(entries.sum()), absorbed[: forest.num_shared])
 
 
 def _leaving(

@@ -1,20 +1,26 @@
-"""Cut work items like a tape: end to end, every slot takes as much as it has room for."""
+"""Cut query tiles like a tape: end to end, every slot takes as much as it has room for."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from sglang_codec.planning.cost_model import CostModel
+from sglang_codec.planning.compiled import compiled, leaf
+from sglang_codec.planning.schedule import sort
+from sglang_codec.planning.tables import keys_of
+from sglang_codec.planning.tiles import chunk_tokens, put_chunk
+
+_TILE = 2.0**32  # larger than the tokens of any item
+_TOKEN = 2.0**16  # larger than the queries of any item
 
 
+@compiled
 def cut_tape(
-    rows: np.ndarray,
-    tokens: np.ndarray,
-    *,
-    cost_model: CostModel,
+    items: np.ndarray,
+    is_ganged: np.ndarray,
     busy: np.ndarray,
-    block_kv: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    machine: np.record,
+    tasks: np.ndarray,
+) -> int:
     """Divide and schedule in one go: at most one cut per slot, all slots busy about equally long.
 
     The items lie end to end, longest first, each as long as its predicted microseconds, and every
@@ -23,44 +29,90 @@ def cut_tape(
     item stays whole.
 
     Args:
-        rows: ``[K]`` M side of each item's query tile. tokens: ``[K]`` its KV tokens, at least 1.
-        busy: ``[num_slots]`` microseconds that each slot has to do besides.
+        items: a table of `ITEM`. is_ganged: int64 ``[I]``, items that are not on the tape.
+        busy: float64 ``[slots]`` microseconds that each slot has to do besides.
+        tasks: a table of `TASK`, written; as many as items and slots at least.
 
     Returns:
-        ``item``, ``begin`` (tokens into the item) and ``slot`` of each task, int64 ``[T]``, in tape
-        order; a task ends where its item's next one begins.
+        The number of tasks.
     """
-    rows, tokens = np.asarray(rows), np.asarray(tokens, np.int64)
-    # longest first: what is cut depends on the items, not on the order they came in
-    along = np.lexsort((-tokens, -rows))
-    rows, tokens = rows[along], tokens[along]
-    us = cost_model.task_us(rows, tokens)
-    end = np.cumsum(us)
+    tape, total = _along_tape(items, is_ganged)
+    level, last_slot, count = common_level(busy, total), len(busy) - 1, len(tape)
+    # where the slot ends: in which place of the tape, and the microseconds before that item's
+    # begin and before the slot's end; the same as a cut: whole blocks into an item, or its begin
+    at, before, end, cut_at, offset = 0, 0.0, 0.0, 0, 0
+    done, slot = 0, -1
+    for i in range(count):
+        item, begin = items[tape[i].place], 0
+        while True:
+            while slot < last_slot and (
+                slot < 0 or cut_at < i or (cut_at == i and offset <= begin)
+            ):
+                slot += 1
+                if slot == last_slot:
+                    break
+                end += max(level - busy[slot], 0.0)
+                while at < count - 1 and before + items[tape[at].place].us <= end:
+                    before += items[tape[at].place].us
+                    at += 1
+                offset = _offset_of_cut(items[tape[at].place], end - before, machine)
+                cut_at = at if offset >= 0 else at + 1
+                offset = max(offset, 0)
+            if slot == last_slot or cut_at > i:
+                break
+            put_chunk(tasks[done], items, tape[i].place, begin, offset - begin, slot, machine)
+            done += 1
+            begin = offset
+        put_chunk(tasks[done], items, tape[i].place, begin, item.tokens - begin, slot, machine)
+        done += 1
+    return done
 
-    cuts = np.cumsum(_room(busy, float(end[-1])))[:-1]
-    item = np.minimum(np.searchsorted(end, cuts, side="right"), len(tokens) - 1)
-    into = cuts - (end[item] - us[item])
-    # before the first token there is only the overhead: such a cut is at the begin
-    blocks = cost_model.tokens_in(rows[item], into) / block_kv
-    offset = np.rint(blocks).astype(np.int64) * block_kv
-    # half a block or less is not cut off, and what is not cut falls to the side that has more
-    at_end = np.where(offset > 0, offset >= tokens[item] - block_kv / 2, into > us[item] / 2)
-    offset[at_end] = 0
-    item = item + at_end  # an item's end is the next one's begin
 
-    # a task begins at every item and at every cut inside one; its slot is the number of cuts so far
-    place = item * (1 << 40) + offset
-    starts = np.union1d(np.arange(len(tokens)) * (1 << 40), place[offset > 0])
-    slot = np.searchsorted(place, starts, side="right")
-    return along[starts >> 40], starts & ((1 << 40) - 1), slot
+@compiled
+def _along_tape(items: np.ndarray, is_ganged: np.ndarray) -> tuple[np.ndarray, float]:
+    """The items on the tape in their order, a table of `KEY`, and their microseconds together.
+
+    Largest tiles first, of these the longest, then by their place in the sequence: who is cut
+    depends on the items, not on the order they came in.
+    """
+    keys, count, total = keys_of(len(items)), 0, 0.0
+    for i in range(len(items)):
+        if not is_ganged[i]:
+            item = items[i]
+            keys[count].place = i
+            keys[count].key = item.start * _TOKEN + item.queries
+            count += 1
+            total += item.us
+    keys = keys[:count]
+    sort(keys)
+    for k in range(count):
+        item = items[keys[k].place]
+        keys[k].key = -(item.tile * _TILE + item.tokens)
+    sort(keys)
+    return keys, total
 
 
-def _room(busy: np.ndarray, us: float) -> np.ndarray:
-    """How many of `us` microseconds each slot takes so that all are busy to the same level."""
-    if not busy.any():
-        return np.full(len(busy), us / len(busy))
-    lowest = np.sort(busy)
-    # the level if exactly the n lowest slots take part
-    level = (us + np.cumsum(lowest)) / np.arange(1, len(busy) + 1)
-    taking = int(np.flatnonzero(level > lowest)[-1])
-    return np.maximum(level[taking] - busy, 0.0)
+@leaf
+def _offset_of_cut(item: np.record, into: float, machine: np.record) -> int:
+    """Tokens into an item at which a cut falls: 0 for its begin, -1 for its end."""
+    block = float(machine.block_kv)
+    offset = int(np.rint(chunk_tokens(item, machine, into) / block) * block)
+    # half a block or less is not cut off; what is not cut falls to the side that has more
+    if offset > 0:
+        return -1 if offset >= item.tokens - block / 2 else offset
+    return -1 if into > item.us / 2 else 0
+
+
+@compiled
+def common_level(busy: np.ndarray, us: float) -> float:
+    """The level to which `us` more microseconds fill the slots."""
+    lowest, total, level = keys_of(len(busy)), us, 0.0
+    for s in range(len(busy)):
+        lowest[s].key = busy[s]
+    sort(lowest)
+    for n in range(len(busy)):
+        if n > 0 and level <= lowest[n].key:
+            break
+        total += lowest[n].key
+        level = total / (n + 1)
+    return level

@@ -105,7 +105,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     model = folder / "model"
     # one layer: a decode step takes a third of the time
     shape = ["--layers=1", "--heads=4", "--kv-heads=1", "--head-dim=32"]
-    command = [sys.executable, SCRIPTS / "make_tiny_model.py", model, *shape]
+    command = [sys.executable, SCRIPTS / "serve" / "make_tiny_model.py", model, *shape]
     subprocess.run([*command, f"--vocab-size={VOCABULARY}"], check=True, capture_output=True)
     files = {name: folder / f"{name}.json" for name in NAMES}
     with ThreadPoolExecutor() as pool:
@@ -128,7 +128,7 @@ def _churn(model: Path, file: Path, wanted: Configuration) -> None:
 
 def _probe(model: Path, file: Path, job: str, **variables: str) -> None:
     probe = str(SUPPORT / "churn_probe.py")
-    ended = run_python(probe, str(model), str(file), job, paths=(SCRIPTS,), **variables)
+    ended = run_python(probe, str(model), str(file), job, paths=(SCRIPTS / "serve",), **variables)
     assert ended.returncode == 0, ended.stdout[-1000:] + ended.stderr[-3000:]
 
 
@@ -170,7 +170,9 @@ def test_pools_and_tree_return_to_where_they_were(outcomes: dict[str, Outcome], 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_plan_that_shares_holds_the_debug_invariant(outcomes: dict[str, Outcome], name: str) -> None:
+def test_every_plan_that_shares_holds_the_debug_invariant(
+    outcomes: dict[str, Outcome], name: str
+) -> None:
     report = outcomes[name].report
     assert report["checked"] == report["sharing"] > 0
     assert report["fallbacks"] == {}

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from library.servers.clients import Completion, Request, Sampling, ServerClient
+from library.servers.encoders import HashEncoder
+from library.servers.sharing import Sharing, read_sharing
 from sglang_server import cpu_environment, sglang_server
-from workloads.clients import Completion, Request, Sampling, ServerClient
-from workloads.encoders import HashEncoder
 from workloads.problems import few_shot_texts
-from workloads.sharing import Sharing, read_sharing
 from workloads.thoughts import Thought, best, grow, propose
 
 pytestmark = pytest.mark.skipif(
@@ -68,7 +68,7 @@ class Served:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = tmp_path_factory.mktemp("models") / "tiny"
-    command = [sys.executable, SCRIPTS / "make_tiny_model.py", model]
+    command = [sys.executable, SCRIPTS / "serve" / "make_tiny_model.py", model]
     subprocess.run([*command, f"--vocab-size={VOCABULARY}"], check=True, capture_output=True)
     return model
 
@@ -102,7 +102,7 @@ def served(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 def _serve_everything(client: ServerClient) -> dict[str, list[Completion]]:
     encoder = HashEncoder(VOCABULARY)
-    sampling = Sampling(ignore_eos=True, top=2)
+    sampling = Sampling(top=2)
     results = {}
     # cold first, each with examples of its own: nothing of them is in the tree
     for seed, name in enumerate(("few-shot, cold", "few-shot, warm")):
@@ -185,9 +185,9 @@ def test_requests_were_retracted(served: Callable[[str], Served]) -> None:
 def test_few_shot_program_with_its_own_engine(
     served: Callable[[str], Served], tiny_model: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, SCRIPTS / "few_shot.py", "--model", tiny_model]
+    command = [sys.executable, SCRIPTS / "serve" / "few_shot.py", "--model", tiny_model]
     command += ["--backend", "codec", "--questions", "3", "--shots", "2", "--max-new-tokens", "4"]
-    command += ["--quiet", "--json", tmp_path / "out.json", "--plot", tmp_path / "out.png"]
+    command += ["--json", tmp_path / "out.json", "--plot", tmp_path / "out.png"]
     ended = subprocess.run(
         list(map(str, command)),
         env=cpu_environment(),

@@ -1,4 +1,4 @@
-"""`run` against recorded outputs of the real FlashInfer: see scripts/record_flashinfer.py."""
+"""`run` against recorded outputs of the real FlashInfer: see `record_flashinfer.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 from sglang_codec.testing import assert_lse_close, kv_indices_of
 
 RECORDINGS = sorted(DATA.glob("flashinfer_*.npz"))
-NO_RECORDING = "tests/data has no flashinfer_*.npz: run scripts/record_flashinfer.py on a GPU"
+NO_RECORDING = "tests/data has no flashinfer_*.npz: run record_flashinfer.py on a GPU"
 
 
 def recorded() -> list[pytest.param]:

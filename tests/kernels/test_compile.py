@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "compile_kernels.py"
+SCRIPT = ROOT / "scripts" / "kernels" / "compile_kernels.py"
 
 
 def run_compiled(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -103,9 +103,9 @@ def test_a_configuration_that_is_no_good_is_reported(arch: int, change: str, pro
     code = (
         "import dataclasses, compile_kernels as c\n"
         "from sglang_codec.kernels.launch import launch_config\n"
-        f"gpu, shape = c.GPUS[{arch}], c.Shape('bf16', 128, 4)\n"
-        f"config = dataclasses.replace(launch_config(gpu.capability, 128), {change})\n"
-        "launch = c.pac_launch(gpu, config, shape, return_lse=False)\n"
+        f"gpu, shape = c.GPUS[{arch}], c.ANY_SHAPE\n"
+        f"config = dataclasses.replace(launch_config(gpu.capability, shape), {change})\n"
+        "launch, _ = c.attention_launches(gpu, config, shape, return_lse=False)\n"
         "ctas = config.ctas_per_sm\n"
         "print(c.examine(launch, gpu, shape=shape, ctas_per_sm=ctas, spill_limit=0).problems)"
     )

@@ -8,11 +8,10 @@ import pytest
 import torch
 from planned import plan_batch, unused_slot
 
-from sglang_codec.kernels.kv_index import append_slots, gather_slots
+from sglang_codec.kernels.kv_index import gather_slots
 from sglang_codec.testing import (
     Counts,
     Problem,
-    assert_lse_close,
     assert_within_low_precision_error,
     make_problem,
     with_slots,
@@ -46,21 +45,11 @@ def test_rows_grow_up_to_the_headroom(name: str, device: torch.device, dtype: to
     planned = plan_batch(paths[: len(counts)], problem, tail_headroom=HEADROOM, spare_rows=2)
     lengths = torch.tensor([len(row) for row in problem.rows], device=device)
     for step in range(HEADROOM):
-        append_slots(
-            planned.buffers.kv_index,
-            planned.buffers.row_lengths,
-            planned.buffers.plan,
-            lengths + step + 1,
-            slots[:, step].contiguous(),
-            append_base_offset=planned.buffers.layout.append_base,
-        )
+        planned.append(lengths + step + 1, slots[:, step].contiguous())
         if step not in (0, HEADROOM - 1):
             continue
         now = grown(problem, slots, step + 1)
-        out, lse = planned.attend(now)
-        exact, exact_lse = now.exact()
-        assert_within_low_precision_error(out, exact, now.eager())
-        assert_lse_close(lse, exact_lse)
+        planned.check(now)
 
 
 @pytest.mark.parametrize("padding", [1, 70])
@@ -91,18 +80,8 @@ def test_an_eager_batch_may_be_padded_beyond_the_buffers(
     lengths[: len(counts)] = torch.tensor([len(row) for row in rows])
     new_slots = torch.full_like(lengths, unused_slot(problem))
     new_slots[: len(counts)] = slots.to(device)
-    append_slots(
-        buffers.kv_index,
-        buffers.row_lengths,
-        buffers.plan,
-        lengths,
-        new_slots,
-        append_base_offset=buffers.layout.append_base,
-    )
-    out, lse = planned.attend(now)
-    exact, exact_lse = now.exact()
-    assert_within_low_precision_error(out, exact, now.eager())
-    assert_lse_close(lse, exact_lse)
+    planned.append(lengths, new_slots)
+    out, lse = planned.check(now)
     assert (out[len(counts) :] == 0).all()
     assert (lse[len(counts) :] == -float("inf")).all()
     assert (memory[len(counts) :] == -7).all()

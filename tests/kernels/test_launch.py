@@ -6,9 +6,11 @@ import dataclasses
 
 import pytest
 
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.kernels.launch import LaunchConfig, Tile, launch_config
 
-ROLES = launch_config((9, 0), 128)
+SHAPE = AttentionShape.plain(32, 8, 128)
+ROLES = launch_config((9, 0), SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,7 @@ def test_bundles_are_optional() -> None:
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)])
 @pytest.mark.parametrize("warp_roles", [True, False])
 def test_only_hopper_has_warp_roles(capability: tuple[int, int], warp_roles: bool) -> None:
-    config = launch_config(capability, 128, warp_roles=warp_roles)
+    config = launch_config(capability, SHAPE, warp_roles=warp_roles)
     assert isinstance(config, LaunchConfig)
     assert config.warp_roles == (warp_roles and capability == (9, 0))
     # every program of a multiprocessor has a slot, whatever the number of KV heads

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import types
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from planned import Planned, plan_batch
 
+from sglang_codec import attention
 from sglang_codec.attention import prefix_shared_attention, update_lengths
-from sglang_codec.kernels.launch import INTERPRETED, LaunchConfig, launch_config
-from sglang_codec.kernels.pac import pac
+from sglang_codec.attention_shape import AttentionShape
+from sglang_codec.kernels import pac as pac_module
+from sglang_codec.kernels.launch import INTERPRETED, LaunchConfig, Tile, launch_config
+from sglang_codec.kernels.pac import PacArguments, PacVariant, pac
 from sglang_codec.reference import decode_attention
 from sglang_codec.testing import (
     Counts,
@@ -26,6 +33,7 @@ from sglang_codec.testing import (
     with_slots,
 )
 
+SHAPE = AttentionShape.plain(32, 8, 128)
 NAN = float("nan")
 
 
@@ -39,24 +47,17 @@ def run_pac(
     lse = torch.full(q.shape[:2], NAN, device=q.device) if with_lse else None
     buffers.partial_out.fill_(NAN)
     buffers.partial_lse.fill_(NAN)
-    pac(
-        q,
-        problem.k_buffer,
-        problem.v_buffer,
-        out,
-        lse,
-        buffers.partial_out,
-        buffers.partial_lse,
-        buffers.plan,
-        buffers.kv_index,
-        buffers.bundle_index,
-        buffers.bundle_readers,
-        order_offset=buffers.layout.order,
-        tasks_offset=buffers.layout.tasks,
-        num_slots=buffers.layout.num_slots,
-        sm_scale=problem.sm_scale,
-        config=planned.config,
-    )
+    with mock.patch.object(attention, "por"):
+        prefix_shared_attention(
+            q,
+            problem.k_buffer,
+            problem.v_buffer,
+            out,
+            buffers,
+            sm_scale=problem.sm_scale,
+            config=planned.config,
+            lse=lse,
+        )
     return out, lse
 
 
@@ -174,7 +175,7 @@ def test_warp_roles_refuse_rows_that_begin_between_copies(name: str, device: tor
     shifted = torch.zeros(1 + shape.numel(), dtype=torch.bfloat16, device=device)
     for bad in (wide[..., :64], shifted[1:].view(shape)):
         with pytest.raises(ValueError, match="rows that begin at multiples of 16 bytes"):
-            launch(tensors | {name: bad}, config=launch_config((9, 0), 64))
+            launch(tensors | {name: bad}, config=launch_config((9, 0), SHAPE))
 
 
 def pac_tensors(device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -182,19 +183,18 @@ def pac_tensors(device: torch.device, dtype: torch.dtype) -> dict[str, torch.Ten
     q = torch.full((4, 4, 64), NAN, dtype=dtype, device=device)
     k = torch.full((40, 2, 64), NAN, dtype=dtype, device=device)
     lse = torch.full((4, 4), NAN, device=device)
-    return {"q": q, "k_buffer": k, "v_buffer": k.clone(), "out": q.clone(), "lse": lse}
+    tensors = {"q": q, "k_buffer": k, "v_buffer": k.clone(), "out": q.clone(), "lse": lse}
+    return tensors | {"partial_out": torch.zeros(4, 4, 64, device=device)}
 
 
 def launch(tensors: dict[str, torch.Tensor], config: LaunchConfig = INTERPRETED) -> None:
     """PAC with a plan of nothing."""
     device = tensors["out"].device
     ints = torch.zeros(1000, dtype=torch.int32, device=device)
-    partial_out = torch.zeros(4, 4, 64, device=device)
-    names = ("q", "k_buffer", "v_buffer", "out", "lse")
+    names = ("q", "k_buffer", "v_buffer", "out", "lse", "partial_out")
     pac(
         *(tensors[name] for name in names),
-        partial_out,
-        partial_out[..., 0].contiguous(),
+        tensors["partial_out"][..., 0].contiguous(),
         *[ints] * 4,
         order_offset=100,
         tasks_offset=200,
@@ -265,31 +265,50 @@ def test_weights_of_small_groups_are_not_rounded(
         assert error <= 5e-5 * exact.abs().max()
 
 
-@pytest.mark.parametrize("group", [1, 2, 4, 8])
-def test_the_kernel_with_warp_roles_is_asked_for_the_same(
-    group: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-    hopper = types.ModuleType("sglang_codec.kernels.pac_hopper")
-    hopper.launch = lambda grid, arguments, named, config: asked.append(named["EXACT_WEIGHTS"])
+class Recorder:
+    """A kernel that notes what it is launched with."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[tuple[int, ...], PacArguments, PacVariant]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda arguments, variant, **_: self.launches.append((grid, arguments, variant))
+
+
+@pytest.mark.parametrize("group", [1, 3, 4, 8])
+def test_both_kernels_are_given_the_same(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    portable, hopper = Recorder(), types.ModuleType("sglang_codec.kernels.hopper.kernel")
+    hopper._pac_hopper_kernel = Recorder()
+    monkeypatch.setattr(pac_module, "_pac_kernel", portable)
     monkeypatch.setitem(sys.modules, hopper.__name__, hopper)
-    q, kv = torch.zeros(3, 2 * group, 64), torch.zeros(9, 2, 64)
-    index = torch.zeros(1, dtype=torch.int32)
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
-        pac(
-            q.to(dtype),
-            *[kv.to(dtype)] * 2,
-            q.to(dtype),
-            None,
-            *[torch.zeros(1, 2 * group, 64)] * 2,
-            *[index] * 4,
-            order_offset=0,
-            tasks_offset=0,
-            num_slots=1,
-            sm_scale=1.0,
-            config=launch_config((9, 0), 64),
-        )
-    assert asked == [group < 4, group < 4, False]
+    q, kv = torch.zeros(4, 2 * group, 64), torch.zeros(9, 2, 64)
+    dtypes = (torch.float16, torch.bfloat16, torch.float32)
+    for dtype in dtypes:
+        tensors = {"q": q, "k_buffer": kv, "v_buffer": kv, "out": q}
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        tensors |= {"lse": None, "partial_out": q}
+        for config in (INTERPRETED, launch_config((9, 0), SHAPE)):
+            launch(tensors, config)
+    pairs = list(zip(portable.launches, hopper._pac_hopper_kernel.launches, strict=True))
+    assert len(pairs) == len(dtypes)
+    for dtype, ((grid, given, variant), (other_grid, other_given, other)) in zip(
+        dtypes, pairs, strict=True
+    ):
+        assert grid == other_grid
+        for value, other_value in zip(given, other_given, strict=True):
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(other_value))
+        is_exact = group < 4 and dtype != torch.float32
+        assert variant.EXACT_WEIGHTS is is_exact
+        of_config = ("CLASSES", "STAGES", "EARLY_LAUNCH")
+        assert other._replace(**{name: getattr(variant, name) for name in of_config}) == variant
+
+
+@pytest.mark.parametrize("kernel", ["portable", "hopper"])
+def test_no_kernel_ignores_an_argument(kernel: str) -> None:
+    folder = Path(pac_module.__file__).parent
+    files = [*folder.joinpath(kernel).glob("*.py"), folder / "results.py"]
+    read = re.findall(r"\bgiven\.(\w+)", "".join(file.read_text() for file in files))
+    assert set(read) == set(PacArguments._fields)
 
 
 def test_the_lse_may_be_left_out(device: torch.device, dtype: torch.dtype) -> None:
@@ -366,3 +385,22 @@ def test_a_row_with_nan_in_its_cache_spoils_no_other_row(
     others = [row for row in range(60) if row != spoiled]
     assert_within_low_precision_error(out[others], exact[others], problem.eager()[others])
     assert_lse_close(lse, exact_lse)
+
+
+def test_a_query_of_a_bundle_may_see_nothing_in_a_step(
+    device: torch.device, dtype: torch.dtype
+) -> None:
+    counts = [[(f"group {r // 5}", 9), (f"tail {r}", 3 + r % 4)] for r in range(60)]
+    paths = with_slots(counts, seed=2)
+    problem = make_problem(
+        paths, num_qo_heads=4, num_kv_heads=2, head_dim=64, dtype=dtype, device=device
+    )
+    small = dataclasses.replace(INTERPRETED, bundle=Tile(32, 16))
+    planned = plan_batch(paths, problem, config=small if device.type == "cpu" else None)
+    planned.check(problem)
+    plan, readers = planned.plan, planned.buffers.bundle_readers
+    bundles = plan.tasks[plan.num_tasks - plan.num_bundles :].tolist()
+    # the last query of one is not among those of the first 16 tokens
+    assert any(
+        int(readers[at : at + 16].max()) >> 16 < queries for at, _, _, queries, *_ in bundles
+    )

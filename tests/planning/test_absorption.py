@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plan_specs import SPEC, cost_model
+from stages import machine_of, tables_of
 
-from sglang_codec.planning import absorption
-from sglang_codec.planning.absorption import absorbed_starts
+from sglang_codec.planning.absorption import absorb, ways_of
+from sglang_codec.planning.bundles import single_units
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.testing import Counts, lengths_of, radix_paths_of, tree_counts
 
@@ -17,15 +21,15 @@ COUNTS = st.builds(tree_counts, st.lists(PAIR, max_size=10), st.lists(PAIR, max_
 BYTES = st.sampled_from((1.0, 64.0, 512.0, 4096.0))
 
 
-def absorb_short_runs(forest: PrefixForest, **weights: float) -> np.ndarray:
-    """With every row on its own."""
-    shared = forest.num_shared
-    return absorption.absorb_short_runs(
-        forest,
-        readers=forest.readers[:shared],
-        children=np.bincount(forest.parent[forest.parent >= 0], minlength=shared),
-        **weights,
-    )
+def absorbed_with(
+    forest: PrefixForest, *, kv_token_bytes: float, partial_bytes: float, eager: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which shared runs are absorbed, every row on its own, and where each node then starts."""
+    machine, tables = machine_of(SPEC, cost_model(SPEC)), tables_of(forest)
+    machine.kv_token_bytes, machine.partial_bytes = kv_token_bytes, partial_bytes
+    ways = ways_of(tables, single_units(forest.batch).units, np.arange(forest.batch))
+    absorb(tables, machine, ways, eager)
+    return ways["absorbed"][: forest.num_shared].astype(bool), ways["start"]
 
 
 def forest_of(counts: Counts) -> PrefixForest:
@@ -39,9 +43,7 @@ def two_readers(tokens: int) -> PrefixForest:
 @given(COUNTS, BYTES, BYTES)
 def test_what_is_left_still_tiles_every_row(counts: Counts, token: float, partial: float) -> None:
     forest = forest_of(counts)
-    absorbed = absorb_short_runs(forest, kv_token_bytes=token, partial_bytes=partial)
-    assert absorbed.shape == (forest.num_shared,)
-    start = absorbed_starts(forest, absorbed)
+    absorbed, start = absorbed_with(forest, kv_token_bytes=token, partial_bytes=partial)
     end = forest.start + forest.length
     for position, row in enumerate(forest.order.tolist()):
         node, expected_end = forest.num_shared + position, int(forest.lengths[row])
@@ -56,7 +58,7 @@ def test_what_is_left_still_tiles_every_row(counts: Counts, token: float, partia
 @given(COUNTS)
 def test_partials_that_cost_nothing_absorb_nothing(counts: Counts) -> None:
     forest = forest_of(counts)
-    free = absorb_short_runs(forest, kv_token_bytes=2.0, partial_bytes=0.0)
+    free, _ = absorbed_with(forest, kv_token_bytes=2.0, partial_bytes=0.0)
     children = np.bincount(forest.parent[forest.parent >= 0], minlength=forest.num_shared)
     # a run with a single child saves nothing by being read on its own
     assert not free[children[: forest.num_shared] > 1].any()
@@ -65,13 +67,16 @@ def test_partials_that_cost_nothing_absorb_nothing(counts: Counts) -> None:
 @given(COUNTS)
 def test_tokens_that_cost_nothing_absorb_everything(counts: Counts) -> None:
     forest = forest_of(counts)
-    assert absorb_short_runs(forest, kv_token_bytes=0.0, partial_bytes=1.0).all()
+    assert absorbed_with(forest, kv_token_bytes=0.0, partial_bytes=1.0)[0].all()
+    everything = {"kv_token_bytes": 9.0, "partial_bytes": 1.0, "eager": math.inf}
+    assert absorbed_with(forest, **everything)[0].all()
+    assert not absorbed_with(forest, **everything | {"eager": 0.0})[0].any()
 
 
 @pytest.mark.parametrize(("tokens", "is_absorbed"), [(39, True), (40, True), (41, False)])
 def test_the_break_even_point(tokens: int, is_absorbed: bool) -> None:
     # two readers write and read one partial each: 4 x 100 bytes; one saved reading: 10 a token
-    absorbed = absorb_short_runs(two_readers(tokens), kv_token_bytes=10.0, partial_bytes=100.0)
+    absorbed, _ = absorbed_with(two_readers(tokens), kv_token_bytes=10.0, partial_bytes=100.0)
     assert absorbed.tolist() == [is_absorbed]
 
 
@@ -80,12 +85,12 @@ def test_tokens_passed_down_count_as_the_nodes_own() -> None:
     chain = [("root", 30), ("inner", 30)]
     counts = [[("root", 30), ("left", 9)]] + [[*chain, (f"tail {row}", 9)] for row in range(2)]
     forest = forest_of(counts)
-    absorbed = absorb_short_runs(forest, kv_token_bytes=10.0, partial_bytes=100.0)
+    absorbed, start = absorbed_with(forest, kv_token_bytes=10.0, partial_bytes=100.0)
     assert absorbed.tolist() == [True, False]
-    assert absorbed_starts(forest, absorbed).tolist()[:2] == [0, 0]
+    assert start.tolist()[:2] == [0, 0]
 
 
 def test_a_batch_without_sharing_has_nothing_to_absorb() -> None:
     forest = forest_of([[("a", 4)], [("b", 4)]])
-    assert absorb_short_runs(forest, kv_token_bytes=1.0, partial_bytes=1.0).shape == (0,)
-    assert absorbed_starts(forest, np.zeros(0, bool)).tolist() == [0, 0]
+    absorbed, start = absorbed_with(forest, kv_token_bytes=1.0, partial_bytes=1.0)
+    assert (absorbed.tolist(), start.tolist()) == ([], [0, 0])

@@ -1,14 +1,11 @@
-"""The planners trust nothing: what is no tree, or not of these rows, is an error and never a read.
-
-Every case goes to both planners, in the ways in which a batch and a forest enter them.
-"""
+"""The planner trusts nothing: what is no tree, or not of these rows, is an error, never a read."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,14 +15,13 @@ from hypothesis import strategies as st
 from plan_specs import SPEC, cost_model
 from random_paths import NODE, ROW, paths_of
 
-from sglang_codec.planning import choice, native
 from sglang_codec.planning.border import checked_paths
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.frugal import frugal_plan
 from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError, PlanLayout
-from sglang_codec.planning.planner import make_plan
+from sglang_codec.planning.planner import Planner, make_plan
 
 COST = cost_model(SPEC)
 CAPACITY = PlanCapacity(64, 4096, 4096, 1 << 16)
@@ -33,16 +29,9 @@ LAYOUT = PlanLayout.of(CAPACITY, SPEC)
 # rows 0, 1 and 2 share 100 tokens, rows 0 and 1 share 50 more, row 3 is private
 PARENT, END, LEAF, LENGTHS = [-1, 0], [100, 150], [1, 1, 0, -1], [160, 170, 101, 30]
 
-native_planner = native.NativePlanner(SPEC, COST, CAPACITY)
-PACKERS: dict[str, choice.PackPaths] = {
-    "native": native_planner.pack_paths,
-    "python": partial(
-        choice._pack_paths, partial(make_plan, spec=SPEC, cost_model=COST, capacity=CAPACITY)
-    ),
-}
+PLANNER = Planner(SPEC, COST, CAPACITY)
 PLANNERS: dict[str, Callable[[PrefixForest], Any]] = {
-    "native": native_planner.make_plan,
-    "python": lambda forest: make_plan(forest, SPEC, COST, CAPACITY),
+    "planner": PLANNER.make_plan,
     "frugal": lambda forest: frugal_plan(forest, SPEC, COST, CAPACITY),
 }
 
@@ -51,7 +40,6 @@ def a(*values: int) -> np.ndarray:
     return np.array(values, np.int32)
 
 
-@pytest.mark.parametrize("packer", PACKERS)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -74,17 +62,16 @@ def a(*values: int) -> np.ndarray:
         ({"leaf": np.array([None] * 4)}, "leaf must be a one-dimensional integer array"),
     ],
 )
-def test_a_batch_that_is_no_tree_is_refused(packer: str, change: dict, message: str) -> None:
+def test_a_batch_that_is_no_tree_is_refused(change: dict, message: str) -> None:
     given_arrays = {"parent": a(*PARENT), "end": a(*END), "leaf": a(*LEAF), "lengths": a(*LENGTHS)}
     out = np.full(LAYOUT.size, -7, np.int32)
     arrays = {**given_arrays, **change}
     lengths = arrays.pop("lengths")
     with pytest.raises(ValueError, match=message):
-        PACKERS[packer](RadixPaths(**arrays), lengths, LAYOUT, out)
+        PLANNER.pack_paths(RadixPaths(**arrays), lengths, LAYOUT, out)
     assert (out == -7).all()
 
 
-@pytest.mark.parametrize("packer", PACKERS)
 @pytest.mark.parametrize(
     "out",
     [
@@ -97,19 +84,17 @@ def test_a_batch_that_is_no_tree_is_refused(packer: str, change: dict, message: 
     ],
     ids=["too short", "dtype", "strided", "two dimensions", "read-only", "a list"],
 )
-def test_an_output_that_cannot_take_the_plan_is_refused(packer: str, out: Any) -> None:
+def test_an_output_that_cannot_take_the_plan_is_refused(out: Any) -> None:
     paths = RadixPaths(a(*PARENT), a(*END), a(*LEAF))
     with pytest.raises(ValueError, match=f"contiguous, writable int32 .{LAYOUT.size}. or more"):
-        PACKERS[packer](paths, a(*LENGTHS), LAYOUT, out)
+        PLANNER.pack_paths(paths, a(*LENGTHS), LAYOUT, out)
 
 
 def test_a_layout_of_other_buffers_is_refused() -> None:
     smaller = PlanLayout.of(dataclasses.replace(CAPACITY, parts=1, rows=2), SPEC)
     paths, out = RadixPaths(a(*PARENT), a(*END), a(*LEAF)), np.zeros(LAYOUT.size, np.int32)
     with pytest.raises(ValueError, match="the layout is for plans of .*rows=2"):
-        PACKERS["native"](paths, a(*LENGTHS), smaller, out)
-    with pytest.raises(PlanCapacityError, match="needs 4 rows"):
-        PACKERS["python"](paths, a(*LENGTHS), smaller, out)
+        PLANNER.pack_paths(paths, a(*LENGTHS), smaller, out)
 
 
 def test_a_plan_behind_the_end_of_its_layout_is_refused() -> None:
@@ -169,7 +154,7 @@ def test_arrays_that_are_no_forest_are_refused(planner: str, change: dict, messa
 def test_any_value_is_refused_or_planned(
     nodes: list, rows: list, name: str, at: int, value: int
 ) -> None:
-    """What passes the border is planned by both planners to the same length of plan."""
+    """What passes the border is planned."""
     paths, lengths = paths_of(nodes, rows)
     arrays = {"parent": paths.parent, "end": paths.end, "leaf": paths.leaf, "lengths": lengths}
     if not len(arrays[name]):
@@ -179,15 +164,11 @@ def test_any_value_is_refused_or_planned(
     try:
         checked_paths(*arrays.values())
     except ValueError as refused:
-        for pack_paths in PACKERS.values():
-            with pytest.raises(ValueError, match=re.escape(str(refused))):
-                pack_paths(changed, lengths, LAYOUT, out)
+        with pytest.raises(ValueError, match=re.escape(str(refused))):
+            PLANNER.pack_paths(changed, lengths, LAYOUT, out)
         return
-    for pack_paths in PACKERS.values():
-        try:
-            packed = pack_paths(changed, lengths, LAYOUT, out)
-        except PlanCapacityError:
-            continue
+    with contextlib.suppress(PlanCapacityError):
+        packed = PLANNER.pack_paths(changed, lengths, LAYOUT, out)
         assert packed.kv_tokens_stock == int(lengths.sum(dtype=np.int64))
 
 

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plan_specs import SHAPE
+from stages import UNLIMITED, machine_of, tables_of
 
-from sglang_codec.planning.bundles import Units, bundle_tails
+from sglang_codec.planning.bundles import bundle_tails
 from sglang_codec.planning.cost_model import CostModel, roofline_cost_model
 from sglang_codec.planning.forest import PrefixForest
-from sglang_codec.planning.plan import PlanCapacity, PlanSpec
+from sglang_codec.planning.plan import PlanSpec
 from sglang_codec.planning.planner import make_plan
-from sglang_codec.planning.reading import read_plan
-from sglang_codec.testing import Counts, tree_counts, with_slots
+from sglang_codec.planning.reading import read_forest
+from sglang_codec.testing import Counts, random_counts, tree_counts, with_slots
 
-SPEC = PlanSpec(4, 128, 2, (16, 64), 64, 33, tail_headroom=16, bundle_rows=64)
+SPEC = PlanSpec(SHAPE, (16, 64), 64, 33, tail_headroom=16, bundle_rows=64)
 COST: CostModel = roofline_cost_model(
-    head_dim=128,
-    kv_element_bytes=2,
+    SHAPE,
     num_ctas=264,
     bandwidth=3e12,
     flops=8e14,
     task_overhead_us=6.0,
 )
-UNLIMITED = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
 PAIR = st.tuples(st.integers(0, 99), st.sampled_from((0, 1, 16, 60, 200, 3000)))
 COUNTS = st.builds(
     tree_counts, st.lists(PAIR, max_size=12), st.lists(PAIR, min_size=1, max_size=60)
@@ -35,9 +37,13 @@ def forest_of(counts: Counts) -> PrefixForest:
     return PrefixForest.from_paths(with_slots(counts))
 
 
-def units_of(counts: Counts) -> tuple[PrefixForest, Units]:
+def units_of(counts: Counts) -> tuple[PrefixForest, np.ndarray]:
     forest = forest_of(counts)
-    return forest, bundle_tails(forest, SPEC, COST)
+    return forest, bundle_tails(tables_of(forest), machine_of(SPEC, COST)).units
+
+
+def bundled(units: np.ndarray) -> np.ndarray:
+    return units["last"] - units["first"] > 1
 
 
 def tree(groups: int, rows: int, shared: int, tail: int) -> Counts:
@@ -51,12 +57,11 @@ def tree(groups: int, rows: int, shared: int, tail: int) -> Counts:
 @given(COUNTS)
 def test_units_part_the_rows_and_fit_the_tile(counts: Counts) -> None:
     forest, units = units_of(counts)
-    assert units.first[0] == 0
-    assert units.last[-1] == forest.batch
-    assert (units.first[1:] == units.last[:-1]).all()
-    size = units.last - units.first
-    assert (size[~units.bundled] == 1).all()
-    assert (size[units.bundled] > 1).all()
+    assert units["first"][0] == 0
+    assert units["last"][-1] == forest.batch
+    assert (units["first"][1:] == units["last"][:-1]).all()
+    size = units["last"] - units["first"]
+    assert (size >= 1).all()
     assert (size * SPEC.group <= SPEC.bundle_rows).all()
 
 
@@ -64,10 +69,10 @@ def test_units_part_the_rows_and_fit_the_tile(counts: Counts) -> None:
 def test_rows_with_much_of_their_own_or_nothing_stay_alone(counts: Counts) -> None:
     forest, units = units_of(counts)
     tails = forest.length[forest.num_shared :]
-    bundled = np.repeat(units.bundled, units.last - units.first)
-    assert (tails[bundled] > 0).all()
+    own = tails[np.repeat(bundled(units), units["last"] - units["first"])]
+    assert (own > 0).all()
     start_up, token_us = COST.line(SPEC.bundle_rows)
-    assert (tails[bundled] * token_us <= start_up + 1e-9).all()
+    assert (own * token_us <= start_up + 1e-9).all()
 
 
 @given(COUNTS)
@@ -78,15 +83,39 @@ def test_no_bundle_crosses_the_edge_of_a_long_run_with_many_readers(counts: Coun
         is_wide = 2 * forest.readers[node] * SPEC.group > SPEC.bundle_rows
         if is_wide and forest.length[node] * token_us > start_up:
             for edge in (forest.first[node], forest.last[node]):
-                inside = units.bundled & (units.first < edge) & (edge < units.last)
+                inside = (units["first"] < edge) & (edge < units["last"])
                 assert not inside.any()
+
+
+def test_groups_of_a_long_run_are_bundled_apart() -> None:
+    forest, units = units_of(tree(40, 12, 3000, 16))
+    edges = set(forest.first[1 : forest.num_shared].tolist())
+    assert len(edges) == 40
+    assert bundled(units).any()
+    for unit in units:
+        assert not edges & set(range(unit.first + 1, unit.last))
+
+
+@pytest.mark.parametrize("eager", [1.0, 8.0, math.inf])
+def test_the_pieces_of_a_bundle_are_in_token_order(eager: float) -> None:
+    """As a row's parts are: absorbed runs above a bundle are listed behind the runs it cuts."""
+    machine = machine_of(SPEC, COST)
+    for seed in range(4):
+        tables = tables_of(
+            forest_of(random_counts(seed, batch=300, nodes=80, longest_run=30, longest_tail=20))
+        )
+        reading = read_forest(tables, bundle_tails(tables, machine), machine, eager)
+        assert len(reading.bundles)
+        for bundle in reading.bundles:
+            starts = reading.pieces["start"][bundle.begin : bundle.end]
+            assert (np.diff(starts) >= 0).all()
 
 
 def test_many_short_tails_are_bundled_and_few_are_not() -> None:
     _, many = units_of(tree(64, 8, 16, 16))
-    assert many.bundled.all()
+    assert bundled(many).all()
     _, few = units_of(tree(2, 4, 16, 16))  # fewer rows than slots: each has one to itself
-    assert not few.bundled.any()
+    assert not bundled(few).any()
 
 
 def test_a_row_of_bundles_alone_needs_no_partials() -> None:
@@ -111,34 +140,29 @@ def test_a_run_across_two_bundles_is_read_for_each() -> None:
 @pytest.mark.parametrize("rows", [0, 4])
 def test_a_kernel_without_room_for_two_rows_has_no_bundles(rows: int) -> None:
     forest = forest_of(tree(64, 8, 16, 16))
-    spec = PlanSpec(4, 128, 2, (16, 64), 64, 33, bundle_rows=rows)
-    assert not bundle_tails(forest, spec, COST).bundled.any()
+    spec = PlanSpec(SHAPE, (16, 64), 64, 33, bundle_rows=rows)
+    assert not bundle_tails(tables_of(forest), machine_of(spec, COST)).bundles
 
 
 @given(COUNTS)
 def test_every_row_sees_its_own_tokens_and_no_others(counts: Counts) -> None:
     """Runs and pieces that a position reads tile its row, without a plan around them."""
-    forest, units = units_of(counts)
-    reading = read_plan(forest, units, SPEC, absorb=True)
-    runs, pieces = reading.runs, reading.pieces
+    forest, machine = forest_of(counts), machine_of(SPEC, COST)
+    tables = tables_of(forest)
+    reading = read_forest(tables, bundle_tails(tables, machine), machine, 1.0)
     for position, row in enumerate(forest.order.tolist()):
         read = [
-            (int(start), int(start + length))
-            for start, length, first, last in zip(
-                runs.start, runs.length, runs.first, runs.last, strict=True
-            )
-            if first <= position < last
+            (run.start, run.start + run.length)
+            for run in reading.runs
+            if run.first <= position < run.last
         ]
-        bundle = np.flatnonzero(
-            (reading.bundle_first <= position) & (position < reading.bundle_last)
-        )
-        for b in bundle.tolist():
-            query = position - reading.bundle_first[b]
-            mine = (pieces.bundle == b) & (pieces.low <= query) & (query < pieces.high)
-            read += [
-                (int(s), int(s + n))
-                for s, n in zip(pieces.start[mine], pieces.length[mine], strict=True)
-            ]
+        for bundle in reading.bundles:
+            if bundle.first <= position < bundle.last:
+                read += [
+                    (piece.start, piece.start + piece.length)
+                    for piece in reading.pieces[bundle.begin : bundle.end]
+                    if piece.low <= position - bundle.first < piece.high
+                ]
         read.sort()
         end = 0
         for begin, stop in read:

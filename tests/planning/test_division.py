@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plan_specs import SHAPE
+from stages import items_of, machine_of
 
 from sglang_codec.planning.cost_model import CostModel, roofline_cost_model
-from sglang_codec.planning.division import chunk_sizes
+from sglang_codec.planning.division import chunk_size, smallest_target
+from sglang_codec.planning.plan import PlanSpec
 
 
 def cost_model(overhead: float = 2.0) -> CostModel:
     return roofline_cost_model(
-        head_dim=128,
-        kv_element_bytes=2,
+        SHAPE,
         num_ctas=264,
         bandwidth=3e12,
         flops=8e14,
@@ -29,11 +31,13 @@ SLOTS = st.sampled_from((1, 2, 7, 33, 132))
 BLOCKS = st.sampled_from((16, 64, 128))
 
 
-def divide(items: list[tuple[int, int]], slots: int, block: int, **options: float) -> np.ndarray:
-    rows, tokens = np.array(items).T
-    return chunk_sizes(
-        rows, tokens, cost_model=cost_model(), num_slots=slots, block_kv=block, **options
-    )
+def divide(items: list[tuple[int, int]], slots: int, block: int, finer: float = 1.0) -> np.ndarray:
+    """Tokens per chunk of each item."""
+    spec = PlanSpec(SHAPE, (16, 64), block, slots)
+    table, machine = items_of(items, spec, cost_model()), machine_of(spec, cost_model())
+    target, smallest = smallest_target(table, machine, 0.0)
+    each = max(target / finer, smallest)
+    return np.array([chunk_size(item, machine, each) for item in table])
 
 
 @given(ITEMS, SLOTS, BLOCKS)

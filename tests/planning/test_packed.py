@@ -13,11 +13,11 @@ from plan_specs import SPEC, SPECS, UNLIMITED, cost_model
 from random_paths import NODE, ROW, paths_of
 from token_rows import TokenRows
 
-from sglang_codec.planning.choice import packer_for, planner_for
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan, pack
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError, PlanLayout, PlanSpec
+from sglang_codec.planning.planner import Planner, make_plan
 
 UNTOUCHED = -12345
 
@@ -27,13 +27,13 @@ def both_ways(
 ) -> tuple[PackedPlan, np.ndarray]:
     """What one call packs, which is compared with what the stages pack."""
     forest = PrefixForest.from_radix_paths(paths, lengths, private_tokens=PRIVATE_TOKENS)
-    plan = planner_for(spec, cost_model(spec), UNLIMITED)(forest)
+    plan = make_plan(forest, spec, cost_model(spec), UNLIMITED)
     sizes = (plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries, plan.bundle_entries)
     capacity = PlanCapacity(*(size + spare for size in sizes))
     layout = PlanLayout.of(capacity, spec)
     expected, out = (np.full(layout.size + 9, UNTOUCHED, np.int32) for _ in range(2))
     wanted = pack(forest, plan, layout, expected)
-    found = packer_for(spec, cost_model(spec), capacity)(paths, lengths, layout, out)
+    found = Planner(spec, cost_model(spec), capacity).pack_paths(paths, lengths, layout, out)
     check_packed(out, layout, found, TokenRows.of_paths(paths, lengths, PRIVATE_TOKENS), spec)
     assert np.array_equal(out, expected)
     assert np.array_equal(found.max_lengths, wanted.max_lengths)
@@ -73,5 +73,5 @@ def test_what_does_not_fit_is_refused_with_its_name() -> None:
         layout = PlanLayout.of(capacity, SPEC)
         out = np.full(layout.size, UNTOUCHED, np.int32)
         with pytest.raises(PlanCapacityError, match=message):
-            packer_for(SPEC, cost_model(SPEC), capacity)(paths, lengths, layout, out)
+            Planner(SPEC, cost_model(SPEC), capacity).pack_paths(paths, lengths, layout, out)
         assert (out == UNTOUCHED).all()

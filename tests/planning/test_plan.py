@@ -6,7 +6,6 @@ import dataclasses
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from token_rows import TokenRows
 from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.index import kv_index_of
-from sglang_codec.planning.native import NativePlanner
 from sglang_codec.planning.plan import (
     MERGE_INTS,
     TASK_FIELDS,
@@ -43,24 +41,10 @@ PAIR = st.tuples(st.integers(0, 99), st.sampled_from((0, 0, 1, 3, 17, 64, 200, 3
 COUNTS = st.builds(tree_counts, st.lists(PAIR, max_size=8), st.lists(PAIR, max_size=12))
 
 
-PLANNERS = {
-    "python": make_plan,
-    "native": lambda forest, *machine: NativePlanner(*machine).make_plan(forest),
-}
-
-
-@pytest.fixture(params=("python", "native"), scope="module", autouse=True)
-def planner(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every test is about both planners."""
-    PLANNERS["tested"] = PLANNERS[request.param]
-    yield request.param
-    del PLANNERS["tested"]
-
-
 def plan_of(paths: Paths, spec: PlanSpec = SPEC, capacity: PlanCapacity = UNLIMITED) -> Plan:
     """A plan that the checker has found to be right."""
     forest = PrefixForest.from_paths(paths)
-    plan = PLANNERS["tested"](forest, spec, cost_model(spec), capacity)
+    plan = make_plan(forest, spec, cost_model(spec), capacity)
     check_plan(plan, TokenRows.of_slots(rows_of(paths)), spec, forest)
     capacity.check(
         tasks=plan.num_tasks,
@@ -303,7 +287,7 @@ def test_packing_into_other_buffers_is_refused() -> None:
 
 def test_a_forest_without_slots_has_no_index() -> None:
     forest = PrefixForest.from_dict(PrefixForest.from_paths(with_slots([[("a", 9)]])).to_dict())
-    plan = PLANNERS["tested"](forest, SPEC, cost_model(SPEC), UNLIMITED)
+    plan = make_plan(forest, SPEC, cost_model(SPEC), UNLIMITED)
     with pytest.raises(ValueError, match="no KV slots: build it with PrefixForest.from_paths"):
         kv_index_of(forest, plan)
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from packed_view import PackedView
 from plan_checker import check_packed
-from plan_specs import SPEC, cost_model, planner_of
+from plan_specs import SPEC, cost_model
 from token_rows import TokenRows
 
 from sglang_codec.planning.capacity import capacity_for
 from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import PlanLayout, PlanSpec
+from sglang_codec.planning.planner import Planner
 
 HEADROOM = 16
 
@@ -66,7 +67,7 @@ def planned() -> Planned:
     capacity = capacity_for(spec, rows=len(lengths) + 2, pool_slots=unique)
     layout = PlanLayout.of(capacity, spec)
     packed = np.full(layout.size, -77, np.int32)
-    planner = planner_of(spec, cost_model(spec), capacity)
+    planner = Planner(spec, cost_model(spec), capacity)
     made = planner.pack_paths(paths, lengths.astype(np.int32), layout, packed)
     return Planned(spec, batch, layout, packed, made)
 

@@ -7,10 +7,19 @@ import itertools
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from stages import tasks_of
 
-from sglang_codec.planning.schedule import longest_first
+from sglang_codec.planning import schedule
+from sglang_codec.planning.tables import KEY
 
 COSTS = st.lists(st.floats(0.1, 100.0), max_size=60).map(np.array)
+
+
+def longest_first(us: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """The slot of each task, and the load of each slot."""
+    tasks = tasks_of(us)
+    load = schedule.longest_first(tasks, slots)
+    return tasks["slot"], load
 
 
 def best_makespan(us: np.ndarray, slots: int) -> float:
@@ -66,3 +75,12 @@ def test_nothing_to_do() -> None:
     slot, load = longest_first(np.zeros(0), 4)
     assert slot.shape == (0,)
     assert load.tolist() == [0.0] * 4
+
+
+@given(st.lists(st.sampled_from((-1.5, 0.0, 1.0, 2.0, 7.0)), max_size=70))
+def test_sorting_keeps_the_order_of_equal_keys(keys: list[float]) -> None:
+    table = np.zeros(len(keys), KEY)
+    table["key"], table["place"] = keys, np.arange(len(keys))
+    schedule.sort(table)
+    assert table["place"].tolist() == sorted(range(len(keys)), key=keys.__getitem__)
+    assert table["key"].tolist() == sorted(keys)

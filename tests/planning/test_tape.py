@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from plan_specs import SHAPE
+from stages import items_of, machine_of, tasks_of
 
 from sglang_codec.planning.cost_model import CostModel, roofline_cost_model
+from sglang_codec.planning.plan import PlanSpec
 from sglang_codec.planning.tape import cut_tape
 
 OVERHEAD_US = 2.0
 COST: CostModel = roofline_cost_model(
-    head_dim=128,
-    kv_element_bytes=2,
+    SHAPE,
     num_ctas=264,
     bandwidth=3e12,
     flops=7e14,
@@ -27,14 +29,14 @@ ITEMS = st.lists(
 def cut(
     items: list[tuple[int, int]], slots: int, block: int, busy: np.ndarray | None = None
 ) -> tuple[np.ndarray, ...]:
+    spec = PlanSpec(SHAPE, (16, 64), block, slots)
     rows, tokens = (np.array(column) for column in zip(*items, strict=True))
     busy = np.zeros(slots) if busy is None else busy
-    item, begin, slot = cut_tape(rows, tokens, cost_model=COST, busy=busy, block_kv=block)
-    ends = [
-        begin[i + 1] if i + 1 < len(item) and item[i + 1] == item[i] else tokens[item[i]]
-        for i in range(len(item))
-    ]
-    return rows, tokens, item, begin, np.array(ends), slot
+    tasks = tasks_of(np.zeros(len(items) + 2 * slots))
+    table, whole = items_of(items, spec, COST), np.zeros(len(items), np.int64)
+    tasks = tasks[: cut_tape(table, whole, busy, machine_of(spec, COST), tasks)]
+    begin = tasks["begin"]
+    return rows, tokens, tasks["source"], begin, begin + tasks["tokens"], tasks["slot"]
 
 
 @given(items=ITEMS, slots=st.sampled_from((1, 2, 8, 33)), block=st.sampled_from((16, 32, 64)))

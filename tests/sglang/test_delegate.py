@@ -13,9 +13,9 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from backend_bench import Bench
+from second_layer import GRAPHS, are_alike, serve, serve_on_a_gpu
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend, SharedReadEnds
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from second_layer import GRAPHS, are_alike, serve, serve_on_a_gpu
 from sglang_versions import INSTALLED, OVERLAYS, VERSIONS
 from warm_python import run_warm
 

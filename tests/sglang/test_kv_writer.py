@@ -10,10 +10,12 @@ import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 from sglang_codec import kv_writer
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.kernels.launch import INTERPRETED, launch_config
 from sglang_codec.kv_writer import KVWriter
 
-HOPPER = launch_config((9, 0), 128)
+SHAPE = AttentionShape.plain(32, 8, 128)
+HOPPER = launch_config((9, 0), SHAPE)
 SLOTS, HEADS, HEAD_DIM = 30, 2, 16
 
 
@@ -100,7 +102,7 @@ def test_rows_without_a_slot_are_refused(early: list) -> None:
 
 
 def test_without_warp_roles_sglang_writes(early: list) -> None:
-    for config in (INTERPRETED, launch_config((9, 0), 128, warp_roles=False)):
+    for config in (INTERPRETED, launch_config((9, 0), SHAPE, warp_roles=False)):
         assert not write(make_pool(), config)
     assert not early
 

@@ -1,4 +1,4 @@
-"""Stands in for an SGLang server where only `scripts/churn.py` is tested."""
+"""Stands in for an SGLang server where only `scripts/serve/churn.py` is tested."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from packed_view import PackedView
 from plan_checker import check_packed
-from plan_specs import planner_of
 from random_batches import RandomBatch, Rng, random_batch
 from token_rows import TokenRows
 
@@ -32,6 +31,7 @@ from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan, pack
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plain import plain_plan
 from sglang_codec.planning.plan import Plan, PlanCapacity, PlanCapacityError, PlanLayout
+from sglang_codec.planning.planner import Planner
 
 MOST_FAULTS = 20  # after which a run ends
 BUFFERS = ("proven", "least", "exact", "tight")
@@ -160,7 +160,7 @@ class Fuzz:
         return pack(forest, plan, layout, out)
 
     def _planner(self, capacity: PlanCapacity) -> Any:
-        return planner_of(self.given.spec, self.given.costs, capacity)
+        return Planner(self.given.spec, self.given.costs, capacity)
 
     def _frugal(self, forest: PrefixForest, layout: PlanLayout) -> Plan:
         return frugal_plan(forest, self.given.spec, self.given.costs, layout.capacity)

@@ -1,4 +1,4 @@
-"""SGLang's kits as `scripts/run_sglang_kits.py` builds them; run as a program, on one SGLang:
+"""SGLang's kits as `run_sglang_kits.py` builds them; run as a program, on one SGLang:
 
     python kits_probe.py MODEL OUT.json
 
@@ -13,7 +13,7 @@ import sys
 import unittest
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "checks"))
 
 from kits import dense
 from kits.catalogue import CPU, KITS

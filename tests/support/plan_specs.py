@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from hypothesis import strategies as st
 
 from sglang_codec.attention_shape import AttentionShape
-from sglang_codec.planning.choice import packer_for, planner_for
 from sglang_codec.planning.cost_model import CostModel, roofline_cost_model
 from sglang_codec.planning.plan import PlanCapacity, PlanSpec
 
@@ -30,12 +27,6 @@ SPECS = st.builds(
 )
 SHAPE = AttentionShape.plain(32, 8, 128)
 SPEC = PlanSpec(SHAPE, (16, 64), 64, 33)
-
-
-def planner_of(spec: PlanSpec, costs: CostModel, capacity: PlanCapacity) -> SimpleNamespace:
-    """The planner that serves: `make_plan` of a forest, `pack_paths` of radix paths."""
-    make_plan, pack_paths = (f(spec, costs, capacity) for f in (planner_for, packer_for))
-    return SimpleNamespace(make_plan=make_plan, pack_paths=pack_paths)
 
 
 def cost_model(spec: PlanSpec) -> CostModel:

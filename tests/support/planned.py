@@ -13,12 +13,19 @@ from sglang_codec.attention import prefix_shared_attention, update_lengths
 from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import cost_model, describe_device, plan_spec
+from sglang_codec.kernels.kv_index import append_slots
 from sglang_codec.kernels.launch import LaunchConfig
-from sglang_codec.planning.choice import planner_for
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.index import kv_index_of
 from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout, PlanSpec
-from sglang_codec.testing import Paths, Problem, without_pages
+from sglang_codec.planning.planner import make_plan as plan_forest
+from sglang_codec.testing import (
+    Paths,
+    Problem,
+    assert_lse_close,
+    assert_within_low_precision_error,
+    without_pages,
+)
 
 MOST_SMS = 8
 
@@ -47,6 +54,25 @@ class Planned:
             lse=lse,
         )
         return out, lse
+
+    def check(self, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+        """`attend`, and compare with fp64."""
+        out, lse = self.attend(problem)
+        exact, exact_lse = problem.exact()
+        assert_within_low_precision_error(out, exact, problem.eager())
+        assert_lse_close(lse, exact_lse)
+        return out, lse
+
+    def append(self, lengths: torch.Tensor, slots: torch.Tensor) -> None:
+        """One more token for each row: the lengths with it, and where it lies."""
+        append_slots(
+            self.buffers.kv_index,
+            self.buffers.row_lengths,
+            self.buffers.plan,
+            lengths,
+            slots,
+            append_base_offset=self.buffers.layout.append_base,
+        )
 
 
 def unused_slot(problem: Problem) -> int:
@@ -83,7 +109,7 @@ def plan_batch(
     costs = cost_model(machine, spec)
     if make_plan is None:
         unlimited = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
-        plan = planner_for(spec, costs, unlimited)(forest)
+        plan = plan_forest(forest, spec, costs, unlimited)
     else:
         plan = make_plan(forest, spec, costs)
     capacity = PlanCapacity(

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SUPPORT = REPOSITORY / "tests" / "support"
 
 INSTALLED = version("sglang")
-# made by scripts/install_sglang_overlays.sh
+# made by scripts/environment/install_sglang_overlays.sh
 OVERLAYS = {
     folder.name: folder
     for folder in sorted((REPOSITORY / ".sglang").glob("*"))

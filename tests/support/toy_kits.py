@@ -1,4 +1,4 @@
-"""Kits of which every outcome is known, for the tests of `scripts/run_sglang_kits.py`."""
+"""Kits of which every outcome is known, for the tests of `scripts/checks/run_sglang_kits.py`."""
 
 from __future__ import annotations
 

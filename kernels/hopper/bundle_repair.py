@@ -1,0 +1,56 @@
+"""A bundle with a NaN in it, once more: token by token from global memory."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from sglang_codec.kernels.hopper.rows import ROWS, held_by, product_layout
+from sglang_codec.kernels.hopper.walk import batch_rows, tile_rows
+
+COLUMNS = gl.constexpr(32)  # of the output that are computed at a time
+
+
+@gluon.jit
+def repair(given, task, kv_head, lse, VARIANT: gl.constexpr):
+    """Compute and store a bundle's output without matrix products, some columns at a time.
+
+    Few registers, because what lives throughout the kernel would be spilled here otherwise.
+    """
+    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
+    dtype: gl.constexpr = given.k_ptr.dtype.element_ty
+    layout: gl.constexpr = product_layout(COLUMNS)
+    rows: gl.constexpr = gl.SliceLayout(1, layout)
+    tile_row = held_by(gl.arange(0, ROWS, rows), HEAD_DIM)
+    column = gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
+    query, head, valid = tile_rows(task, tile_row, kv_head, VARIANT)
+    row = batch_rows(given, task, tile_row, VARIANT).to(gl.int64)
+    lse = gl.convert_layout(lse, rows)
+    lse = gl.where(lse == -float("inf"), 0.0, lse)
+    q_rows = given.q_ptr + row * given.q_row_stride + head * given.q_head_stride
+    k_head_ptr = given.k_ptr + kv_head.to(gl.int64) * given.k_head_stride
+    v_head_ptr = given.v_ptr + kv_head.to(gl.int64) * given.v_head_stride
+    for begin in range(0, HEAD_DIM, COLUMNS):
+        values = gl.zeros([ROWS, COLUMNS], gl.float32, layout)
+        for own in range(task.kv_start, task.kv_start + task.kv_len):
+            at = gl.load(given.bundle_index_ptr + own).to(gl.int64)
+            readers = gl.load(given.bundle_readers_ptr + own)
+            is_seen = (query >= (readers & 0xFFFF)) & (query < (readers >> 16))
+            score = gl.zeros([ROWS], gl.float32, rows)
+            for of_key in range(0, HEAD_DIM, COLUMNS):
+                q = gl.load(
+                    q_rows[:, None] + (of_key + column)[None, :], mask=valid[:, None], other=0.0
+                )
+                k = gl.load(k_head_ptr + at * given.k_slot_stride + of_key + column)
+                score += gl.sum(q.to(gl.float32) * k.to(gl.float32)[None, :], 1)
+            weight = gl.exp2(score * given.qk_scale - lse)
+            v = gl.load(v_head_ptr + at * given.v_slot_stride + begin + column).to(gl.float32)
+            values += gl.where(is_seen[:, None], weight[:, None] * v[None, :], 0.0)
+        if task.part < 0:
+            out_rows = given.out_ptr + row * given.out_row_stride + head * given.out_head_stride
+            out_rows = out_rows + begin
+            gl.store(out_rows[:, None] + column[None, :], values.to(dtype), mask=valid[:, None])
+        else:
+            partial = (task.part + query).to(gl.int64) * given.num_qo_heads + head
+            partial_rows = given.partial_out_ptr + partial * HEAD_DIM + begin
+            gl.store(partial_rows[:, None] + column[None, :], values, mask=valid[:, None])

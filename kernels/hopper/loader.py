@@ -1,0 +1,150 @@
+"""The loading warps: the queries and every KV step of every task of the slot, in order.
+
+They walk ahead of the computing warpgroups, across the ends of tasks, as far as the ring has room.
+What a task needs to know is loaded two tasks ahead, where it needs to look one task ahead.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from triton import language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+from sglang_codec.kernels.hopper.ring import QUERY_BUFFERS
+from sglang_codec.kernels.hopper.rows import (
+    LOADING_WARPS,
+    ROWS,
+    common_factor,
+    copied_by,
+    copied_from,
+    held_by,
+    loading_layout,
+    to_rows,
+)
+from sglang_codec.kernels.hopper.walk import BUNDLE, KEPT, LARGE, batch_rows, task_of, walk_of
+
+
+class Found(NamedTuple):
+    """What the copies of a task need to know before its first one."""
+
+    index: Any  # where its KV slots are listed
+    slots: Any  # those of the first step
+    low: Any  # batch rows of its first 64 query rows
+    high: Any  # of the next 64
+
+
+@gluon.jit
+def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
+    """The role of the loading warps."""
+    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
+    STAGES: gl.constexpr = VARIANT.STAGES
+    layout: gl.constexpr = loading_layout(HEAD_DIM, [1, 8])
+    rows: gl.constexpr = gl.SliceLayout(1, layout)
+    held = held_by(gl.arange(0, ROWS, rows), HEAD_DIM)
+    entry_row = gl.arange(0, ROWS, gl.BlockedLayout([1], [32], [LOADING_WARPS], [0]))
+    entry = held_by(entry_row, HEAD_DIM)
+    dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, layout))
+    k_head_ptr = given.k_ptr + kv_head.to(gl.int64) * given.k_head_stride
+    v_head_ptr = given.v_ptr + kv_head.to(gl.int64) * given.v_head_stride
+
+    walk = walk_of(given, slot, VARIANT)
+    task = task_of(walk, 0)
+    task1 = task_of(walk, 1)
+    found = _find(given, task, rows, VARIANT)
+    step = 0
+    used = 0  # query buffers so far
+    for turn in range(walk.total):
+        found1 = _find(given, task1, rows, VARIANT)
+        task2 = task_of(walk, turn + 2)
+
+        _load_queries(given, ring, task, found.low, held, kv_head, used, dim, VARIANT)
+        used += 1
+        if task.kind == LARGE:
+            _load_queries(given, ring, task, found.high, ROWS + held, kv_head, used, dim, VARIANT)
+            used += 1
+
+        at = found.slots
+        for start in range(0, task.kv_len, ROWS):
+            stage = step % STAGES
+            within = (start + held < task.kv_len)[:, None]
+            here = at
+            at = _slots(found.index, start + ROWS, rows, VARIANT)
+            mbarrier.wait(ring.empty.index(stage), ((step // STAGES) & 1) ^ 1)
+            if task.kind == BUNDLE:
+                async_copy.async_copy_global_to_shared(
+                    ring.readers.index(stage),
+                    given.bundle_readers_ptr + task.kv_start + start + entry,
+                    mask=start + entry < task.kv_len,
+                )
+            # beyond the end nothing is loaded: zeros, so a weight of zero never meets a NaN
+            async_copy.async_copy_global_to_shared(
+                ring.kv.index(2 * stage),
+                copied_from(k_head_ptr, here, given.k_slot_stride, dim),
+                mask=within,
+            )
+            async_copy.mbarrier_arrive(ring.k_full.index(stage), increment_count=False)
+            async_copy.async_copy_global_to_shared(
+                ring.kv.index(2 * stage + 1),
+                copied_from(v_head_ptr, here, given.v_slot_stride, dim),
+                mask=within,
+            )
+            async_copy.mbarrier_arrive(ring.v_full.index(stage), increment_count=False)
+            step += 1
+
+        task, task1, found = task1, task2, found1
+    if VARIANT.EARLY_LAUNCH:
+        # not before: programs that find room early would get more than their share of the work
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@gluon.jit
+def _find(given, task, rows: gl.constexpr, VARIANT: gl.constexpr):
+    """Where a task's slots are, those of its first step, and its batch rows."""
+    index = given.kv_index_ptr + task.kv_start
+    if task.kind == BUNDLE:
+        index = given.bundle_index_ptr + task.kv_start
+    slots = _slots(index, 0, rows, VARIANT)
+    low = _loaded_rows(given, task, 0, rows, VARIANT)
+    high = _loaded_rows(given, task, ROWS, rows, VARIANT)
+    return Found(index, slots, low, high)
+
+
+@gluon.jit
+def _slots(index, start, rows: gl.constexpr, VARIANT: gl.constexpr):
+    """KV slots of the step of a task that begins at token `start`; any behind the task's end."""
+    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
+    together: gl.constexpr = loading_layout(HEAD_DIM, [copied_by(HEAD_DIM)[1], 1])
+    token = gl.arange(0, ROWS, gl.SliceLayout(1, together))
+    return to_rows(gl.load(index + start + token, eviction_policy=KEPT), HEAD_DIM, rows)
+
+
+@gluon.jit
+def _loaded_rows(given, task, base: gl.constexpr, rows: gl.constexpr, VARIANT: gl.constexpr):
+    """`batch_rows` of the 64 rows from `base` on, for copies: no thread loads a query twice."""
+    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
+    OF_THREAD: gl.constexpr = copied_by(HEAD_DIM)[1]
+    SAME: gl.constexpr = common_factor(VARIANT.GROUP, OF_THREAD)
+    pairs: gl.constexpr = loading_layout(HEAD_DIM, [OF_THREAD // SAME, SAME])
+    nth = gl.arange(0, ROWS // SAME, gl.SliceLayout(1, pairs))
+    row = batch_rows(given, task, base + SAME * nth, VARIANT)
+    again = gl.zeros([SAME], gl.int32, gl.SliceLayout(0, pairs))
+    return to_rows((row[:, None] + again[None, :]).reshape([ROWS]), HEAD_DIM, rows)
+
+
+@gluon.jit
+def _load_queries(given, ring, task, row, tile_row, kv_head, nth, dim, VARIANT: gl.constexpr):
+    """Copy 64 query rows of a task to the nth use of a buffer."""
+    buffer = nth % QUERY_BUFFERS
+    mbarrier.wait(ring.q_empty.index(buffer), ((nth // QUERY_BUFFERS) & 1) ^ 1)
+    head = kv_head * VARIANT.GROUP + tile_row % VARIANT.GROUP
+    async_copy.async_copy_global_to_shared(
+        ring.q.index(buffer),
+        copied_from(given.q_ptr, row, given.q_row_stride, dim)
+        + (head * given.q_head_stride)[:, None],
+        mask=(tile_row // VARIANT.GROUP < task.queries)[:, None],
+    )
+    async_copy.mbarrier_arrive(ring.q_full.index(buffer), increment_count=False)

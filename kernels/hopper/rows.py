@@ -1,0 +1,71 @@
+"""Which query row or token a row of shared memory holds, and what copies it there.
+
+A loading thread copies neighbours, to know them from few loads, but writes them as far apart as
+leaves its place in the swizzled rows the same.
+"""
+
+from __future__ import annotations
+
+from triton import language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+ROWS = gl.constexpr(64)  # query rows of a computing warpgroup, and tokens of a step
+LOADING_WARPS = gl.constexpr(4)
+
+
+@gluon.constexpr_function
+def copied_by(head_dim):
+    """Rows of a copy that one instruction of the loading warps writes, and those of each thread."""
+    rows = 32 * LOADING_WARPS.value // (head_dim // 8)  # 16 bytes a thread
+    return rows, ROWS.value // rows
+
+
+@gluon.constexpr_function
+def loading_layout(head_dim, of_thread):
+    """Of two-dimensional tensors whose rows the loading warps share as they do a copy's."""
+    rows = copied_by(head_dim)[0]
+    warps = LOADING_WARPS.value
+    return gl.BlockedLayout(of_thread, [rows // warps, 32 * warps // rows], [warps, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def product_layout(columns):
+    """Of a warpgroup's matrix product: 64 query rows times as many columns."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
+
+
+@gluon.constexpr_function
+def common_factor(group, rows):
+    """The largest power of two that divides both."""
+    return min(group & -group, rows)
+
+
+@gluon.jit
+def held_by(row, HEAD_DIM: gl.constexpr):
+    """Which of 64 query rows, or of 64 tokens of a step, a row of shared memory holds."""
+    AT_ONCE: gl.constexpr = copied_by(HEAD_DIM)[0]
+    OF_THREAD: gl.constexpr = copied_by(HEAD_DIM)[1]
+    return row % AT_ONCE * OF_THREAD + row // AT_ONCE
+
+
+@gluon.jit
+def to_rows(held, HEAD_DIM: gl.constexpr, layout: gl.constexpr):
+    """What belongs to 64 queries or tokens, neighbours in a thread, as rows of shared memory."""
+    AT_ONCE: gl.constexpr = copied_by(HEAD_DIM)[0]
+    OF_THREAD: gl.constexpr = copied_by(HEAD_DIM)[1]
+    held = held.reshape([AT_ONCE, OF_THREAD]).permute([1, 0]).reshape([ROWS])
+    return gl.convert_layout(held, layout, assert_trivial=True)
+
+
+@gluon.jit
+def copied_from(heads_ptr, row, row_stride, dim):
+    """Addresses ``[64, D]`` of rows that lie `row_stride` elements apart.
+
+    One multiplication each, because it adds bytes: 32 bits times 32 bits to a 64-bit address.
+    """
+    dtype: gl.constexpr = heads_ptr.dtype.element_ty
+    stride = (row_stride * (dtype.primitive_bitwidth // 8)).to(gl.uint32).to(gl.uint64)
+    offset = row.to(gl.uint32).to(gl.uint64) * stride
+    in_bytes = (heads_ptr + dim).to(tl.pointer_type(gl.int8), bitcast=True)
+    return (in_bytes[None, :] + offset[:, None]).to(tl.pointer_type(dtype), bitcast=True)

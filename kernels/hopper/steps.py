@@ -1,0 +1,141 @@
+"""The KV steps of a task, as one computing warpgroup takes them: S = Q K', softmax, O += P V."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_init,
+    warpgroup_mma_wait,
+)
+
+from sglang_codec.kernels.hopper.ring import release
+from sglang_codec.kernels.hopper.rows import ROWS, held_by, product_layout
+from sglang_codec.kernels.softmax import softmax_step
+
+
+@gluon.constexpr_function
+def tokens_at_once(exact_weights):
+    """Of a step: the second product of exact weights needs registers, and takes half of it."""
+    return ROWS.value // 2 if exact_weights else ROWS.value
+
+
+class Places(NamedTuple):
+    """What the registers of a thread hold of the two products."""
+
+    scores_row: Any  # query rows of S
+    column: Any  # tokens of S
+    row: Any  # query rows of O
+    dim: Any  # columns of O
+    no_scores: Any  # where each S begins
+
+
+class Share(NamedTuple):
+    """The steps of a task that one warpgroup takes."""
+
+    base: Any  # first query row in the tile
+    own: Any  # first step
+    stride: Any  # from one step to the next
+    buffer: Any  # of the queries
+    phase: Any  # of that buffer
+
+
+@gluon.jit
+def places_of(VARIANT: gl.constexpr):
+    """The places, the same for every task."""
+    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
+    TOKENS: gl.constexpr = tokens_at_once(VARIANT.EXACT_WEIGHTS)
+    of_scores: gl.constexpr = product_layout(TOKENS)
+    of_values: gl.constexpr = product_layout(HEAD_DIM)
+    scores_row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_scores)), HEAD_DIM)
+    column = gl.arange(0, TOKENS, gl.SliceLayout(0, of_scores))
+    row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_values)), HEAD_DIM)
+    dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, of_values))
+    no_scores = gl.zeros([ROWS, TOKENS], gl.float32, of_scores)
+    return Places(scores_row, column, row, dim, no_scores)
+
+
+@gluon.jit
+def read_steps(
+    given, ring, task, share, places, step, steps, is_both, is_bundle, VARIANT: gl.constexpr
+):
+    """Output ``[64, D]`` and LSE ``[64]`` from a share's steps, and the stage of the last one.
+
+    That step is not let go of; the queries are. `step` is the first of the task, of `steps`.
+    """
+    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
+    STAGES: gl.constexpr = VARIANT.STAGES
+    TOKENS: gl.constexpr = tokens_at_once(VARIANT.EXACT_WEIGHTS)
+    of_values: gl.constexpr = product_layout(HEAD_DIM)
+    weights_layout: gl.constexpr = gl.DotOperandLayout(0, of_values, 2)
+    of_scores: gl.constexpr = product_layout(TOKENS)
+    rows: gl.constexpr = gl.SliceLayout(1, of_scores)
+    values_rows: gl.constexpr = gl.SliceLayout(1, of_values)
+    dtype: gl.constexpr = given.k_ptr.dtype.element_ty
+    query = (share.base + places.scores_row) // VARIANT.GROUP
+    running_max = gl.full([ROWS], -float("inf"), gl.float32, rows)
+    running_sum = gl.zeros([ROWS], gl.float32, rows)
+    accumulator = warpgroup_mma_init(gl.zeros([ROWS, HEAD_DIM], gl.float32, of_values))
+    mbarrier.wait(ring.q_full.index(share.buffer), share.phase)
+    q = ring.q.index(share.buffer)
+    last = (step + share.own) % STAGES  # stage of the step before
+    for nth in range(share.own, steps, share.stride):
+        my_step = step + nth
+        stage = my_step % STAGES
+        phase = (my_step // STAGES) & 1
+        mbarrier.wait(ring.k_full.index(stage), phase)
+        fence_async_shared()
+        for half in gl.static_range(ROWS // TOKENS):
+            k = ring.kv.index(2 * stage).slice(half * TOKENS, TOKENS)
+            pending = warpgroup_mma(
+                q, k.permute((1, 0)), places.no_scores, use_acc=False, is_async=True
+            )
+            scores, values = warpgroup_mma_wait(0, deps=(pending, accumulator))
+            if half == 0:
+                if nth > share.own:
+                    release(ring.empty.index(last), is_both)
+                last = stage
+            if is_bundle:
+                readers = ring.readers.index(stage).slice(half * TOKENS, TOKENS)
+                readers = readers.load(gl.SliceLayout(0, of_scores))
+                seen = (query[:, None] >= (readers & 0xFFFF)[None, :]) & (
+                    query[:, None] < (readers >> 16)[None, :]
+                )
+                scores = gl.where(seen, scores, -float("inf"))
+            elif nth * ROWS + ROWS > task.kv_len:
+                token = nth * ROWS + held_by(half * TOKENS + places.column, HEAD_DIM)
+                within = (token < task.kv_len)[None, :]
+                scores = gl.where(within, scores, -float("inf"))
+            weights, rescale, running_max, running_sum = softmax_step(
+                scores, running_max, running_sum, given.qk_scale, True
+            )
+            values = values * gl.convert_layout(rescale, values_rows)[:, None]
+            rounded = weights.to(dtype)
+            if half == 0:
+                mbarrier.wait(ring.v_full.index(stage), phase)
+                fence_async_shared()
+            v = ring.kv.index(2 * stage + 1).slice(half * TOKENS, TOKENS)
+            accumulator = warpgroup_mma(
+                gl.convert_layout(rounded, weights_layout), v, values, is_async=True
+            )
+            if VARIANT.EXACT_WEIGHTS:
+                rest = (weights - rounded.to(gl.float32)).to(dtype)
+                accumulator = warpgroup_mma(
+                    gl.convert_layout(rest, weights_layout), v, accumulator, is_async=True
+                )
+    values = warpgroup_mma_wait(0, deps=(accumulator,))
+    if is_both | (steps < 2):
+        mbarrier.arrive(ring.q_empty.index(share.buffer), count=2)
+    else:
+        mbarrier.arrive(ring.q_empty.index(share.buffer), count=1)
+
+    # an open chunk may still be empty: weight zero, LSE -inf
+    is_empty = running_sum == 0.0
+    inverse = 1.0 / gl.where(is_empty, 1.0, running_sum)
+    lse = gl.where(is_empty, -float("inf"), running_max + gl.log2(running_sum))
+    return values * gl.convert_layout(inverse, values_rows)[:, None], lse, last

@@ -1,0 +1,103 @@
+"""The walk over the tasks of a slot: large tiles come first, then bundles, then small tiles."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from sglang_codec.kernels.records import ALIGNED_ENTRIES, SLOT_INTS, TASK_INTS
+
+SMALL, LARGE, BUNDLE = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)  # the classes of tasks
+# in L2, for what every layer or POR reads again: behind the KV stream DRAM takes many times as long
+KEPT = gl.constexpr("evict_last")
+
+
+class Walk(NamedTuple):
+    """How many tasks a slot has, and what is to be added to a task's turn to get its number."""
+
+    records: Any  # where the plan's tasks begin
+    total: Any
+    last_large: Any
+    last_bundle: Any
+    to_class: Any  # of large, bundle and small
+
+
+class Task(NamedTuple):
+    """Class and fields of a task's record."""
+
+    kind: Any
+    kv_start: Any
+    kv_len: Any
+    first: Any
+    queries: Any
+    part: Any
+
+
+class TileRows(NamedTuple):
+    """Of each row the query in its tile, the query head, and whether there is such a query."""
+
+    query: Any
+    head: Any
+    valid: Any
+
+
+@gluon.jit
+def walk_of(given, slot, VARIANT: gl.constexpr):
+    """The walk of a slot."""
+    bounds = given.plan_ptr + slot * SLOT_INTS
+    small = gl.load(bounds, eviction_policy=KEPT)
+    small_end = gl.load(bounds + 1, eviction_policy=KEPT)
+    large = gl.load(bounds + 2, eviction_policy=KEPT)
+    large_end = gl.load(bounds + 3, eviction_policy=KEPT)
+    bundle = small
+    bundle_end = small
+    if len(VARIANT.CLASSES) == 3:
+        bundle = gl.load(bounds + 4, eviction_policy=KEPT)
+        bundle_end = gl.load(bounds + 5, eviction_policy=KEPT)
+    last_large = large_end - large
+    last_bundle = last_large + bundle_end - bundle
+    total = last_bundle + small_end - small
+    to_class = (large, bundle - last_large, small - last_bundle)
+    return Walk(given.plan_ptr + given.tasks_offset, total, last_large, last_bundle, to_class)
+
+
+@gluon.jit
+def task_of(walk, turn):
+    """The task of a turn; of no tokens and no queries beyond the last."""
+    is_task = turn < walk.total
+    kind = SMALL
+    task = turn + walk.to_class[2]
+    if turn < walk.last_large:
+        kind = LARGE
+        task = turn + walk.to_class[0]
+    elif turn < walk.last_bundle:
+        kind = BUNDLE
+        task = turn + walk.to_class[1]
+    record = walk.records + task * TASK_INTS
+    kv_start = gl.load(record, mask=is_task, other=0, eviction_policy=KEPT)
+    # the planner aligns it: so many slots can be loaded at once
+    kv_start = kv_start // ALIGNED_ENTRIES * ALIGNED_ENTRIES
+    kv_len = gl.load(record + 1, mask=is_task, other=0, eviction_policy=KEPT)
+    first = gl.load(record + 2, mask=is_task, other=0, eviction_policy=KEPT)
+    queries = gl.load(record + 3, mask=is_task, other=0, eviction_policy=KEPT)
+    part = gl.load(record + 4, mask=is_task, other=0, eviction_policy=KEPT)
+    return Task(kind, kv_start, kv_len, first, queries, part)
+
+
+@gluon.jit
+def batch_rows(given, task, tile_row, VARIANT: gl.constexpr):
+    """Batch rows of some rows of a task's query tile; 0 where there is none."""
+    query = tile_row // VARIANT.GROUP
+    valid = query < task.queries
+    order = given.plan_ptr + given.order_offset + task.first + query
+    return gl.load(order, mask=valid, other=0, eviction_policy=KEPT)
+
+
+@gluon.jit
+def tile_rows(task, tile_row, kv_head, VARIANT: gl.constexpr):
+    """What some rows of a task's query tile are."""
+    query = tile_row // VARIANT.GROUP
+    head = kv_head * VARIANT.GROUP + tile_row % VARIANT.GROUP
+    return TileRows(query, head, query < task.queries)

@@ -1,0 +1,50 @@
+"""A bundle with a NaN in it, once more."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sglang_codec.kernels.portable.products import add_values
+
+
+@triton.jit
+def attend_alone(
+    given,
+    q,
+    k_head_ptr,
+    v_head_ptr,
+    index,
+    readers_of,
+    kv_len,
+    own,
+    reference,
+    VARIANT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+):
+    """Weighted values of query `own` of a bundle, ``[ROWS, D]``, from the tokens it sees only."""
+    HEAD_DIM: tl.constexpr = VARIANT.HEAD_DIM
+    offs_dim = tl.arange(0, HEAD_DIM)
+    token = tl.arange(0, BLOCK_KV)
+    alone = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    for start in tl.range(0, kv_len, BLOCK_KV, num_stages=1):
+        within = start + token < kv_len
+        readers = tl.load(readers_of + start + token, mask=within, other=0)
+        is_own = ((readers & 0xFFFF) <= own) & (own < (readers >> 16))
+        at = tl.load(index + start + token, mask=is_own, other=0).to(tl.int64)
+        k = tl.load(
+            k_head_ptr + at[:, None] * given.k_slot_stride + offs_dim[None, :],
+            mask=is_own[:, None],
+            other=0.0,
+        )
+        v = tl.load(
+            v_head_ptr + at[:, None] * given.v_slot_stride + offs_dim[None, :],
+            mask=is_own[:, None],
+            other=0.0,
+        )
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * given.qk_scale
+        scores = tl.where(is_own[None, :], scores, -float("inf"))
+        weights = tl.exp2(scores - reference[:, None])
+        alone = add_values(alone, weights, v, VARIANT.EXACT_WEIGHTS)
+    return alone

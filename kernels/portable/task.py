@@ -1,0 +1,122 @@
+"""One task: its query rows, the loop over its KV steps, and where its result goes."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sglang_codec.kernels.portable.bundle_repair import attend_alone
+from sglang_codec.kernels.portable.products import add_values
+from sglang_codec.kernels.records import TASK_INTS
+from sglang_codec.kernels.results import store_partials, store_rows
+from sglang_codec.kernels.softmax import softmax_step
+
+
+@triton.jit
+def attend(
+    given,
+    task,
+    kv_head,
+    VARIANT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+    IS_BUNDLE: tl.constexpr,
+):
+    """Attention of one query tile over one KV chunk, or one bundle, for one KV head."""
+    GROUP: tl.constexpr = VARIANT.GROUP
+    HEAD_DIM: tl.constexpr = VARIANT.HEAD_DIM
+    record = given.plan_ptr + given.tasks_offset + task * TASK_INTS
+    kv_start = tl.load(record)
+    kv_len = tl.load(record + 1)
+    first = tl.load(record + 2)
+    queries = tl.load(record + 3)
+    part = tl.load(record + 4)
+
+    offs_row = tl.arange(0, ROWS)
+    offs_dim = tl.arange(0, HEAD_DIM)
+    token = tl.arange(0, BLOCK_KV)
+    query = offs_row // GROUP
+    head = kv_head * GROUP + offs_row % GROUP
+    valid = query < queries
+    order = given.plan_ptr + given.order_offset + first + query
+    row = tl.load(order, mask=valid, other=0).to(tl.int64)
+    q_rows = given.q_ptr + row[:, None] * given.q_row_stride + head[:, None] * given.q_head_stride
+    q = tl.load(q_rows + offs_dim[None, :], mask=valid[:, None], other=0.0)
+    k_head_ptr = given.k_ptr + kv_head.to(tl.int64) * given.k_head_stride
+    v_head_ptr = given.v_ptr + kv_head.to(tl.int64) * given.v_head_stride
+    index = (given.bundle_index_ptr if IS_BUNDLE else given.kv_index_ptr) + kv_start
+    readers_of = given.bundle_readers_ptr + kv_start
+
+    running_max = tl.full([ROWS], -float("inf"), tl.float32)
+    running_sum = tl.zeros([ROWS], tl.float32)
+    accumulator = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    # the slots of a step are loaded a step ahead, into registers: K and V then wait for nothing in
+    # their own step, and the compiler can load them `num_stages - 1` steps ahead. An explicit
+    # number of stages on the loop would make it pipeline the slots too, and wait for all of them.
+    slot = tl.load(index + token, mask=token < kv_len, other=0)
+    if IS_BUNDLE:
+        readers = tl.load(readers_of + token, mask=token < kv_len, other=0)
+    for start in tl.range(0, kv_len, BLOCK_KV):
+        within = start + token < kv_len
+        at = slot.to(tl.int64)
+        # beyond the end nothing is loaded: zeros, so a weight of zero never meets a NaN
+        k = tl.load(
+            k_head_ptr + at[:, None] * given.k_slot_stride + offs_dim[None, :],
+            mask=within[:, None],
+            other=0.0,
+        )
+        v = tl.load(
+            v_head_ptr + at[:, None] * given.v_slot_stride + offs_dim[None, :],
+            mask=within[:, None],
+            other=0.0,
+        )
+        following = start + BLOCK_KV + token
+        slot = tl.load(index + following, mask=following < kv_len, other=0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if IS_BUNDLE:
+            low = readers & 0xFFFF
+            high = readers >> 16
+            seen = (query[:, None] >= low[None, :]) & (query[:, None] < high[None, :])
+            scores = tl.where(seen, scores, -float("inf"))
+            readers = tl.load(readers_of + following, mask=following < kv_len, other=0)
+        else:
+            scores = tl.where(within[None, :], scores, -float("inf"))
+        weights, rescale, running_max, running_sum = softmax_step(
+            scores, running_max, running_sum, given.qk_scale, IS_BUNDLE
+        )
+        accumulator = accumulator * rescale[:, None]
+        accumulator = add_values(accumulator, weights, v, VARIANT.EXACT_WEIGHTS)
+
+    if IS_BUNDLE:
+        # a weight of zero times the NaN or infinity of another row is NaN: once more then, each
+        # query by itself and with its own tokens only, so that it stays with the row it belongs to
+        is_spoiled = tl.max(tl.max((accumulator != accumulator).to(tl.int32), 1), 0)
+        reference = tl.where(running_max == -float("inf"), 0.0, running_max)
+        for own in tl.range(0, queries * is_spoiled, num_stages=1):
+            alone = attend_alone(
+                given,
+                q,
+                k_head_ptr,
+                v_head_ptr,
+                index,
+                readers_of,
+                kv_len,
+                own,
+                reference,
+                VARIANT,
+                ROWS,
+                BLOCK_KV,
+            )
+            accumulator = tl.where((query == own)[:, None], alone, accumulator)
+
+    # an open chunk may still be empty: weight zero, LSE -inf
+    is_empty = running_sum == 0.0
+    result = accumulator / tl.where(is_empty, 1.0, running_sum)[:, None]
+    lse = tl.where(is_empty, -float("inf"), running_max + tl.log2(running_sum))
+
+    if part < 0:
+        # the only part of its row; read again rather than kept in registers throughout the loop
+        row = tl.load(order, mask=valid, other=0, volatile=True).to(tl.int64)
+        store_rows(given, row, head, offs_dim, valid, result, lse, VARIANT)
+    else:
+        store_partials(given, part + query, head, offs_dim, valid, result, lse, "", VARIANT)

@@ -1,0 +1,30 @@
+"""Where PAC's results go, from either kernel: final rows to the output, the others to partials."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def store_rows(given, row, head, dim, valid, result, lse, VARIANT: tl.constexpr):
+    """Output ``[M, D]`` and LSE ``[M]`` of batch rows that have no other part."""
+    out_row = given.out_ptr + row * given.out_row_stride + head * given.out_head_stride
+    tl.store(
+        out_row[:, None] + dim[None, :],
+        result.to(given.out_ptr.dtype.element_ty),
+        mask=valid[:, None],
+    )
+    if VARIANT.WRITE_LSE:
+        tl.store(given.lse_ptr + row * given.num_qo_heads + head, lse, mask=valid)
+
+
+@triton.jit
+def store_partials(
+    given, part, head, dim, valid, result, lse, KEPT: tl.constexpr, VARIANT: tl.constexpr
+):
+    """The same of parts that POR will merge; `KEPT` is how long L2 is to hold them."""
+    partial = part.to(tl.int64) * given.num_qo_heads + head
+    partial_row = given.partial_out_ptr + partial * VARIANT.HEAD_DIM
+    tl.store(partial_row[:, None] + dim[None, :], result, mask=valid[:, None], eviction_policy=KEPT)
+    tl.store(given.partial_lse_ptr + partial, lse, mask=valid, eviction_policy=KEPT)

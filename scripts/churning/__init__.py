@@ -1,1 +1,0 @@
-"""Parts of the churn test; `scripts/churn.py` is the command."""

@@ -1,1 +1,0 @@
-"""Runs SGLang's own test kits against codec; `scripts/run_sglang_kits.py` is the command."""

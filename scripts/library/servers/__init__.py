@@ -1,0 +1,1 @@
+"""SGLang servers and engines: started, asked, and ended."""

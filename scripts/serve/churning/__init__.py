@@ -1,0 +1,1 @@
+"""Parts of the churn test; `scripts/serve/churn.py` is the command."""

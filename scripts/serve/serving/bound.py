@@ -1,0 +1,86 @@
+"""How fast a decode step can be: everything but attention as measured, and every KV byte once.
+
+    bound_ms = base_ms + (kv_bytes - base_kv_bytes) / bandwidth
+
+- `base_ms`: TPOT of the row `short-B`, with the same batch size B, 8 tokens of context and nothing
+  shared, measured in the same file: weights, launches, sampling, and everything else that does not
+  grow with the context. The fastest backend of the file counts, the same for all backends.
+- `kv_bytes`: bytes of the distinct KV tokens that a step of the row has to read, on one GPU, over
+  all layers: those of all prompts, shared ones once, and what the requests had generated in the
+  middle of the steady state.
+- `base_kv_bytes`: the same of the row `short-B`, since its TPOT has them already.
+- `bandwidth`: of a device-to-device copy, bytes read and written, measured by the same command
+  (`library.attention.timing.ceilings`) or given as --bandwidth.
+
+A bound is no prediction: attention that reads every byte once, at the speed of a copy, and that
+costs nothing else on top of what attention costs over 8 tokens.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Any
+
+from library.servers.backends import has_gpu
+
+_BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4}
+
+
+def bound_of(row: dict, rows: list[dict], bandwidth_TBps: float | None) -> dict[str, Any] | None:
+    """The terms of a row's bound, from the `short-B` rows beside it; None while there is none."""
+    bases = [
+        other
+        for other in rows
+        if other["workload"] == f"short-{row['batch']}" and other.get("tpot_ms")
+    ]
+    if not bases or not bandwidth_TBps or "kv_bytes_per_step" not in row:
+        return None
+    base = min(bases, key=lambda other: other["tpot_ms"])
+    read, read_by_base = (r["kv_bytes_per_step"]["unique"] for r in (row, base))
+    return {
+        "base_ms": base["tpot_ms"],
+        "base_backend": base["backend"],
+        "base_kv_bytes": read_by_base,
+        "kv_bytes": read,
+        "bandwidth_TBps": bandwidth_TBps,
+        "kv_ms": (read - read_by_base) / (bandwidth_TBps * 1e9),
+    }
+
+
+def kv_bytes_per_token(config: dict[str, Any], server: dict[str, Any]) -> int:
+    """Bytes of one token's K and V over all layers, on one GPU.
+
+    Args:
+        config: the model's `config.json`.
+        server: the server's own flags (`/server_info`).
+    """
+    config = config.get("text_config", config)
+    heads = config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    dtypes = (server.get("kv_cache_dtype"), server.get("dtype"), config.get("torch_dtype"))
+    dtype = next((d for d in (*dtypes, config.get("dtype")) if d not in (None, "auto")), "bfloat16")
+    if dtype not in _BYTES:
+        raise ValueError(f"KV cache of type {dtype}: known are {', '.join(_BYTES)}")
+    on_gpu = max(1, kv_heads // int(server.get("tp_size") or 1))
+    return 2 * config["num_hidden_layers"] * on_gpu * head_dim * _BYTES[dtype]
+
+
+def probe_gpu() -> dict[str, Any]:
+    """The GPU's name and copy bandwidth, measured in a process that ends before a server starts.
+
+    Without a GPU: `cpu` and None.
+    """
+    if not has_gpu():
+        return {"gpu": "cpu", "copy_TBps": None}
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_probe)
+
+
+def _probe() -> dict[str, Any]:
+    import torch
+    from library.attention.timing import ceilings
+    from library.results import gpu_name
+
+    device = torch.device("cuda")
+    return {"gpu": gpu_name(device), "copy_TBps": ceilings(device)["copy_TBps"]}

@@ -1,0 +1,103 @@
+"""Runs SGLang's own `sglang.bench_serving` against a server, and reads what it wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from library.servers import sglang_benchmark
+from library.servers.workload import StockWorkload
+
+from serving.document import digest
+
+PROGRAM = sglang_benchmark.__file__
+OUTPUT_TAIL = 2000
+LIMIT_S = 900.0
+
+
+class BenchmarkFailed(RuntimeError):
+    """SGLang's benchmark ended with an error; the message has the end of its output."""
+
+
+def arguments(
+    workload: StockWorkload, *, url: str, model: str, rate: float, seed: int
+) -> list[str]:
+    """The words after `python -m sglang.bench_serving`."""
+    options = {
+        "--backend": "sglang",
+        "--base-url": url,
+        "--model": model,
+        "--tokenizer": model,
+        "--request-rate": rate,
+        "--seed": seed,
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    return [*words, *workload.options, "--output-details", "--disable-tqdm"]
+
+
+def run(words: list[str], folder: Path, limit_s: float = LIMIT_S) -> dict[str, Any]:
+    """The result of SGLang's benchmark.
+
+    Its prompts are kept in the home directory under a name that does not say which vocabulary they
+    are made of, and reading them back leaves the random numbers of the arrivals elsewhere: with a
+    new home every run makes the same prompts and the same arrivals.
+
+    Raises:
+        BenchmarkFailed: if it ends with an error, or has no result within the limit.
+    """
+    home = folder / "home"
+    results = folder / "bench_serving.jsonl"
+    for old in (results, *home.glob(".cache/sglang/benchmark/*")):
+        old.unlink(missing_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, PROGRAM, *words, f"--output-file={results.absolute()}"]
+    try:
+        done = subprocess.run(
+            command,
+            env=os.environ | {"HOME": str(home.absolute())},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=limit_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BenchmarkFailed(f"sglang.bench_serving took more than {limit_s:.0f} s") from error
+    (folder / "bench_serving.log").write_text(done.stdout)
+    if done.returncode or not results.exists():
+        last = (done.stdout.strip().splitlines() or ["no output"])[-1]
+        raise BenchmarkFailed(
+            f"sglang.bench_serving ended with {done.returncode}: {last}\n"
+            f"{done.stdout[-OUTPUT_TAIL:].strip()}"
+        )
+    return json.loads(results.read_text().splitlines()[-1])
+
+
+def row_of(result: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a result, under the names of the other rows.
+
+    Raises:
+        BenchmarkFailed: if requests failed: the figures would be those of an easier workload.
+    """
+    if errors := [error for error in result["errors"] if error]:
+        raise BenchmarkFailed(f"{len(errors)} requests failed, the first with {errors[0][-500:]}")
+    return {
+        "batch": None,
+        "requests": result["completed"],
+        "concurrency": result["concurrency"],
+        "request_rate": result["request_rate"],
+        "prompt_tokens": result["total_input_tokens"],
+        "output_tokens": result["total_output_tokens"],
+        "tpot_ms": result["mean_tpot_ms"],
+        "itl_ms": {"p50": result["median_itl_ms"], "p99": result["p99_itl_ms"]},
+        "ttft_ms": {"p50": result["median_ttft_ms"], "p99": result["p99_ttft_ms"]},
+        "wall_s": result["duration"],
+        "tokens_per_s": result["output_throughput"],
+        "outputs": [digest(text) for text in result["generated_texts"]],
+    }

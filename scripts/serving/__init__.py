@@ -1,1 +1,0 @@
-"""Parts of the serving benchmark; `scripts/bench_serving.py` is the command."""

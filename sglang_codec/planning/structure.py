@@ -1,0 +1,108 @@
+"""Radix paths and lengths -> runs of KV tokens and who reads them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sglang_codec.planning.compiled import compiled
+from sglang_codec.planning.tables import ints, nodes_of
+
+
+class Forest(NamedTuple):
+    """A `PrefixForest`: `order`, int64 ``[B]``, and `nodes`, a table of `NODE`."""
+
+    order: np.ndarray
+    nodes: np.ndarray
+    num_shared: int
+
+
+@compiled
+def forest_of(
+    above_of: np.ndarray, end: np.ndarray, leaf: np.ndarray, tokens: np.ndarray, private_tokens: int
+) -> Forest:
+    """Prune, merge and order path nodes.
+
+    Args:
+        above_of, end, leaf: `RadixPaths.parent`, `end` and `leaf`. tokens: ``[B]`` of each row.
+        private_tokens: tokens at each row's end that are private whatever the paths say.
+    """
+    batch, num_paths = len(leaf), len(end)
+    # runs nest, and each has two readers and other ones than its parent: fewer runs than rows
+    most_shared = min(num_paths, max(batch - 1, 0))
+    nodes, order = nodes_of(most_shared + batch), ints(batch)
+    deepest = ints(batch)  # node that each row uses, or num_paths
+    run = ints(num_paths + 1)  # readers of each node, then its run or -1
+    inner = ints(most_shared + 1)  # at n + 1: readers of the runs below run n
+
+    # nodes are a token or longer: at most `private_tokens` steps from a leaf within its row
+    for row in range(batch):
+        n, limit = leaf[row], tokens[row] - private_tokens
+        while n >= 0 and end[n] > limit:
+            n = above_of[n]
+        used = num_paths if n < 0 else n
+        deepest[row] = used
+        run[used] += 1
+    run[num_paths] = -1
+    for n in range(num_paths - 1, -1, -1):
+        if above_of[n] >= 0:
+            run[above_of[n]] += run[n]
+
+    # a node survives with two readers; it joins its parent when the readers are the same
+    shared = 0
+    for n in range(num_paths):
+        readers = run[n]
+        above = -1 if above_of[n] < 0 else run[above_of[n]]
+        if readers < 2 or (above >= 0 and nodes[above].last == readers):
+            run[n] = above
+            if readers >= 2:
+                nodes[above].length = end[n] - nodes[above].start
+            continue
+        node = nodes[shared]
+        node.parent = above
+        node.start = 0 if above < 0 else nodes[above].start + nodes[above].length
+        node.length = end[n] - node.start
+        node.last = readers
+        inner[above + 1] += readers
+        run[n] = shared
+        shared += 1
+
+    # depth first: rows that share nothing, then a node's own rows and its children's
+    roots = batch - inner[0]
+    inner[0] = 0
+    for n in range(shared):
+        node = nodes[n]
+        readers = node.last
+        if node.parent < 0:
+            node.first = roots
+            roots += readers
+        else:
+            node.first = nodes[node.parent].last
+            nodes[node.parent].last += readers
+        node.last = node.first + readers - inner[n + 1]  # its children move it to its end
+        inner[n + 1] = node.first  # from here on where the next row of its own goes
+    for row in range(batch):
+        above = run[deepest[row]]
+        position = inner[above + 1]
+        inner[above + 1] = position + 1
+        order[position] = row
+        tail = nodes[shared + position]
+        tail.parent = above
+        tail.start = 0 if above < 0 else nodes[above].start + nodes[above].length
+        tail.length = tokens[row] - tail.start
+        tail.first = position
+        tail.last = position + 1
+    return Forest(order, nodes[: shared + batch], shared)
+
+
+@compiled
+def depth_of(forest: Forest) -> int:
+    """Nodes on the longest path, tails included."""
+    depth, deepest = ints(len(forest.nodes)), 0
+    for n in range(len(forest.nodes)):
+        node = forest.nodes[n]
+        depth[n] = 1 if node.parent < 0 else depth[node.parent] + 1
+        if node.length > 0:
+            deepest = max(deepest, depth[n])
+    return deepest
