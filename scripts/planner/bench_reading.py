@@ -12,7 +12,6 @@ are. Microseconds of the thread, medians: other processes slow it down, but are 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -24,12 +23,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from library.options import parser_of
 
 RUN_TOKENS = 16  # of each level of the tree
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", default="64,256,1024", help="batch sizes")
     parser.add_argument("--depths", default="4,6", help="levels of the tree, tails included")
     parser.add_argument("--joins", type=int, default=40, help="joining requests of each case")

@@ -76,14 +76,15 @@ def _count_checks() -> list[int]:
 
 
 def _count_sharing_plans() -> list[int]:
-    """Grows by the number of shared runs whenever a plan with any is sent."""
+    """Grows by the number of shared runs whenever a plan with any, or a part of it, is sent."""
     from sglang_codec.batch_planner import BatchPlanner
 
     sharing, plan_if_changed = [], BatchPlanner.plan_if_changed
 
     def counted(self: BatchPlanner, *args: Any, **options: Any) -> Any:
         new = plan_if_changed(self, *args, **options)
-        sharing.extend(one.packed.num_shared for one in new if one.packed.num_shared)
+        if new:
+            sharing.extend(one.packed.num_shared for one in self.made if one.packed.num_shared)
         return new
 
     BatchPlanner.plan_if_changed = counted
