@@ -11,7 +11,7 @@ from sglang.srt.layers.attention import base_attn_backend
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
 from sglang_codec.attention_shape import AttentionShape
-from sglang_codec.batch_planner import BatchPlanner, NewPlan
+from sglang_codec.batch_planner import BatchPlanner, MovedRows, NewPlan
 from sglang_codec.config import CodecConfig
 from sglang_codec.dump import PlanDump, path_of_rank
 from sglang_codec.layer_groups import LayerGroup, LayerGroups, check_arguments
@@ -207,7 +207,7 @@ class CodecDecodeBackend(AttentionBackend):
             group.record(forward_batch.seq_lens, forward_batch.out_cache_loc)
 
     @torch.profiler.record_function("codec.upload")
-    def _send(self, new: tuple[NewPlan, ...], pool_rows: torch.Tensor) -> None:
+    def _send(self, new: tuple[NewPlan | MovedRows, ...], pool_rows: torch.Tensor) -> None:
         table = self.req_to_token_pool.req_to_token
         for group, plan in zip(self.groups, new, strict=True):
             group.send(plan, table, pool_rows)
