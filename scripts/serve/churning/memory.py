@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -28,7 +29,7 @@ class Memory:
 
 
 def measure(url: str) -> Memory:
-    """Memory of the processes behind `url`, and of all GPUs of this machine."""
+    """Memory of the processes behind `url`, and of this process's GPUs, whoever uses them."""
     server = _listener(url)
     return Memory(_resident(server) if server else None, _on_devices() if server else None)
 
@@ -62,6 +63,8 @@ def _resident(server: psutil.Process) -> float:
 
 def _on_devices() -> float | None:
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        query.append(f"--id={visible}")
     try:
         answer = subprocess.run(query, check=True, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
