@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -48,7 +50,7 @@ def store_kv(
     slots: torch.Tensor,
     *,
     early_launch: bool,
-) -> None:
+) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None:
     """``k_buffer[slots], v_buffer[slots] = k, v``.
 
     Args:
@@ -57,6 +59,10 @@ def store_kv(
         slots: ``[B]`` integer KV slots, contiguous: how many rows are written.
         early_launch: let the kernel behind, `pac`, be launched at once; it waits for the end of
             this one before it reads anything.
+
+    Returns:
+        The same launch for other `k`, `v` and `slots` that are `alike`, of any number of rows; None
+        where nothing is compiled.
 
     Raises:
         ValueError: rows, shapes, dtypes or strides that do not match.
@@ -85,16 +91,23 @@ def store_kv(
             slots=slots,
         )
     width = shape[1] * shape[2]
-    _store_kv_kernel[(rows, 2)](
+    fixed = (*strides[0::3], width, triton.next_power_of_2(width), early_launch)
+    compiled = _store_kv_kernel[(rows, 2)](
         k,
         v,
         k_buffer,
         v_buffer,
         slots,
-        *strides[0::3],
-        WIDTH=width,
-        BLOCK=triton.next_power_of_2(width),
-        EARLY_LAUNCH=early_launch,
+        *fixed,
         num_warps=4,
         **({"launch_pdl": True} if early_launch else {}),
     )
+    if compiled is None:
+        return None
+    buffers = k_buffer.data_ptr(), v_buffer.data_ptr()
+
+    def again(k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
+        grid = (slots.shape[0], 2, 1)
+        compiled[grid](k.data_ptr(), v.data_ptr(), *buffers, slots.data_ptr(), *fixed)
+
+    return again

@@ -5,10 +5,12 @@ One launch, described here, and two kernels that take it: `portable`, and `hoppe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
+from sglang_codec.kernels.again import addresses
 from sglang_codec.kernels.given import is_lse, refuse
 from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.kernels.portable.kernel import _pac_kernel
@@ -80,7 +82,7 @@ def pac(
     num_slots: int,
     sm_scale: float,
     config: LaunchConfig,
-) -> None:
+) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
     """Run every task of a packed plan, with the lengths that `follow_lengths` wrote into it.
 
     Args:
@@ -96,6 +98,10 @@ def pac(
         sm_scale: factor of the scores before the softmax, greater than 0.
 
     Rows with one part are written to `out` (and `lse`); the others leave partials for `por`.
+
+    Returns:
+        The same launch for other `q` and `out` that are `alike`, without `lse`; None where nothing
+        is compiled.
 
     Raises:
         ValueError: shapes, dtypes or strides that do not match.
@@ -164,7 +170,16 @@ def pac(
         from sglang_codec.kernels.hopper.kernel import _pac_hopper_kernel as kernel
 
         options = {"launch_pdl": True} if config.early_launch else {}
-    kernel[num_slots, num_kv_heads](arguments, variant, num_warps=config.num_warps, **options)
+    grid = (num_slots, num_kv_heads, 1)
+    compiled = kernel[grid](arguments, variant, num_warps=config.num_warps, **options)
+    if compiled is None or lse is not None:
+        return None
+    given, launch = addresses(arguments), compiled[grid]
+
+    def again(q: torch.Tensor, out: torch.Tensor) -> None:
+        launch(given._replace(q_ptr=q.data_ptr(), out_ptr=out.data_ptr()), variant)
+
+    return again
 
 
 def _begin_anywhere(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from sglang_codec.kernels.again import addresses
 from sglang_codec.kernels.given import is_lse, refuse
 from sglang_codec.kernels.records import MERGE_INTS
 
@@ -215,7 +217,7 @@ def por(
     *,
     merges_offset: int,
     early_launch: bool = False,
-) -> None:
+) -> Callable[[torch.Tensor], None] | None:
     """Merge the partials of the rows that the plan lists; every other planned row is `pac`'s.
 
     ``O = sum_i 2^(l_i - m) O_i / sum_i 2^(l_i - m)``, ``l = m + log2(sum_i 2^(l_i - m))`` with
@@ -232,6 +234,10 @@ def por(
     The grid depends on the shape of `out` and on the GPU only, so a captured launch serves every
     later plan.
 
+    Returns:
+        The same launch for another `out` that is `alike`, of any number of rows and without `lse`;
+        None where nothing is compiled.
+
     Raises:
         ValueError: shapes, dtypes or strides that do not match.
     """
@@ -246,7 +252,8 @@ def por(
             partial_out=partial_out,
         )
     num_rows, num_qo_heads, head_dim = shape
-    programs = min(num_rows * num_qo_heads, _most_programs(out.device))
+    most_programs = _most_programs(out.device)
+    most_readable = (plan.numel() - merges_offset) // MERGE_INTS.value - 1
     arguments = PorArguments(
         out,
         lse if lse is not None else partial_lse,
@@ -265,12 +272,23 @@ def por(
         WRITE_LSE=lse is not None,
         EARLY_LAUNCH=early_launch,
     )
-    _por_kernel[(programs,)](
+    compiled = _por_kernel[(min(num_rows * num_qo_heads, most_programs),)](
         arguments,
         num_rows,
-        min(num_rows, (plan.numel() - merges_offset) // MERGE_INTS.value - 1),
+        min(num_rows, most_readable),
         num_qo_heads,
         variant,
         num_warps=1,
         **({"launch_pdl": True} if early_launch else {}),
     )
+    if compiled is None or lse is not None:
+        return None
+    given = addresses(arguments)
+
+    def again(out: torch.Tensor) -> None:
+        rows = out.shape[0]
+        grid = (min(rows * num_qo_heads, most_programs), 1, 1)
+        moved = given._replace(out_ptr=out.data_ptr())
+        compiled[grid](moved, rows, min(rows, most_readable), num_qo_heads, variant)
+
+    return again

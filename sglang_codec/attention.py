@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sglang_codec.buffers import PlanBuffers
+from sglang_codec.kernels.again import alike
 from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.kernels.lengths import follow_lengths
 from sglang_codec.kernels.pac import pac
@@ -40,7 +41,14 @@ def prefix_shared_attention(
         )
     if q.stride()[-1] != 1:
         q = q.contiguous()
-    pac(
+    key = (k_buffer.data_ptr(), v_buffer.data_ptr(), sm_scale, alike(q, k_buffer, v_buffer, out))
+    if lse is None and out.shape[0] == q.shape[0] and (kept := buffers.launches.get(key)):
+        pac_again, por_again, config_then = kept
+        if config is config_then:
+            pac_again(q, out)
+            por_again(out)
+            return
+    pac_again = pac(
         q,
         k_buffer,
         v_buffer,
@@ -58,7 +66,7 @@ def prefix_shared_attention(
         sm_scale=sm_scale,
         config=config,
     )
-    por(
+    por_again = por(
         out,
         lse,
         buffers.partial_out,
@@ -67,6 +75,8 @@ def prefix_shared_attention(
         merges_offset=layout.merges,
         early_launch=config.early_launch,
     )
+    if pac_again and por_again:
+        buffers.launches[key] = pac_again, por_again, config
 
 
 def update_lengths(buffers: PlanBuffers) -> None:
