@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from sglang_codec.attention_shape import AttentionShape
@@ -34,8 +35,9 @@ class LaunchConfig:
         early_launch: POR's programs start while PAC's last ones finish, and with `warp_roles` PAC's
             while the kernel before ends, such as the POR of the layer before (programmatic
             dependent launch, from compute capability 9.0).
-        warp_roles: `hopper` in place of `portable`: two query tiles, of 64 and 128 rows, bundles of
-            64, all with 64 KV tokens per step, and `stages` steps of KV in shared memory.
+        warp_roles: `hopper` in place of `portable`: query tiles of 64 and 128 rows, bundles of 64,
+            all with 64 KV tokens per step, and `stages` steps of KV in shared memory. With more
+            than 128 columns tiles of 64 rows only, and `stages` counts K and V of a step as two.
     """
 
     tiles: tuple[Tile, ...]
@@ -51,8 +53,10 @@ class LaunchConfig:
         if not rows or any(low >= high for low, high in zip(rows[:-1], rows[1:], strict=True)):
             raise ValueError(f"query tiles need increasing rows, got {rows}")
         steps = {tile.block_kv for tile in (*self.tiles, *([self.bundle] if self.bundle else ()))}
-        if self.warp_roles and (rows != (64, 128) or self.bundle_rows not in (0, 64)):
-            raise ValueError(f"warp roles need tiles of 64 and 128 rows and bundles of 64: {self}")
+        if self.warp_roles and (rows not in ((64,), (64, 128)) or self.bundle_rows not in (0, 64)):
+            raise ValueError(
+                f"warp roles need tiles of 64, or of 64 and 128 rows, and bundles of 64: {self}"
+            )
         if self.warp_roles and steps != {64}:
             raise ValueError(f"warp roles need steps of 64 KV tokens, got {steps}")
 
@@ -115,19 +119,37 @@ _SMALL_SHARED = LaunchConfig(
 )
 
 
+# 256 columns of output: twice the warps hold them, or one computing warpgroup where warps have roles
+# (two and a half steps fill the shared memory then)
+_WIDE_HOPPER = dataclasses.replace(_HOPPER, tiles=(Tile(64, 64),))
+_WIDE_PLAIN_HOPPER = LaunchConfig(
+    (Tile(16, 32), Tile(32, 32)), Tile(32, 32), stages=3, num_warps=8, ctas_per_sm=1
+)
+_WIDE_BLACKWELL = dataclasses.replace(_WIDE_PLAIN_HOPPER, bundle=None)
+_WIDE_AMPERE = LaunchConfig(
+    (Tile(16, 32), Tile(64, 32)), Tile(64, 32), stages=3, num_warps=8, ctas_per_sm=1
+)
+_WIDE_SMALL_SHARED = LaunchConfig(
+    (Tile(16, 16), Tile(64, 16)), Tile(64, 16), stages=3, num_warps=8, ctas_per_sm=1
+)
+
+
 def launch_config(
     capability: tuple[int, int], shape: AttentionShape, *, warp_roles: bool = True
 ) -> LaunchConfig:
     """The configuration for a GPU of this compute capability.
 
     Args:
-        shape: of the layers; so far all shapes are launched alike.
+        shape: of the layers; those with more than 128 columns have configurations of their own.
         warp_roles: whether `hopper` can be used, where it is the better kernel.
     """
+    is_wide = shape.key_dim > 128
     if capability in ((8, 6), (8, 9), (12, 0), (12, 1)):
-        return _SMALL_SHARED
+        return _WIDE_SMALL_SHARED if is_wide else _SMALL_SHARED
     if capability[0] >= 10:
-        return _BLACKWELL
+        return _WIDE_BLACKWELL if is_wide else _BLACKWELL
+    if capability >= (9, 0) and warp_roles:
+        return _WIDE_HOPPER if is_wide else _HOPPER
     if capability >= (9, 0):
-        return _HOPPER if warp_roles else _PLAIN_HOPPER
-    return _AMPERE
+        return _WIDE_PLAIN_HOPPER if is_wide else _PLAIN_HOPPER
+    return _WIDE_AMPERE if is_wide else _AMPERE

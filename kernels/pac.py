@@ -118,12 +118,13 @@ def pac(
         and q.dtype == k_buffer.dtype == v_buffer.dtype == out.dtype
         and is_lse(lse, shape[:2])
         and not (config.warp_roles and _begin_anywhere(q, k_buffer, v_buffer, strides))
+        and not (config.warp_roles and shape[2] > 128 and 128 in config.row_tiles)
     ):
         refuse(
             "pac",
             "q and out [rows, Hq, D], k_buffer and v_buffer [num_slots, Hkv, D], of one dtype, the "
             "last dimension contiguous (on Hopper rows that begin at multiples of "
-            f"{_COPIED_BYTES} bytes), and lse [rows, Hq] fp32 contiguous",
+            f"{_COPIED_BYTES} bytes, and no tiles of 128 rows for more than 128 columns), and lse [rows, Hq] fp32 contiguous",
             q=q,
             k_buffer=k_buffer,
             v_buffer=v_buffer,

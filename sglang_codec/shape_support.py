@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sglang_codec.attention_shape import AttentionShape
 
 MAX_GROUP = 16
-GPU_HEAD_DIMS = (64, 128)
+GPU_HEAD_DIMS = (64, 128, 256)
 GPU_DTYPES = ("bfloat16", "float16")
 MIN_INTERPRETED_HEAD_DIM = 16
 
@@ -54,7 +54,7 @@ def _head_dims(shape: AttentionShape, interpreted: bool) -> str | None:
                 f"{MIN_INTERPRETED_HEAD_DIM} up"
             )
     elif dim not in GPU_HEAD_DIMS:
-        return f"head dim {dim}, supported are {' and '.join(map(str, GPU_HEAD_DIMS))}"
+        return f"head dim {dim}, supported are {', '.join(map(str, GPU_HEAD_DIMS))}"
     return None
 
 

@@ -65,7 +65,7 @@ class PrefixSharedDecodeWrapper:
     Args:
         num_qo_heads: query heads, a multiple of `num_kv_heads`; at most 16 per KV head.
         num_kv_heads: KV heads.
-        head_dim: 64 or 128 (on a CPU any power of two from 16).
+        head_dim: 64, 128 or 256 (on a CPU any power of two from 16).
         dtype: of q, K, V and the output: float16 or bfloat16 (on a CPU also float32).
         device: a CUDA device, or "cpu" with TRITON_INTERPRET=1.
         capacity: sizes of the buffers. By default they grow with the plans until ``run`` is

@@ -81,7 +81,7 @@ class Replayed:
         return problem, PrefixForest.from_paths(paths)
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_replay_under_another_plan_equals_eager(head_dim: int, dtype: torch.dtype) -> None:
     captured = Replayed(dtype, head_dim)
     for seed, counts in enumerate([*BATCHES, BATCHES[0]]):

@@ -11,8 +11,8 @@ from triton.experimental.gluon import language as gl
 
 from sglang_codec.kernels.hopper.bundle_repair import repair
 from sglang_codec.kernels.hopper.hand_over import hand_over, rows_of_values, take_over
-from sglang_codec.kernels.hopper.ring import QUERY_BUFFERS, release
-from sglang_codec.kernels.hopper.rows import ROWS, product_layout
+from sglang_codec.kernels.hopper.ring import query_buffers, release
+from sglang_codec.kernels.hopper.rows import ROWS, computing_warpgroups, product_layout
 from sglang_codec.kernels.hopper.steps import Share, places_of, read_steps
 from sglang_codec.kernels.hopper.walk import (
     BUNDLE,
@@ -31,8 +31,11 @@ from sglang_codec.kernels.results import store_partials, store_rows
 def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.constexpr):
     """The role of one computing warpgroup."""
     STAGES: gl.constexpr = VARIANT.STAGES
+    BUFFERS: gl.constexpr = query_buffers(VARIANT.HEAD_DIM)
+    WARPGROUPS: gl.constexpr = computing_warpgroups(VARIANT.HEAD_DIM)
     places = places_of(VARIANT)
-    states = rows_of_values(ring, VARIANT)
+    if WARPGROUPS == 2:
+        states = rows_of_values(ring, VARIANT)
 
     walk = walk_of(given, slot, VARIANT)
     task = task_of(walk, 0)
@@ -45,22 +48,22 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
         is_bundle = task.kind == BUNDLE
         steps = (task.kv_len + ROWS - 1) // ROWS
         base = 0
-        own = (step + WARPGROUP) & 1
-        stride = 2
-        buffer = used % QUERY_BUFFERS
-        phase = (used // QUERY_BUFFERS) & 1
+        own = (step + WARPGROUP) & (WARPGROUPS - 1)
+        stride = WARPGROUPS
+        buffer = used % BUFFERS
+        phase = (used // BUFFERS) & 1
         used += 1
         if is_both:
             base = WARPGROUP * ROWS
             own = 0
             stride = 1
             if WARPGROUP == 1:
-                buffer = used % QUERY_BUFFERS
-                phase = (used // QUERY_BUFFERS) & 1
+                buffer = used % BUFFERS
+                phase = (used // BUFFERS) & 1
             used += 1
-        is_shared = (is_both == 0) & (steps > 1)
+        is_shared = (is_both == 0) & (steps > 1) & (WARPGROUPS > 1)
         # the last step is its own; without steps one of the two stores that nothing was found
-        is_last = is_both | (((step + steps + 1 + WARPGROUP) & 1) == 0)
+        is_last = is_both | (((step + steps + 1 + WARPGROUP) & (WARPGROUPS - 1)) == 0)
         if is_last | is_shared:
             row = batch_rows(given, task, base + places.row, VARIANT)
             share = Share(base, own, stride, buffer, phase)
@@ -70,9 +73,10 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
             if is_last:
                 if steps > 0:
                     release(ring.empty.index(last), is_both)
-                if is_shared:
-                    stage = (step + steps - 2) % STAGES
-                    result, lse = take_over(ring, states, result, lse, stage, shared, VARIANT)
+                if WARPGROUPS == 2:
+                    if is_shared:
+                        stage = (step + steps - 2) % STAGES
+                        result, lse = take_over(ring, states, result, lse, stage, shared, VARIANT)
                 rows = tile_rows(task, base + places.row, kv_head, VARIANT)
                 is_spoiled = 0
                 if is_bundle:
@@ -83,8 +87,8 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
                 if is_spoiled > 0:
                     role_barrier()
                     repair(given, task, kv_head, lse, VARIANT)
-            else:
-                hand_over(ring, states, result, lse, last, shared, VARIANT)
+            elif WARPGROUPS == 2:
+                hand_over(ring, states, result, lse, last // 2, shared, VARIANT)
         step += steps
         shared += is_shared.to(gl.int32)
         task = task1

@@ -15,6 +15,7 @@ from triton.experimental.gluon import language as gl
 from sglang_codec.kernels.hopper.compute import compute
 from sglang_codec.kernels.hopper.loader import load
 from sglang_codec.kernels.hopper.ring import make_ring
+from sglang_codec.kernels.hopper.rows import computing_warpgroups
 from sglang_codec.kernels.hopper.warp_roles import specialize
 
 
@@ -27,11 +28,20 @@ def _pac_hopper_kernel(given, VARIANT: gl.constexpr):
     if VARIANT.EARLY_LAUNCH:
         # everything is read after this, by the other roles too
         tl.extra.cuda.gdc_wait()
-    specialize(
-        [
-            (load, (given, ring, slot, kv_head, VARIANT)),
-            (compute, (given, ring, slot, kv_head, 0, VARIANT)),
-            (compute, (given, ring, slot, kv_head, 1, VARIANT)),
-        ],
-        [4, 4],
-    )
+    if computing_warpgroups(VARIANT.HEAD_DIM) == 1:
+        specialize(
+            [
+                (load, (given, ring, slot, kv_head, VARIANT)),
+                (compute, (given, ring, slot, kv_head, 0, VARIANT)),
+            ],
+            [4],
+        )
+    else:
+        specialize(
+            [
+                (load, (given, ring, slot, kv_head, VARIANT)),
+                (compute, (given, ring, slot, kv_head, 0, VARIANT)),
+                (compute, (given, ring, slot, kv_head, 1, VARIANT)),
+            ],
+            [4, 4],
+        )

@@ -14,11 +14,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from sglang_codec.kernels.hopper.ring import QUERY_BUFFERS
+from sglang_codec.kernels.hopper.ring import place_of, query_buffers
 from sglang_codec.kernels.hopper.rows import (
     LOADING_WARPS,
     ROWS,
     common_factor,
+    computing_warpgroups,
     copied_by,
     copied_from,
     held_by,
@@ -42,6 +43,7 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
     """The role of the loading warps."""
     HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
     STAGES: gl.constexpr = VARIANT.STAGES
+    ALONE: gl.constexpr = computing_warpgroups(HEAD_DIM) == 1
     layout: gl.constexpr = loading_layout(HEAD_DIM, [1, 8])
     rows: gl.constexpr = gl.SliceLayout(1, layout)
     held = held_by(gl.arange(0, ROWS, rows), HEAD_DIM)
@@ -69,30 +71,36 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
 
         at = found.slots
         for start in range(0, task.kv_len, ROWS):
-            stage = step % STAGES
+            k_place, k_uses = place_of(step, 0, VARIANT)
+            v_place, v_uses = place_of(step, 1, VARIANT)
             within = (start + held < task.kv_len)[:, None]
             here = at
             at = _slots(found.index, start + ROWS, rows, VARIANT)
-            mbarrier.wait(ring.empty.index(stage), ((step // STAGES) & 1) ^ 1)
+            if ALONE:
+                mbarrier.wait(ring.empty.index(k_place), k_uses ^ 1)
+            else:
+                mbarrier.wait(ring.empty.index(v_place), v_uses ^ 1)
             if task.kind == BUNDLE:
                 async_copy.async_copy_global_to_shared(
-                    ring.readers.index(stage),
+                    ring.readers.index(step % STAGES),
                     given.bundle_readers_ptr + task.kv_start + start + entry,
                     mask=start + entry < task.kv_len,
                 )
             # beyond the end nothing is loaded: zeros, so a weight of zero never meets a NaN
             async_copy.async_copy_global_to_shared(
-                ring.kv.index(2 * stage),
+                ring.kv.index(k_place),
                 copied_from(k_head_ptr, here, given.k_slot_stride, dim),
                 mask=within,
             )
-            async_copy.mbarrier_arrive(ring.k_full.index(stage), increment_count=False)
+            async_copy.mbarrier_arrive(ring.full.index(k_place), increment_count=False)
+            if ALONE:
+                mbarrier.wait(ring.empty.index(v_place), v_uses ^ 1)
             async_copy.async_copy_global_to_shared(
-                ring.kv.index(2 * stage + 1),
+                ring.kv.index(v_place),
                 copied_from(v_head_ptr, here, given.v_slot_stride, dim),
                 mask=within,
             )
-            async_copy.mbarrier_arrive(ring.v_full.index(stage), increment_count=False)
+            async_copy.mbarrier_arrive(ring.full.index(v_place), increment_count=False)
             step += 1
 
         task, task1, found = task1, task2, found1
@@ -138,8 +146,9 @@ def _loaded_rows(given, task, base: gl.constexpr, rows: gl.constexpr, VARIANT: g
 @gluon.jit
 def _load_queries(given, ring, task, row, tile_row, kv_head, nth, dim, VARIANT: gl.constexpr):
     """Copy 64 query rows of a task to the nth use of a buffer."""
-    buffer = nth % QUERY_BUFFERS
-    mbarrier.wait(ring.q_empty.index(buffer), ((nth // QUERY_BUFFERS) & 1) ^ 1)
+    BUFFERS: gl.constexpr = query_buffers(VARIANT.HEAD_DIM)
+    buffer = nth % BUFFERS
+    mbarrier.wait(ring.q_empty.index(buffer), ((nth // BUFFERS) & 1) ^ 1)
     head = kv_head * VARIANT.GROUP + tile_row % VARIANT.GROUP
     async_copy.async_copy_global_to_shared(
         ring.q.index(buffer),

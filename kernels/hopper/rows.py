@@ -15,6 +15,13 @@ LOADING_WARPS = gl.constexpr(4)
 
 
 @gluon.constexpr_function
+def computing_warpgroups(head_dim):
+    """An output of 256 columns takes half of the registers of a thread, where there are 256 in all:
+    one warpgroup then computes, with as many as a thread can have."""
+    return 2 if head_dim <= 128 else 1
+
+
+@gluon.constexpr_function
 def copied_by(head_dim):
     """Rows of a copy that one instruction of the loading warps writes, and those of each thread."""
     rows = 32 * LOADING_WARPS.value // (head_dim // 8)  # 16 bytes a thread

@@ -14,8 +14,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from sglang_codec.kernels.hopper.ring import release
-from sglang_codec.kernels.hopper.rows import ROWS, held_by, product_layout
+from sglang_codec.kernels.hopper.ring import place_of, release
+from sglang_codec.kernels.hopper.rows import ROWS, computing_warpgroups, held_by, product_layout
 from sglang_codec.kernels.softmax import softmax_step
 
 
@@ -64,13 +64,14 @@ def places_of(VARIANT: gl.constexpr):
 def read_steps(
     given, ring, task, share, places, step, steps, is_both, is_bundle, VARIANT: gl.constexpr
 ):
-    """Output ``[64, D]`` and LSE ``[64]`` from a share's steps, and the stage of the last one.
+    """Output ``[64, D]`` and LSE ``[64]`` from a share's steps, and where V of the last one is.
 
-    That step is not let go of; the queries are. `step` is the first of the task, of `steps`.
+    That is not let go of; the queries are. `step` is the first of the task, of `steps`.
     """
     HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
     STAGES: gl.constexpr = VARIANT.STAGES
     TOKENS: gl.constexpr = tokens_at_once(VARIANT.EXACT_WEIGHTS)
+    ALONE: gl.constexpr = computing_warpgroups(HEAD_DIM) == 1
     of_values: gl.constexpr = product_layout(HEAD_DIM)
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, of_values, 2)
     of_scores: gl.constexpr = product_layout(TOKENS)
@@ -83,15 +84,15 @@ def read_steps(
     accumulator = warpgroup_mma_init(gl.zeros([ROWS, HEAD_DIM], gl.float32, of_values))
     mbarrier.wait(ring.q_full.index(share.buffer), share.phase)
     q = ring.q.index(share.buffer)
-    last = (step + share.own) % STAGES  # stage of the step before
+    last, _ = place_of(step + share.own, 1, VARIANT)  # where V of the step before is
     for nth in range(share.own, steps, share.stride):
         my_step = step + nth
-        stage = my_step % STAGES
-        phase = (my_step // STAGES) & 1
-        mbarrier.wait(ring.k_full.index(stage), phase)
+        k_place, k_uses = place_of(my_step, 0, VARIANT)
+        v_place, v_uses = place_of(my_step, 1, VARIANT)
+        mbarrier.wait(ring.full.index(k_place), k_uses)
         fence_async_shared()
         for half in gl.static_range(ROWS // TOKENS):
-            k = ring.kv.index(2 * stage).slice(half * TOKENS, TOKENS)
+            k = ring.kv.index(k_place).slice(half * TOKENS, TOKENS)
             pending = warpgroup_mma(
                 q, k.permute((1, 0)), places.no_scores, use_acc=False, is_async=True
             )
@@ -99,9 +100,11 @@ def read_steps(
             if half == 0:
                 if nth > share.own:
                     release(ring.empty.index(last), is_both)
-                last = stage
+                last = v_place
+            if ALONE and half == ROWS // TOKENS - 1:
+                release(ring.empty.index(k_place), False)
             if is_bundle:
-                readers = ring.readers.index(stage).slice(half * TOKENS, TOKENS)
+                readers = ring.readers.index(my_step % STAGES).slice(half * TOKENS, TOKENS)
                 readers = readers.load(gl.SliceLayout(0, of_scores))
                 seen = (query[:, None] >= (readers & 0xFFFF)[None, :]) & (
                     query[:, None] < (readers >> 16)[None, :]
@@ -117,9 +120,9 @@ def read_steps(
             values = values * gl.convert_layout(rescale, values_rows)[:, None]
             rounded = weights.to(dtype)
             if half == 0:
-                mbarrier.wait(ring.v_full.index(stage), phase)
+                mbarrier.wait(ring.full.index(v_place), v_uses)
                 fence_async_shared()
-            v = ring.kv.index(2 * stage + 1).slice(half * TOKENS, TOKENS)
+            v = ring.kv.index(v_place).slice(half * TOKENS, TOKENS)
             accumulator = warpgroup_mma(
                 gl.convert_layout(rounded, weights_layout), v, values, is_async=True
             )
@@ -129,7 +132,7 @@ def read_steps(
                     gl.convert_layout(rest, weights_layout), v, accumulator, is_async=True
                 )
     values = warpgroup_mma_wait(0, deps=(accumulator,))
-    if is_both | (steps < 2):
+    if is_both | (steps < 2) | ALONE:
         mbarrier.arrive(ring.q_empty.index(share.buffer), count=2)
     else:
         mbarrier.arrive(ring.q_empty.index(share.buffer), count=1)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from sglang_codec.kernels.hopper.rows import ROWS
 from sglang_codec.kernels.records import ALIGNED_ENTRIES, SLOT_INTS, TASK_INTS
 
 SMALL, LARGE, BUNDLE = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)  # the classes of tasks
@@ -49,13 +50,18 @@ def walk_of(given, slot, VARIANT: gl.constexpr):
     bounds = given.plan_ptr + slot * SLOT_INTS
     small = gl.load(bounds, eviction_policy=KEPT)
     small_end = gl.load(bounds + 1, eviction_policy=KEPT)
-    large = gl.load(bounds + 2, eviction_policy=KEPT)
-    large_end = gl.load(bounds + 3, eviction_policy=KEPT)
+    large = small
+    large_end = small
     bundle = small
     bundle_end = small
-    if len(VARIANT.CLASSES) == 3:
-        bundle = gl.load(bounds + 4, eviction_policy=KEPT)
-        bundle_end = gl.load(bounds + 5, eviction_policy=KEPT)
+    for i in gl.static_range(len(VARIANT.CLASSES)):
+        at = bounds + 2 * VARIANT.CLASSES[i][0]
+        if VARIANT.CLASSES[i][3]:
+            bundle = gl.load(at, eviction_policy=KEPT)
+            bundle_end = gl.load(at + 1, eviction_policy=KEPT)
+        elif VARIANT.CLASSES[i][1] > ROWS:
+            large = gl.load(at, eviction_policy=KEPT)
+            large_end = gl.load(at + 1, eviction_policy=KEPT)
     last_large = large_end - large
     last_bundle = last_large + bundle_end - bundle
     total = last_bundle + small_end - small

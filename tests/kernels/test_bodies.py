@@ -19,7 +19,6 @@ from sglang_codec.testing import (
     with_slots,
 )
 
-SHAPE = AttentionShape.plain(32, 8, 128)
 pytestmark = pytest.mark.cuda
 
 KV_HEADS, PADDING, HEADROOM = 2, 3, 2
@@ -31,14 +30,25 @@ BATCHES: dict[str, Counts] = {
     ],
     "many parts": [[("long", 9000), (f"tail {row}", 1)] for row in range(2)],
 }
-SHAPES = {"exact weights": (2, 64), "group of 4": (4, 128)}
+SHAPES = {
+    "exact weights": (2, 64),
+    "group of 4": (4, 128),
+    "256 columns": (8, 256),
+    "256 columns, exact weights": (1, 256),
+}
 
 
 @pytest.fixture(params=[True, False], ids=["warp roles", "plain"])
-def config(request: pytest.FixtureRequest, device: torch.device) -> LaunchConfig:
+def roles(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+def config_for(device: torch.device, roles: bool, group: int, head_dim: int) -> LaunchConfig:
+    """The configuration of this GPU for a shape, with or without warp roles."""
+    shape = AttentionShape.plain(KV_HEADS * group, KV_HEADS, head_dim)
     capability = torch.cuda.get_device_capability(device)
-    config = launch_config(capability, SHAPE, warp_roles=request.param)
-    if config.warp_roles != request.param:
+    config = launch_config(capability, shape, warp_roles=roles)
+    if config.warp_roles != roles:
         pytest.skip("this GPU has no warp roles")
     return config
 
@@ -46,9 +56,10 @@ def config(request: pytest.FixtureRequest, device: torch.device) -> LaunchConfig
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", BATCHES)
 def test_a_padded_step_of_growing_rows(
-    name: str, shape: str, config: LaunchConfig, device: torch.device, dtype: torch.dtype
+    name: str, shape: str, roles: bool, device: torch.device, dtype: torch.dtype
 ) -> None:
     counts, (group, head_dim) = BATCHES[name], SHAPES[shape]
+    config = config_for(device, roles, group, head_dim)
     rows = len(counts)
     paths = with_slots([*counts, [("new", rows)]], seed=6)
     problem = make_problem(
@@ -74,13 +85,14 @@ def test_a_padded_step_of_growing_rows(
     assert (out[rows:] == 0).all()
 
 
+@pytest.mark.parametrize("head_dim", [64, 256])
 def test_a_nan_stays_with_its_row(
-    config: LaunchConfig, device: torch.device, dtype: torch.dtype
+    head_dim: int, roles: bool, device: torch.device, dtype: torch.dtype
 ) -> None:
+    config = config_for(device, roles, 4, head_dim)
     paths = with_slots(BATCHES["bundles"], seed=2)
-    problem = make_problem(
-        paths, num_qo_heads=8, num_kv_heads=2, head_dim=64, dtype=dtype, device=device
-    )
+    heads = {"num_qo_heads": 4 * KV_HEADS, "num_kv_heads": KV_HEADS, "head_dim": head_dim}
+    problem = make_problem(paths, **heads, dtype=dtype, device=device)
     problem.v_buffer[problem.rows[17][-1]] = float("nan")
     out, _ = plan_batch(paths, problem, config=config).attend(problem)
     assert out[17].isnan().all()

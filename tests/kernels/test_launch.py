@@ -18,7 +18,7 @@ ROLES = launch_config((9, 0), SHAPE)
     [
         ({"tiles": (Tile(64, 64), Tile(64, 64))}, "increasing rows"),
         ({"tiles": (Tile(16, 64), Tile(64, 64))}, "64 and 128 rows"),
-        ({"tiles": (Tile(64, 64),)}, "64 and 128 rows"),
+        ({"tiles": (Tile(128, 64),)}, "64 and 128 rows"),
         ({"bundle": Tile(32, 64)}, "bundles of 64"),
         ({"tiles": (Tile(64, 64), Tile(128, 32))}, "steps of 64 KV tokens"),
         ({"bundle": Tile(64, 32)}, "steps of 64 KV tokens"),
@@ -30,6 +30,15 @@ def test_warp_roles_refuse_what_their_kernel_does_not_have(
     assert ROLES.warp_roles
     with pytest.raises(ValueError, match=problem):
         dataclasses.replace(ROLES, **change)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
+def test_wide_heads_have_no_large_tile_where_one_warpgroup_computes(
+    capability: tuple[int, int],
+) -> None:
+    wide = launch_config(capability, AttentionShape.plain(32, 8, 256))
+    assert wide != launch_config(capability, SHAPE)
+    assert not (wide.warp_roles and 128 in wide.row_tiles)
 
 
 def test_bundles_are_optional() -> None:

@@ -102,7 +102,7 @@ def test_every_gqa_group(group: int, device: torch.device, dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("head_dim", [32, 64, 128, 256])
 def test_every_dtype_and_head_dim(head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
     if device.type == "cuda" and (head_dim == 32 or dtype == torch.float32):
         pytest.skip("CPU only")

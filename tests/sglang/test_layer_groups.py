@@ -47,7 +47,7 @@ def test_layers_of_equal_shape_are_a_group_and_the_largest_comes_first() -> None
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"head_dim": 96}, ["head dim 96", "64 and 128"]),
+        ({"head_dim": 96}, ["head dim 96", "64, 128, 256"]),
         ({"head_dim": 128, "v_head_dim": 64}, ["v_head_dim 64", "128"]),
         ({"heads": 32, "kv_heads": 1}, ["32 query heads", "limit is 16"]),
         ({"heads": 6, "kv_heads": 4}, ["6 query heads", "4 KV heads"]),

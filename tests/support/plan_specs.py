@@ -13,7 +13,7 @@ SHAPES = st.builds(
     AttentionShape.plain,
     num_qo_heads=st.sampled_from((8, 16, 32, 56, 64, 128)),
     num_kv_heads=st.just(8),
-    head_dim=st.sampled_from((64, 128)),
+    head_dim=st.sampled_from((64, 128, 256)),
     dtype=st.sampled_from(("bfloat16", "float32")),
 )
 SPECS = st.builds(
