@@ -150,7 +150,7 @@ class Planner:
         """`steps` steps, a plan for the first of them; KV tokens of all of them."""
         totals = self.totals
         totals.steps, totals.plans = totals.steps + steps, totals.plans + 1
-        totals.plan_seconds += 0.002
+        totals.send_seconds += 0.002
         totals.kv_tokens_read += read
         totals.kv_tokens_stock += stock
         self.made = (SimpleNamespace(packed=SimpleNamespace(num_shared=steps, depth=3)),)
