@@ -31,32 +31,40 @@ _UNPLACED = -2
 
 
 class _Node:
-    """A tree node at which paths end or may part: `rows` end here, `below` are the next such nodes.
+    """A tree node at which paths end or may part.
 
+    `count`: rows that end here, and nodes in `below`, the next such ones. It is shared if there are
+    two: then two rows pass, and not the same ones as the next node below.
     `place`: its index in the paths that were read last, or that of the next one above if this one
     is not in them. `seen`: the read that last looked at what lies between it and `above`.
     """
 
-    __slots__ = ("above", "below", "end", "key", "place", "rows", "seen")
+    __slots__ = ("above", "below", "count", "end", "key", "place", "seen")
 
     def __init__(self, key: Hashable, end: int, above: _Node | None, seen: int) -> None:
         self.key, self.end, self.above, self.seen = key, end, above, seen
-        self.below: dict[_Node, None] = {}
-        self.rows = 0
-        self.place = -1
+        self.count, self.place = 0, -1
+        # most nodes are the ends of a row of its own, and never have one
+        self.below: dict[_Node, None] | None = None
         if above is not None:
             self.place = above.place
-            above.below[self] = None
+            self._hang()
 
-    @property
-    def is_shared(self) -> bool:
-        """Two rows pass, and not the same ones as the next node below."""
-        return self.rows + len(self.below) > 1
+    def _hang(self) -> None:
+        above = self.above
+        above.count += 1
+        if above.below is None:
+            above.below = {}
+        above.below[self] = None
 
     def move_below(self, above: _Node) -> None:
-        del self.above.below[self]
+        self.take_off()
         self.above = above
-        above.below[self] = None
+        self._hang()
+
+    def take_off(self) -> None:
+        del self.above.below[self]
+        self.above.count -= 1
 
 
 class KeptPaths:
@@ -73,7 +81,7 @@ class KeptPaths:
         self._nodes: dict[Hashable, _Node] = {}
         self._states: dict[ref[Any], RowState] = {}
         self._ends: dict[ref[Any], _Node] = {}
-        self._parent = self._end = np.zeros(0, np.int32)
+        self._paths, self._places = RadixPaths.private(0), []
         self._is_laid_out = True
 
     def knows_any(self, requests: Sequence[ref[Any]]) -> bool:
@@ -81,16 +89,22 @@ class KeptPaths:
         return any(map(self._ends.__contains__, requests))
 
     def read(self, requests: Sequence[ref[Any]], states: Sequence[RowState]) -> RadixPaths:
-        """The paths of these requests' rows: proven nodes that two of them at least pass."""
+        """The paths of these requests' rows: proven nodes that two of them at least pass.
+
+        Those of the last read, the very object, if they are the same.
+        """
         try:
             ends = self._update(requests, states)
         except BaseException:
             self._forget_all()
             raise
+        laid_out = (self._paths.parent, self._paths.end)
         if not self._is_laid_out:
-            self._lay_out(ends)
-        leaf = np.array([end.place for end in ends], np.int32)
-        return RadixPaths(self._parent, self._end, leaf)
+            laid_out = self._lay_out(ends)
+        places = [end.place for end in ends]
+        if laid_out[1] is not self._paths.end or places != self._places:
+            self._paths, self._places = RadixPaths(*laid_out, np.array(places, np.int32)), places
+        return self._paths
 
     def _update(self, requests: Sequence[ref[Any]], states: Sequence[RowState]) -> Sequence[_Node]:
         """Forget who has left, then read who has joined; where each row's path ends now."""
@@ -112,46 +126,53 @@ class KeptPaths:
         return list(map(self._ends.__getitem__, requests))
 
     def _join(self, request: ref[Any], state: RowState, key: Hashable, chain: Chain) -> None:
-        owned_by_tree = state[1]
-        above = self._known(chain.above)
-        links = _proven(chain.links, above.end, owned_by_tree)
-        is_whole = len(links) == len(chain.links) and above.end <= owned_by_tree
-        if not is_whole:
+        (known, links), owned_by_tree = chain, state[1]
+        above = self._known(known)
+        end, is_whole = above.end, True
+        for _, length, on_device, _ in links:
+            end += length
+            is_whole &= on_device
+        if is_whole := is_whole and end <= owned_by_tree:
+            node = self._insert(above, links, looked_at=True) if links else above
+        else:
             # what is off the device, or not the tree's, may be proven later: read it each time
-            state = ()
-            (chain,) = self._reader.chains([key], ())
-            links = _proven(chain.links, 0, owned_by_tree)
-            known = [place for place, link in enumerate(links) if link.key in self._nodes]
-            above = self._nodes[links[known[-1]].key] if known else self._root
-            links = links[known[-1] + 1 :] if known else links
-        node = self._insert(above, links, looked_at=is_whole)
-        was_shared = node.is_shared
-        node.rows += 1
-        self._note(node, was_shared)
+            state, node = (), self._insert_proven(key, owned_by_tree)
+        node.count += 1
+        if node.count == 2:
+            self._is_laid_out = False
         self._states[request], self._ends[request] = state, node
+
+    def _insert_proven(self, key: Hashable, owned_by_tree: int) -> _Node:
+        """The last node on the way to `key` that lies on the device and is the tree's."""
+        ((_, links),) = self._reader.chains([key], ())
+        above, end, proven = self._root, 0, []
+        for link in reversed(links):
+            end += link[1]
+            if not link[2] or end > owned_by_tree:
+                break
+            proven.append(link)
+            if link[0] in self._nodes:
+                above, proven = self._nodes[link[0]], []
+        return self._insert(above, proven[::-1], looked_at=False) if proven else above
 
     def _insert(self, above: _Node, links: Sequence[Link], *, looked_at: bool) -> _Node:
         """The node at the end of `links`, which follow `above`.
 
         `looked_at`: nodes that were read just now already show that a path ends here.
         """
-        was_shared = above.is_shared
-        node, end, parts = above, above.end, False
-        for link in links:
-            end += link.length
-            is_last = link is links[-1]
-            if is_last or self._may_part_at(link):
-                node = self._nodes[link.key] = _Node(link.key, end, node, self._reads)
-                parts |= link.children > (not is_last)
-        self._note(above, was_shared)
+        node, end, parts, last = above, above.end, False, links[0]
+        for link in reversed(links):
+            key, length, _, children = link
+            end += length
+            if link is last or children > 1 or key in self._ends_now:
+                node = self._nodes[key] = _Node(key, end, node, self._reads)
+                parts |= children > (link is not last)
+        if above.count == 2:
+            self._is_laid_out = False
         if parts:
             old = [one for one in above.below if one.seen != self._reads or not looked_at]
             self._look_again(above, old)
         return node
-
-    def _may_part_at(self, link: Link) -> bool:
-        """Whether another path may leave this one, or end, at `link`."""
-        return link.children > 1 or link.key in self._ends_now
 
     def _known(self, key: Hashable | None) -> _Node:
         return self._root if key is None else self._nodes[key]
@@ -161,53 +182,47 @@ class KeptPaths:
         if not below:
             return
         chains = self._reader.chains_above([node.key for node in below], self._nodes)
-        for node, chain in zip(below, chains, strict=True):
+        for node, (known, links) in zip(below, chains, strict=True):
             node.seen = self._reads
-            last = self._known(chain.above)
+            last = self._known(known)
             end = last.end
-            for link in chain.links:
-                end += link.length
-                if self._may_part_at(link):
-                    last = self._nodes[link.key] = _Node(link.key, end, last, self._reads)
+            for key, length, _, children in reversed(links):
+                end += length
+                if children > 1 or key in self._ends_now:
+                    last = self._nodes[key] = _Node(key, end, last, self._reads)
             if last is not node.above:
                 node.move_below(last)
                 self._is_laid_out = False
 
     def _leave(self, node: _Node) -> None:
-        was_shared = node.is_shared
-        node.rows -= 1
-        self._note(node, was_shared)
-        while node is not self._root and not node.rows and not node.below:
-            above = node.above
-            was_shared = above.is_shared
-            del above.below[node], self._nodes[node.key]
-            self._note(above, was_shared)
-            node = above
-
-    def _note(self, node: _Node, was_shared: bool) -> None:
-        if node is not self._root and node.is_shared != was_shared:
+        node.count -= 1
+        while not node.count and node is not self._root:
+            node.take_off()
+            del self._nodes[node.key]
+            node = node.above
+        if node.count == 1:
             self._is_laid_out = False
 
-    def _lay_out(self, ends: Sequence[_Node]) -> None:
+    def _lay_out(self, ends: Sequence[_Node]) -> tuple[np.ndarray, np.ndarray]:
         """Number the shared nodes as the rows come by them, so that equal paths look the same."""
         for node in self._nodes.values():
             node.place = _UNPLACED
-        parent: list[int] = []
-        end: list[int] = []
+        parents: list[int] = []
+        reaches: list[int] = []
         for node in ends:
             path = []
             while node.place == _UNPLACED:
                 path.append(node)
                 node = node.above
+            place = node.place
             for below in reversed(path):
-                below.place = node.place
-                if below.is_shared:
-                    parent.append(node.place)
-                    end.append(below.end)
-                    below.place = len(end) - 1
-                node = below
-        self._parent, self._end = np.array(parent, np.int32), np.array(end, np.int32)
+                if below.count > 1:
+                    parents.append(place)
+                    reaches.append(below.end)
+                    place = len(reaches) - 1
+                below.place = place
         self._is_laid_out = True
+        return np.array(parents, np.int32), np.array(reaches, np.int32)
 
 
 class KeptBatches:
@@ -231,15 +246,6 @@ class KeptBatches:
             self._kept.remove(kept)
             self._kept.insert(0, kept)
         return kept.read(requests, rows)
-
-
-def _proven(links: Sequence[Link], start: int, owned_by_tree: int) -> Sequence[Link]:
-    """The first links, from token `start` on, that lie on the device and are the tree's."""
-    for place, link in enumerate(links):
-        start += link.length
-        if not link.on_device or start > owned_by_tree:
-            return links[:place]
-    return links
 
 
 def _alive(handle: Any) -> Any:

@@ -9,7 +9,7 @@ from sglang_codec.planning.compiled import Entry, compiled
 from sglang_codec.planning.packing import Places, pack, put, put_pieces
 from sglang_codec.planning.reading import Reading, given_reading
 from sglang_codec.planning.schedules import Schedule, schedule_reading
-from sglang_codec.planning.structure import Forest, depth_of, forest_of
+from sglang_codec.planning.structure import Forest, are_paths, depth_of, forest_of
 from sglang_codec.planning.tables import MACHINE, NODE, RUN, SPAN, ints, view
 from sglang_codec.planning.ways import plan_forest
 
@@ -36,10 +36,12 @@ REPORT = (
 
 def _build_forest(
     parent: np.ndarray, end: np.ndarray, leaf: np.ndarray, lengths: np.ndarray, private_tokens: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Radix paths -> `order`, int64 ``[B]``, and the fields of each `NODE`, int64."""
+) -> tuple[bool, np.ndarray, np.ndarray]:
+    """Radix paths -> if they are any, `order`, int64 ``[B]``, and each `NODE`'s fields, int64."""
+    if not are_paths(parent, end, leaf, lengths):
+        return False, ints(0), ints(0)
     forest = forest_of(parent, end, leaf, lengths, private_tokens)
-    return forest.order, view(forest.nodes, np.int64)
+    return True, forest.order, view(forest.nodes, np.int64)
 
 
 def _plan(

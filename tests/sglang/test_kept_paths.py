@@ -138,7 +138,7 @@ EVENT = st.one_of(
 
 
 @pytest.mark.parametrize("kind", ["nodes", "path info"])
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(EVENT, min_size=2, max_size=20))
 def test_kept_paths_are_those_of_the_tree(kind: str, events: list[tuple[str, Any, bool]]) -> None:
     tree = Tree()
