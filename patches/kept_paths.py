@@ -48,23 +48,18 @@ class _Node:
         self.below: dict[_Node, None] | None = None
         if above is not None:
             self.place = above.place
-            self._hang()
+            self.hang_below(above)
 
-    def _hang(self) -> None:
-        above = self.above
+    def hang_below(self, above: _Node) -> None:
+        self.above = above
         above.count += 1
         if above.below is None:
             above.below = {}
         above.below[self] = None
 
-    def move_below(self, above: _Node) -> None:
-        self.take_off()
-        self.above = above
-        self._hang()
-
     def take_off(self) -> None:
-        del self.above.below[self]
         self.above.count -= 1
+        del self.above.below[self]
 
 
 class KeptPaths:
@@ -126,17 +121,17 @@ class KeptPaths:
         return list(map(self._ends.__getitem__, requests))
 
     def _join(self, request: ref[Any], state: RowState, key: Hashable, chain: Chain) -> None:
-        (known, links), owned_by_tree = chain, state[1]
-        above = self._known(known)
-        end, is_whole = above.end, True
+        known, links = chain
+        node = self._root if known is None else self._nodes[known]
+        end, is_whole = node.end, True
         for _, length, on_device, _ in links:
             end += length
             is_whole &= on_device
-        if is_whole := is_whole and end <= owned_by_tree:
-            node = self._insert(above, links, looked_at=True) if links else above
-        else:
+        if not is_whole or end > state[1]:
             # what is off the device, or not the tree's, may be proven later: read it each time
-            state, node = (), self._insert_proven(key, owned_by_tree)
+            state, node = (), self._insert_proven(key, state[1])
+        elif links:
+            node = self._insert(node, links, looked_at=True)
         node.count += 1
         if node.count == 2:
             self._is_laid_out = False
@@ -174,9 +169,6 @@ class KeptPaths:
             self._look_again(above, old)
         return node
 
-    def _known(self, key: Hashable | None) -> _Node:
-        return self._root if key is None else self._nodes[key]
-
     def _look_again(self, above: _Node, below: Sequence[_Node]) -> None:
         """Insert the nodes that splits have put between `above` and these nodes below it."""
         if not below:
@@ -184,14 +176,15 @@ class KeptPaths:
         chains = self._reader.chains_above([node.key for node in below], self._nodes)
         for node, (known, links) in zip(below, chains, strict=True):
             node.seen = self._reads
-            last = self._known(known)
+            last = self._root if known is None else self._nodes[known]
             end = last.end
             for key, length, _, children in reversed(links):
                 end += length
                 if children > 1 or key in self._ends_now:
                     last = self._nodes[key] = _Node(key, end, last, self._reads)
             if last is not node.above:
-                node.move_below(last)
+                node.take_off()
+                node.hang_below(last)
                 self._is_laid_out = False
 
     def _leave(self, node: _Node) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,22 +17,23 @@ from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import SPAN_INTS
 from sglang_codec.profiled import profiled
 
-# of a batch without rows; nothing in it can outgrow its room
-_MOST_STEPS = 2**31 - 1
-
 
 class StepTimes:
     """Host seconds of the latest step's way to the device; each stage begins where one ended."""
 
-    __slots__ = ("_ended", "make", "read", "send")
+    __slots__ = ("_ended", "clock", "make", "read", "send")
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self.start()
 
     def start(self) -> None:
         self.read = self.make = self.send = 0.0
-        self._ended = time.perf_counter()
+        self._ended = self.clock()
 
     def end(self, stage: str) -> None:
         """`stage` is ``read``, ``make`` or ``send``."""
-        now = time.perf_counter()
+        now = self.clock()
         setattr(self, stage, now - self._ended)
         self._ended = now
 
@@ -230,9 +231,8 @@ class BatchPlanner:
             weight * (one.kv_tokens_stock - one.kv_tokens_read)
             for weight, one in zip(self._weights, packed, strict=True)
         )
-        room = (int((one.max_lengths - lengths).min(initial=_MOST_STEPS)) for one in packed)
-        held = int(lengths.sum())
-        return _Live(None, paths, made, saved // sum(self._weights), min(room), held), []
+        room, held = min(one.room for one in packed), packed[0].kv_tokens_stock
+        return _Live(None, paths, made, saved // sum(self._weights), room, held), []
 
     def _live_plan(self, signature: Hashable, lengths: np.ndarray) -> _Live | None:
         """The plan that serves this very batch, if there is one."""

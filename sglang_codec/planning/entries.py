@@ -31,7 +31,10 @@ REPORT = (
     "num_parts",
     "kv_entries",
     "bundle_entries",
+    "kv_tokens_stock",
+    "room",  # see `PackedPlan`
 )
+MOST_ROOM = 2**31 - 1  # of a plan without rows
 
 
 def _build_forest(
@@ -92,9 +95,12 @@ def _plan(
             report[0] = 0
             return False, nothing, no_us
     _report(forest, reading, best, plan, report)
+    tokens, least = 0, MOST_ROOM
     for row in range(len(lengths)):
-        grows = reading.append_base[row] >= 0
-        max_lengths[row] = lengths[row] + (machine.headroom if grows else 0)
+        room = machine.headroom if reading.append_base[row] >= 0 else 0
+        max_lengths[row] = lengths[row] + room
+        tokens, least = tokens + lengths[row], min(least, room)
+    report[15], report[16] = tokens, least
     if len(places):
         return True, nothing, no_us
     return True, *_arrays(forest, reading, plan, machine)

@@ -141,8 +141,9 @@ class Planner:
             num_spans=report["num_spans"],
             longest_span=report["longest_span"],
             kv_tokens_read=report["kv_tokens_read"],
-            kv_tokens_stock=int(arrays[-1].sum()),
+            kv_tokens_stock=report["kv_tokens_stock"],
             max_lengths=max_lengths,
+            room=report["room"],
             num_shared=report["num_shared"],
             depth=report["depth"],
         )
