@@ -22,10 +22,10 @@ from sglang_codec.patches.tree_readers import Chain, Link, TreeReader
 from sglang_codec.planning.paths import RadixPaths
 
 # of all rows: requests, tree handles, tree-owned tokens, `req_to_token` rows, retractions. By
-# column, because comparing five long tuples takes half the time of comparing many short ones.
+# column: what is the same object in the same column is compared without being looked at, and a
+# server has other things in its caches than what a batch holds. Requests and tree nodes are weak
+# references.
 RowStates = tuple[tuple[Any, ...], ...]
-# one row's, without the request; requests and tree nodes are held by weak references
-RowState = tuple[Any, ...]
 
 _UNPLACED = -2
 
@@ -74,68 +74,86 @@ class KeptPaths:
         self._ends_now: set[Hashable | None] = set()  # where the rows end that are being read
         self._root = _Node(None, 0, None, 0)
         self._nodes: dict[Hashable, _Node] = {}
-        self._states: dict[ref[Any], RowState] = {}
-        self._ends: dict[ref[Any], _Node] = {}
-        self._paths, self._places = RadixPaths.private(0), []
+        # of the rows that were read last; `_unsure` are those that are read each time
+        self._requests: tuple[Any, ...] = ()
+        self._columns: Sequence[tuple[Any, ...]] = ()
+        self._ends: list[_Node] = []
+        self._unsure: set[Any] = set()
+        self._paths = RadixPaths.private(0)
+        self._lists: tuple[list[int], list[int], list[int]] = ([], [], [])  # what is in `_paths`
         self._is_laid_out = True
 
     def knows_any(self, requests: Sequence[ref[Any]]) -> bool:
         """Whether any of these was in the batch that was read last."""
-        return any(map(self._ends.__contains__, requests))
+        return not set(map(id, self._requests)).isdisjoint(map(id, requests))
 
-    def read(self, requests: Sequence[ref[Any]], states: Sequence[RowState]) -> RadixPaths:
+    def read(
+        self, requests: tuple[ref[Any], ...], columns: Sequence[tuple[Any, ...]]
+    ) -> RadixPaths:
         """The paths of these requests' rows: proven nodes that two of them at least pass.
 
         Those of the last read, the very object, if they are the same.
+
+        Args:
+            columns: the others of `RowStates`.
         """
         try:
-            ends = self._update(requests, states)
+            self._ends = ends = self._update(requests, columns)
         except BaseException:
             self._forget_all()
             raise
-        laid_out = (self._paths.parent, self._paths.end)
-        if not self._is_laid_out:
-            laid_out = self._lay_out(ends)
-        places = [end.place for end in ends]
-        if laid_out[1] is not self._paths.end or places != self._places:
-            self._paths, self._places = RadixPaths(*laid_out, np.array(places, np.int32)), places
+        self._requests, self._columns = requests, columns
+        parent, end, _ = self._lists if self._is_laid_out else (*self._lay_out(ends), None)
+        lists = (parent, end, [end.place for end in ends])
+        if lists != self._lists:
+            self._lists = lists
+            self._paths = RadixPaths(*(np.array(one, np.int32) for one in lists))
         return self._paths
 
-    def _update(self, requests: Sequence[ref[Any]], states: Sequence[RowState]) -> Sequence[_Node]:
+    def _update(
+        self, requests: tuple[ref[Any], ...], columns: Sequence[tuple[Any, ...]]
+    ) -> list[_Node]:
         """Forget who has left, then read who has joined; where each row's path ends now."""
         self._reads += 1
-        before = map(self._states.get, requests)
-        joined = list(compress(range(len(states)), map(ne, states, before)))
-        left = [requests[row] for row in joined if requests[row] in self._ends]
-        if len(self._ends) - len(left) > len(states) - len(joined):
-            left.extend(self._ends.keys() - requests)
-        for request in left:
-            del self._states[request]
-            self._leave(self._ends.pop(request))
+        before, left = _rows_before(requests, self._requests)
+        joined = {row for row, was in enumerate(before) if was < 0}
+        if len(joined) < len(requests):
+            for now, was in zip(columns, self._columns, strict=True):
+                then = tuple([was[row] for row in before])
+                if then != now:
+                    joined.update(compress(range(len(now)), map(ne, now, then)))
+        if self._unsure:
+            joined.update(row for row, one in enumerate(requests) if one in self._unsure)
+            self._unsure = set()
+        for was in (*left, *(before[row] for row in joined if before[row] >= 0)):
+            self._leave(self._ends[was])
+        ends = [self._ends[was] if was >= 0 else self._root for was in before]
         if joined:
-            keys = self._reader.keys([_alive(states[row][0]) for row in joined])
+            rows, (handles, owned, *_) = sorted(joined), columns
+            keys = self._reader.keys([_alive(handles[row]) for row in rows])
             self._ends_now = set(keys)
             chains = self._reader.chains(keys, self._nodes)
-            for row, key, chain in zip(joined, keys, chains, strict=True):
-                self._join(requests[row], states[row], key, chain)
-        return list(map(self._ends.__getitem__, requests))
+            for row, key, chain in zip(rows, keys, chains, strict=True):
+                ends[row] = self._join(requests[row], owned[row], key, chain)
+        return ends
 
-    def _join(self, request: ref[Any], state: RowState, key: Hashable, chain: Chain) -> None:
+    def _join(self, request: ref[Any], owned: int, key: Hashable, chain: Chain) -> _Node:
         known, links = chain
         node = self._root if known is None else self._nodes[known]
         end, is_whole = node.end, True
         for _, length, on_device, _ in links:
             end += length
             is_whole &= on_device
-        if not is_whole or end > state[1]:
+        if not is_whole or end > owned:
             # what is off the device, or not the tree's, may be proven later: read it each time
-            state, node = (), self._insert_proven(key, state[1])
+            self._unsure.add(request)
+            node = self._insert_proven(key, owned)
         elif links:
             node = self._insert(node, links, looked_at=True)
         node.count += 1
         if node.count == 2:
             self._is_laid_out = False
-        self._states[request], self._ends[request] = state, node
+        return node
 
     def _insert_proven(self, key: Hashable, owned_by_tree: int) -> _Node:
         """The last node on the way to `key` that lies on the device and is the tree's."""
@@ -196,7 +214,7 @@ class KeptPaths:
         if node.count == 1:
             self._is_laid_out = False
 
-    def _lay_out(self, ends: Sequence[_Node]) -> tuple[np.ndarray, np.ndarray]:
+    def _lay_out(self, ends: Sequence[_Node]) -> tuple[list[int], list[int]]:
         """Number the shared nodes as the rows come by them, so that equal paths look the same."""
         for node in self._nodes.values():
             node.place = _UNPLACED
@@ -215,7 +233,7 @@ class KeptPaths:
                     place = len(reaches) - 1
                 below.place = place
         self._is_laid_out = True
-        return np.array(parents, np.int32), np.array(reaches, np.int32)
+        return parents, reaches
 
 
 class KeptBatches:
@@ -232,13 +250,35 @@ class KeptBatches:
     def read(self, states: RowStates) -> RadixPaths:
         """The paths of the rows with these states."""
         requests, handles, *others = states
-        rows = list(zip(self.reader.resolved(handles), *others, strict=True))
         kept = self._kept[0]
         if len(self._kept) > 1:
             kept = next((one for one in self._kept if one.knows_any(requests)), self._kept[-1])
             self._kept.remove(kept)
             self._kept.insert(0, kept)
-        return kept.read(requests, rows)
+        return kept.read(requests, (tuple(self.reader.resolved(handles)), *others))
+
+
+def _rows_before(
+    now: tuple[ref[Any], ...], before: tuple[ref[Any], ...]
+) -> tuple[Sequence[int], list[int]]:
+    """For each request its row in `before`, -1 if it has none; and the rows that have left.
+
+    Most often some rows leave, the others close up, and new ones follow. By identity: a living
+    object has one weak reference, and that of a dead one may have no hash.
+    """
+    rows, left, at = [], [], 0
+    for row, request in enumerate(now):
+        start = at
+        while at < len(before) and before[at] is not request:
+            at += 1
+        if at == len(before):
+            rest = {id(before[was]): was for was in (*left, *range(start, at))}
+            rows.extend(rest.pop(id(one), -1) for one in now[row:])
+            return rows, list(rest.values())
+        left.extend(range(start, at))
+        rows.append(at)
+        at += 1
+    return rows, [*left, *range(at, len(before))]
 
 
 def _alive(handle: Any) -> Any:

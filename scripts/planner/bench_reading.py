@@ -129,6 +129,7 @@ class Host:
         from sglang_codec.patches.forward_batch import Attacher
 
         self._attacher = Attacher()
+        self.planner.use(self.planner.makers, [8])
 
     def step(self, server: Server, reqs: list[Any]) -> dict[str, float]:
         """Seconds of a decode step of these requests, by stage."""
