@@ -11,8 +11,8 @@ raises, all are.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import compress
-from operator import ne
+from itertools import chain, compress, count, islice
+from operator import is_not, ne
 from typing import Any
 from weakref import ref
 
@@ -115,26 +115,32 @@ class KeptPaths:
     ) -> list[_Node]:
         """Forget who has left, then read who has joined; where each row's path ends now."""
         self._reads += 1
-        before, left = _rows_before(requests, self._requests)
-        joined = {row for row, was in enumerate(before) if was < 0}
-        if len(joined) < len(requests):
-            for now, was in zip(columns, self._columns, strict=True):
-                then = tuple([was[row] for row in before])
-                if then != now:
-                    joined.update(compress(range(len(now)), map(ne, now, then)))
+        runs, ends, left, at = _runs_kept(requests, self._requests), [], [], 0
+        for run in runs:
+            left += self._ends[at : run.start]
+            ends += self._ends[run]
+            at = run.stop
+        left += self._ends[at:]
+        changed: set[int] = set()
+        for now, was in zip(columns, self._columns, strict=False):
+            then = tuple(chain.from_iterable([was[run] for run in runs]))
+            if now[: len(then)] != then:
+                changed.update(compress(range(len(then)), map(ne, now, then)))
         if self._unsure:
-            joined.update(row for row, one in enumerate(requests) if one in self._unsure)
+            kept = requests[: len(ends)]
+            changed.update(row for row, one in enumerate(kept) if one in self._unsure)
             self._unsure = set()
-        for was in (*left, *(before[row] for row in joined if before[row] >= 0)):
-            self._leave(self._ends[was])
-        ends = [self._ends[was] if was >= 0 else self._root for was in before]
-        if joined:
-            rows, (handles, owned, *_) = sorted(joined), columns
+        for end in (*left, *(ends[row] for row in changed)):
+            self._leave(end)
+        rows = [*sorted(changed), *range(len(ends), len(requests))]
+        if rows:
+            ends += [self._root] * (len(requests) - len(ends))
+            handles, owned, *_ = columns
             keys = self._reader.keys([_alive(handles[row]) for row in rows])
             self._ends_now = set(keys)
             chains = self._reader.chains(keys, self._nodes)
-            for row, key, chain in zip(rows, keys, chains, strict=True):
-                ends[row] = self._join(requests[row], owned[row], key, chain)
+            for row, key, links in zip(rows, keys, chains, strict=True):
+                ends[row] = self._join(requests[row], owned[row], key, links)
         return ends
 
     def _join(self, request: ref[Any], owned: int, key: Hashable, chain: Chain) -> _Node:
@@ -258,27 +264,20 @@ class KeptBatches:
         return kept.read(requests, (tuple(self.reader.resolved(handles)), *others))
 
 
-def _rows_before(
-    now: tuple[ref[Any], ...], before: tuple[ref[Any], ...]
-) -> tuple[Sequence[int], list[int]]:
-    """For each request its row in `before`, -1 if it has none; and the rows that have left.
+def _runs_kept(now: tuple[Any, ...], before: tuple[Any, ...]) -> list[slice]:
+    """Runs of the rows before that are the first rows now, in their order.
 
-    Most often some rows leave, the others close up, and new ones follow. By identity: a living
-    object has one weak reference, and that of a dead one may have no hash.
+    Rows leave, the others close up, and new ones follow: where it is otherwise, rows are taken for
+    new ones. A loop for each run, not for each row.
     """
-    rows, left, at = [], [], 0
-    for row, request in enumerate(now):
-        start = at
-        while at < len(before) and before[at] is not request:
-            at += 1
-        if at == len(before):
-            rest = {id(before[was]): was for was in (*left, *range(start, at))}
-            rows.extend(rest.pop(id(one), -1) for one in now[row:])
-            return rows, list(rest.values())
-        left.extend(range(start, at))
-        rows.append(at)
-        at += 1
-    return rows, [*left, *range(at, len(before))]
+    runs, at, start = [], 0, 0
+    while at < len(now) and now[at] in before[start:]:
+        start = before.index(now[at], start)
+        pairs = map(is_not, islice(now, at, None), islice(before, start, None))
+        same = next(compress(count(), pairs), min(len(now) - at, len(before) - start))
+        runs.append(slice(start, start + same))
+        at, start = at + same, start + same
+    return runs
 
 
 def _alive(handle: Any) -> Any:

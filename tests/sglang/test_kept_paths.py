@@ -17,7 +17,7 @@ from sglang.srt.mem_cache.base_prefix_cache import EvictParams, InsertParams, Ma
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
 from step_record import proven_common
 
-from sglang_codec.patches.kept_paths import KeptBatches, _rows_before
+from sglang_codec.patches.kept_paths import KeptBatches
 from sglang_codec.patches.tree_readers import ParentWalkReader, PathInfoReader, TreeReader, weak
 from sglang_codec.planning.paths import RadixPaths
 
@@ -215,14 +215,6 @@ def test_batches_that_take_turns_keep_their_paths() -> None:
     # a batch is known by any request that is still there
     del first[0]
     assert batches.read(first).leaf.tolist() == [-1]
-
-
-@given(st.lists(st.integers(0, 9), unique=True), st.lists(st.integers(0, 9), unique=True))
-def test_rows_are_found_in_any_order(now: list[int], before: list[int]) -> None:
-    requests = [object() for _ in range(10)]
-    rows, left = _rows_before(tuple(requests[n] for n in now), tuple(requests[b] for b in before))
-    assert list(rows) == [before.index(one) if one in before else -1 for one in now]
-    assert sorted(left) == sorted(before.index(one) for one in set(before) - set(now))
 
 
 def test_the_same_paths_are_the_same_object() -> None:
