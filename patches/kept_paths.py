@@ -270,6 +270,8 @@ def _runs_kept(now: tuple[Any, ...], before: tuple[Any, ...]) -> list[slice]:
     Rows leave, the others close up, and new ones follow: where it is otherwise, rows are taken for
     new ones. A loop for each run, not for each row.
     """
+    if now == before:
+        return [slice(0, len(now))]
     runs, at, start = [], 0, 0
     while at < len(now) and now[at] in before[start:]:
         start = before.index(now[at], start)
