@@ -289,27 +289,32 @@ def _same(paths: RadixPaths, others: RadixPaths) -> bool:
 
 def _resent(made: MadePlan, lengths: np.ndarray, staging: torch.Tensor) -> NewPlan:
     """The plan as it was made, with the tails' spans up to where their rows end now."""
-    packed, spans = made.packed, _grown(_spans(made).copy(), made, lengths)
+    packed, spans = made.packed, _spans(made, lengths)
     staging[: packed.used] = made.staging[: packed.used]
     staging.numpy()[packed.used - spans.size : packed.used] = spans.ravel()
     return NewPlan(staging, packed, int(spans[:, 2].max(initial=0)))
 
 
 def _moved(made: MadePlan, lengths: np.ndarray, rows: list[int]) -> MovedRows:
-    has_moved, spans = np.zeros(len(lengths), bool), _spans(made)
+    has_moved, spans = np.zeros(len(lengths), bool), _packed_spans(made)
     has_moved[rows] = True
     return MovedRows(_grown(spans[has_moved[spans[:, 0]]], made, lengths))
 
 
-def _spans(made: MadePlan) -> np.ndarray:
-    """The plan's spans where they were packed."""
+def _spans(made: MadePlan, lengths: np.ndarray) -> np.ndarray:
+    """The plan's spans, the tails' up to where their rows end now; a copy."""
+    return _grown(_packed_spans(made).copy(), made, lengths)
+
+
+def _packed_spans(made: MadePlan) -> np.ndarray:
+    """The plan's spans as it was made, where they were packed."""
     packed = made.packed
     spans = made.staging.numpy()[packed.used - packed.num_spans * SPAN_INTS : packed.used]
     return spans.reshape(-1, SPAN_INTS)
 
 
 def _grown(spans: np.ndarray, made: MadePlan, lengths: np.ndarray) -> np.ndarray:
-    """These copies of the plan's spans, the tails' up to where their rows end now."""
+    """Brings copies of the plan's spans to date: tails end where their rows do."""
     rows = spans[:, 0]
     is_tail = spans[:, 1] + spans[:, 2] == made.lengths[rows]
     spans[:, 2] += is_tail * (lengths - made.lengths)[rows]
