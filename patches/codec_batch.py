@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import ne
+from itertools import compress
+from operator import ne, or_
 from typing import Any
 from weakref import ref
 
@@ -67,8 +68,8 @@ class CodecBatch:
         requests_then, handles_then, owned_then, *others_then = then
         if (rows, requests, others, once) != (rows_then, requests_then, others_then, once_then):
             return None
-        moved = [*map(ne, handles, handles_then)], [*map(ne, owned, owned_then)]
-        return [row for row in range(len(handles)) if moved[0][row] or moved[1][row]]
+        has_moved = map(or_, map(ne, handles, handles_then), map(ne, owned, owned_then))
+        return list(compress(range(len(handles)), has_moved))
 
 
 def row_states_of(req: Any) -> ReadStates:

@@ -11,8 +11,8 @@ raises, all are.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import compress
-from operator import ne
+from itertools import chain, compress, count, islice
+from operator import is_not, ne
 from typing import Any
 from weakref import ref
 
@@ -22,41 +22,44 @@ from sglang_codec.patches.tree_readers import Chain, Link, TreeReader
 from sglang_codec.planning.paths import RadixPaths
 
 # of all rows: requests, tree handles, tree-owned tokens, `req_to_token` rows, retractions. By
-# column, because comparing five long tuples takes half the time of comparing many short ones.
+# column: what is the same object in the same column is compared without being looked at, and a
+# server has other things in its caches than what a batch holds. Requests and tree nodes are weak
+# references.
 RowStates = tuple[tuple[Any, ...], ...]
-# one row's, without the request; requests and tree nodes are held by weak references
-RowState = tuple[Any, ...]
 
 _UNPLACED = -2
 
 
 class _Node:
-    """A tree node at which paths end or may part: `rows` end here, `below` are the next such nodes.
+    """A tree node at which paths end or may part.
 
+    `count`: rows that end here, and nodes in `below`, the next such ones. It is shared if there are
+    two: then two rows pass, and not the same ones as the next node below.
     `place`: its index in the paths that were read last, or that of the next one above if this one
     is not in them. `seen`: the read that last looked at what lies between it and `above`.
     """
 
-    __slots__ = ("above", "below", "end", "key", "place", "rows", "seen")
+    __slots__ = ("above", "below", "count", "end", "key", "place", "seen")
 
     def __init__(self, key: Hashable, end: int, above: _Node | None, seen: int) -> None:
         self.key, self.end, self.above, self.seen = key, end, above, seen
-        self.below: dict[_Node, None] = {}
-        self.rows = 0
-        self.place = -1
+        self.count, self.place = 0, -1
+        # most nodes are the ends of a row of its own, and never have one
+        self.below: dict[_Node, None] | None = None
         if above is not None:
             self.place = above.place
-            above.below[self] = None
+            self.hang_below(above)
 
-    @property
-    def is_shared(self) -> bool:
-        """Two rows pass, and not the same ones as the next node below."""
-        return self.rows + len(self.below) > 1
-
-    def move_below(self, above: _Node) -> None:
-        del self.above.below[self]
+    def hang_below(self, above: _Node) -> None:
         self.above = above
+        above.count += 1
+        if above.below is None:
+            above.below = {}
         above.below[self] = None
+
+    def take_off(self) -> None:
+        self.above.count -= 1
+        del self.above.below[self]
 
 
 class KeptPaths:
@@ -71,143 +74,172 @@ class KeptPaths:
         self._ends_now: set[Hashable | None] = set()  # where the rows end that are being read
         self._root = _Node(None, 0, None, 0)
         self._nodes: dict[Hashable, _Node] = {}
-        self._states: dict[ref[Any], RowState] = {}
-        self._ends: dict[ref[Any], _Node] = {}
-        self._parent = self._end = np.zeros(0, np.int32)
+        # of the rows that were read last; `_unsure` are those that are read each time
+        self._requests: tuple[Any, ...] = ()
+        self._columns: Sequence[tuple[Any, ...]] = ()
+        self._ends: list[_Node] = []
+        self._unsure: set[Any] = set()
+        self._paths = RadixPaths.private(0)
+        self._lists: tuple[list[int], list[int], list[int]] = ([], [], [])  # what is in `_paths`
         self._is_laid_out = True
 
     def knows_any(self, requests: Sequence[ref[Any]]) -> bool:
         """Whether any of these was in the batch that was read last."""
-        return any(map(self._ends.__contains__, requests))
+        return not set(map(id, self._requests)).isdisjoint(map(id, requests))
 
-    def read(self, requests: Sequence[ref[Any]], states: Sequence[RowState]) -> RadixPaths:
-        """The paths of these requests' rows: proven nodes that two of them at least pass."""
+    def read(
+        self, requests: tuple[ref[Any], ...], columns: Sequence[tuple[Any, ...]]
+    ) -> RadixPaths:
+        """The paths of these requests' rows: proven nodes that two of them at least pass.
+
+        Those of the last read, the very object, if they are the same.
+
+        Args:
+            columns: the others of `RowStates`.
+        """
         try:
-            ends = self._update(requests, states)
+            self._ends = ends = self._update(requests, columns)
         except BaseException:
             self._forget_all()
             raise
-        if not self._is_laid_out:
-            self._lay_out(ends)
-        leaf = np.array([end.place for end in ends], np.int32)
-        return RadixPaths(self._parent, self._end, leaf)
+        self._requests, self._columns = requests, columns
+        parent, end, _ = self._lists if self._is_laid_out else (*self._lay_out(ends), None)
+        lists = (parent, end, [end.place for end in ends])
+        if lists != self._lists:
+            self._lists = lists
+            self._paths = RadixPaths(*(np.array(one, np.int32) for one in lists))
+        return self._paths
 
-    def _update(self, requests: Sequence[ref[Any]], states: Sequence[RowState]) -> Sequence[_Node]:
+    def _update(
+        self, requests: tuple[ref[Any], ...], columns: Sequence[tuple[Any, ...]]
+    ) -> list[_Node]:
         """Forget who has left, then read who has joined; where each row's path ends now."""
         self._reads += 1
-        before = map(self._states.get, requests)
-        joined = list(compress(range(len(states)), map(ne, states, before)))
-        left = [requests[row] for row in joined if requests[row] in self._ends]
-        if len(self._ends) - len(left) > len(states) - len(joined):
-            left.extend(self._ends.keys() - requests)
-        for request in left:
-            del self._states[request]
-            self._leave(self._ends.pop(request))
-        if joined:
-            keys = self._reader.keys([_alive(states[row][0]) for row in joined])
+        runs, ends, left, at = _runs_kept(requests, self._requests), [], [], 0
+        for run in runs:
+            left += self._ends[at : run.start]
+            ends += self._ends[run]
+            at = run.stop
+        left += self._ends[at:]
+        changed: set[int] = set()
+        for now, was in zip(columns, self._columns, strict=False):
+            then = tuple(chain.from_iterable([was[run] for run in runs]))
+            if now[: len(then)] != then:
+                changed.update(compress(range(len(then)), map(ne, now, then)))
+        if self._unsure:
+            kept = requests[: len(ends)]
+            changed.update(row for row, one in enumerate(kept) if one in self._unsure)
+            self._unsure = set()
+        for end in (*left, *(ends[row] for row in changed)):
+            self._leave(end)
+        rows = [*sorted(changed), *range(len(ends), len(requests))]
+        if rows:
+            ends += [self._root] * (len(requests) - len(ends))
+            handles, owned, *_ = columns
+            keys = self._reader.keys([_alive(handles[row]) for row in rows])
             self._ends_now = set(keys)
             chains = self._reader.chains(keys, self._nodes)
-            for row, key, chain in zip(joined, keys, chains, strict=True):
-                self._join(requests[row], states[row], key, chain)
-        return list(map(self._ends.__getitem__, requests))
+            for row, key, links in zip(rows, keys, chains, strict=True):
+                ends[row] = self._join(requests[row], owned[row], key, links)
+        return ends
 
-    def _join(self, request: ref[Any], state: RowState, key: Hashable, chain: Chain) -> None:
-        owned_by_tree = state[1]
-        above = self._known(chain.above)
-        links = _proven(chain.links, above.end, owned_by_tree)
-        is_whole = len(links) == len(chain.links) and above.end <= owned_by_tree
-        if not is_whole:
+    def _join(self, request: ref[Any], owned: int, key: Hashable, chain: Chain) -> _Node:
+        known, links = chain
+        node = self._root if known is None else self._nodes[known]
+        end, is_whole = node.end, True
+        for _, length, on_device, _ in links:
+            end += length
+            is_whole &= on_device
+        if not is_whole or end > owned:
             # what is off the device, or not the tree's, may be proven later: read it each time
-            state = ()
-            (chain,) = self._reader.chains([key], ())
-            links = _proven(chain.links, 0, owned_by_tree)
-            known = [place for place, link in enumerate(links) if link.key in self._nodes]
-            above = self._nodes[links[known[-1]].key] if known else self._root
-            links = links[known[-1] + 1 :] if known else links
-        node = self._insert(above, links, looked_at=is_whole)
-        was_shared = node.is_shared
-        node.rows += 1
-        self._note(node, was_shared)
-        self._states[request], self._ends[request] = state, node
+            self._unsure.add(request)
+            node = self._insert_proven(key, owned)
+        elif links:
+            node = self._insert(node, links, looked_at=True)
+        node.count += 1
+        if node.count == 2:
+            self._is_laid_out = False
+        return node
+
+    def _insert_proven(self, key: Hashable, owned_by_tree: int) -> _Node:
+        """The last node on the way to `key` that lies on the device and is the tree's."""
+        ((_, links),) = self._reader.chains([key], ())
+        above, end, proven = self._root, 0, []
+        for link in reversed(links):
+            end += link[1]
+            if not link[2] or end > owned_by_tree:
+                break
+            proven.append(link)
+            if link[0] in self._nodes:
+                above, proven = self._nodes[link[0]], []
+        return self._insert(above, proven[::-1], looked_at=False) if proven else above
 
     def _insert(self, above: _Node, links: Sequence[Link], *, looked_at: bool) -> _Node:
         """The node at the end of `links`, which follow `above`.
 
         `looked_at`: nodes that were read just now already show that a path ends here.
         """
-        was_shared = above.is_shared
-        node, end, parts = above, above.end, False
-        for link in links:
-            end += link.length
-            is_last = link is links[-1]
-            if is_last or self._may_part_at(link):
-                node = self._nodes[link.key] = _Node(link.key, end, node, self._reads)
-                parts |= link.children > (not is_last)
-        self._note(above, was_shared)
+        node, end, parts, last = above, above.end, False, links[0]
+        for link in reversed(links):
+            key, length, _, children = link
+            end += length
+            if link is last or children > 1 or key in self._ends_now:
+                node = self._nodes[key] = _Node(key, end, node, self._reads)
+                parts |= children > (link is not last)
+        if above.count == 2:
+            self._is_laid_out = False
         if parts:
             old = [one for one in above.below if one.seen != self._reads or not looked_at]
             self._look_again(above, old)
         return node
-
-    def _may_part_at(self, link: Link) -> bool:
-        """Whether another path may leave this one, or end, at `link`."""
-        return link.children > 1 or link.key in self._ends_now
-
-    def _known(self, key: Hashable | None) -> _Node:
-        return self._root if key is None else self._nodes[key]
 
     def _look_again(self, above: _Node, below: Sequence[_Node]) -> None:
         """Insert the nodes that splits have put between `above` and these nodes below it."""
         if not below:
             return
         chains = self._reader.chains_above([node.key for node in below], self._nodes)
-        for node, chain in zip(below, chains, strict=True):
+        for node, (known, links) in zip(below, chains, strict=True):
             node.seen = self._reads
-            last = self._known(chain.above)
+            last = self._root if known is None else self._nodes[known]
             end = last.end
-            for link in chain.links:
-                end += link.length
-                if self._may_part_at(link):
-                    last = self._nodes[link.key] = _Node(link.key, end, last, self._reads)
+            for key, length, _, children in reversed(links):
+                end += length
+                if children > 1 or key in self._ends_now:
+                    last = self._nodes[key] = _Node(key, end, last, self._reads)
             if last is not node.above:
-                node.move_below(last)
+                node.take_off()
+                node.hang_below(last)
                 self._is_laid_out = False
 
     def _leave(self, node: _Node) -> None:
-        was_shared = node.is_shared
-        node.rows -= 1
-        self._note(node, was_shared)
-        while node is not self._root and not node.rows and not node.below:
-            above = node.above
-            was_shared = above.is_shared
-            del above.below[node], self._nodes[node.key]
-            self._note(above, was_shared)
-            node = above
-
-    def _note(self, node: _Node, was_shared: bool) -> None:
-        if node is not self._root and node.is_shared != was_shared:
+        node.count -= 1
+        while not node.count and node is not self._root:
+            node.take_off()
+            del self._nodes[node.key]
+            node = node.above
+        if node.count == 1:
             self._is_laid_out = False
 
-    def _lay_out(self, ends: Sequence[_Node]) -> None:
+    def _lay_out(self, ends: Sequence[_Node]) -> tuple[list[int], list[int]]:
         """Number the shared nodes as the rows come by them, so that equal paths look the same."""
         for node in self._nodes.values():
             node.place = _UNPLACED
-        parent: list[int] = []
-        end: list[int] = []
+        parents: list[int] = []
+        reaches: list[int] = []
         for node in ends:
             path = []
             while node.place == _UNPLACED:
                 path.append(node)
                 node = node.above
+            place = node.place
             for below in reversed(path):
-                below.place = node.place
-                if below.is_shared:
-                    parent.append(node.place)
-                    end.append(below.end)
-                    below.place = len(end) - 1
-                node = below
-        self._parent, self._end = np.array(parent, np.int32), np.array(end, np.int32)
+                if below.count > 1:
+                    parents.append(place)
+                    reaches.append(below.end)
+                    place = len(reaches) - 1
+                below.place = place
         self._is_laid_out = True
+        return parents, reaches
 
 
 class KeptBatches:
@@ -224,22 +256,30 @@ class KeptBatches:
     def read(self, states: RowStates) -> RadixPaths:
         """The paths of the rows with these states."""
         requests, handles, *others = states
-        rows = list(zip(self.reader.resolved(handles), *others, strict=True))
         kept = self._kept[0]
         if len(self._kept) > 1:
             kept = next((one for one in self._kept if one.knows_any(requests)), self._kept[-1])
             self._kept.remove(kept)
             self._kept.insert(0, kept)
-        return kept.read(requests, rows)
+        return kept.read(requests, (tuple(self.reader.resolved(handles)), *others))
 
 
-def _proven(links: Sequence[Link], start: int, owned_by_tree: int) -> Sequence[Link]:
-    """The first links, from token `start` on, that lie on the device and are the tree's."""
-    for place, link in enumerate(links):
-        start += link.length
-        if not link.on_device or start > owned_by_tree:
-            return links[:place]
-    return links
+def _runs_kept(now: tuple[Any, ...], before: tuple[Any, ...]) -> list[slice]:
+    """Runs of the rows before that are the first rows now, in their order.
+
+    Rows leave, the others close up, and new ones follow: where it is otherwise, rows are taken for
+    new ones. A loop for each run, not for each row.
+    """
+    if now == before:
+        return [slice(0, len(now))]
+    runs, at, start = [], 0, 0
+    while at < len(now) and now[at] in before[start:]:
+        start = before.index(now[at], start)
+        pairs = map(is_not, islice(now, at, None), islice(before, start, None))
+        same = next(compress(count(), pairs), min(len(now) - at, len(before) - start))
+        runs.append(slice(start, start + same))
+        at, start = at + same, start + same
+    return runs
 
 
 def _alive(handle: Any) -> Any:

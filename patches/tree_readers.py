@@ -7,33 +7,18 @@ guesses: above a handle that is unknown or the root there is nothing.
 from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 from weakref import ref
 
 from sglang_codec.patches.fallbacks import FALLBACKS
 
-
-class Link(NamedTuple):
-    """A tree node on a path; `key` names it, and keeps it not alive.
-
-    `on_device`: the KV slots of all its `length` tokens are in the pool, for as long as a running
-    request holds the node.
-    """
-
-    key: Hashable
-    length: int
-    on_device: bool
-    children: int
-
-
-class Chain(NamedTuple):
-    """The nodes from one that was known (None: the root) down to a handle's, top first."""
-
-    above: Hashable | None
-    links: list[Link]
-
-
-NOTHING = Chain(None, [])
+# A tree node on a path: its key, which keeps it not alive; its tokens; whether the KV slots of all
+# of them are in the pool, for as long as a running request holds the node; its children. Tuples
+# without names, because a batch that is all new reads thousands.
+Link = tuple[Hashable, int, bool, int]
+# The key of the first node above a handle's that was known (None: the root), and the nodes below
+# that, deepest first.
+Chain = tuple[Hashable | None, list[Link]]
 
 
 class TreeReader(Protocol):
@@ -71,14 +56,14 @@ class NoneReader:
         return [None for _ in handles]
 
     def chains(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
-        return (NOTHING for _ in keys)
+        return ((None, []) for _ in keys)
 
     def chains_above(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
-        return (NOTHING for _ in keys)
+        return ((None, []) for _ in keys)
 
 
 class PathInfoReader:
-    """SGLang 0.5.22 and newer: `tree_core.collect_path_info`, on the Python and the Rust core."""
+    """SGLang's Rust core from 0.5.22 on: `tree_core.collect_path_info`."""
 
     name = "collect_path_info"
 
@@ -126,7 +111,12 @@ class ParentWalkReader:
         return handles
 
     def keys(self, handles: Sequence[Any]) -> Sequence[Hashable | None]:
-        return [weak(self._node(handle)) for handle in handles]
+        try:
+            nodes = [None if one is None else self._resolve(one) for one in handles]
+        except KeyError:
+            # one missing handle fails the whole call: find it
+            nodes = [None if one is None else self._node(one) for one in handles]
+        return [None if node is None else ref(node) for node in nodes]
 
     def chains(self, keys: Sequence[Any], known: Container[Hashable]) -> Iterator[Chain]:
         return (_walk(key and key(), known) for key in keys)
@@ -135,8 +125,6 @@ class ParentWalkReader:
         return (_walk(key().parent, known) for key in keys)
 
     def _node(self, handle: Any) -> Any:
-        if handle is None:
-            return None
         try:
             return self._resolve(handle)
         except KeyError:
@@ -145,29 +133,27 @@ class ParentWalkReader:
 
 
 def _upwards(path: Sequence[Any], known: Container[Hashable]) -> Chain:
-    above, links = None, []
+    links: list[Link] = []
     for node in reversed(path):
         if node.node_id in known:
-            above = node.node_id
-            break
+            return node.node_id, links
         length = node.path_end - node.path_start
-        on_device = node.full_value_len == length
-        links.append(Link(node.node_id, length, on_device, node.num_children))
-    return Chain(above, links[::-1])
+        links.append((node.node_id, length, node.full_value_len == length, node.num_children))
+    return None, links
 
 
 def _walk(node: Any, known: Container[Hashable]) -> Chain:
-    above, links = None, []
+    links: list[Link] = []
     # a node without a parent is the root, or a streaming session's sentinel
-    while (parent := getattr(node, "parent", None)) is not None:
+    parent = getattr(node, "parent", None)
+    while parent is not None:
         key = ref(node)
         if key in known:
-            above = key
-            break
+            return key, links
         length = len(node.key)
-        links.append(Link(key, length, _device_tokens(node) == length, len(node.children)))
-        node = parent
-    return Chain(above, links[::-1])
+        links.append((key, length, _device_tokens(node) == length, len(node.children)))
+        node, parent = parent, parent.parent
+    return None, links
 
 
 class SessionReader:
@@ -215,19 +201,21 @@ def select_reader(tree_cache: Any) -> TreeReader:
 def _select_tree_reader(tree: Any) -> TreeReader:
     if getattr(tree, "disable", False):
         return NoneReader("radix cache disabled")
-    core = getattr(tree, "tree_core", None)
+    core, why = getattr(tree, "tree_core", None), ""
+    # where both ways are open, walking nodes takes a fraction of asking for whole paths
+    if hasattr(tree, "resolve_node_handle") and hasattr(tree, "root_node_handle"):
+        try:
+            root = tree.resolve_node_handle(tree.root_node_handle())
+            if all(hasattr(root, name) for name in ("parent", "key", "children")):
+                return ParentWalkReader(tree)
+        except Exception as error:  # whatever a foreign tree raises, there may be the other way
+            why = str(error) or type(error).__name__
     if hasattr(core, "collect_path_info"):
         return PathInfoReader(core)
-    if not hasattr(tree, "resolve_node_handle") or not hasattr(tree, "root_node_handle"):
-        return NoneReader(f"{type(tree).__name__} has no nodes")
-    try:
-        root = tree.resolve_node_handle(tree.root_node_handle())
-    except (AttributeError, NotImplementedError) as error:
-        FALLBACKS.record(f"the nodes of {type(tree).__name__} cannot be read", str(error))
+    if why:
+        FALLBACKS.record(f"the nodes of {type(tree).__name__} cannot be read", why)
         return NoneReader(f"{type(core or tree).__name__} cannot be read")
-    if not all(hasattr(root, name) for name in ("parent", "key", "children")):
-        return NoneReader(f"{type(tree).__name__} has no nodes")
-    return ParentWalkReader(tree)
+    return NoneReader(f"{type(tree).__name__} has no nodes")
 
 
 def unwrap(tree_cache: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from sglang_codec.config import CodecConfig
 from sglang_codec.dump import PlanDump, path_of_rank
 from sglang_codec.layer_groups import LayerGroup, LayerGroups, check_arguments
 from sglang_codec.patches.fallbacks import FALLBACKS
+from sglang_codec.profiled import profiled
 from sglang_codec.refusals import UnsupportedConfiguration, setting
 from sglang_codec.served_group import ServedGroup
 from sglang_codec.sharing_check import check_sharing
@@ -192,12 +192,12 @@ class CodecDecodeBackend(AttentionBackend):
             rows = min(rows, self.req_to_token_pool.req_to_token.shape[0])
         lengths = self._host_lengths(forward_batch, rows)
         pool_rows = forward_batch.req_pool_indices[:rows]
-        started = time.perf_counter()
         new = self.planner.plan_if_changed(codec_batch, lengths, pool_rows, counted=serves)
         if new:
             self._send(new, pool_rows)
+            self.planner.times.end("send")
             if serves:
-                self.planner.totals.plan_seconds += time.perf_counter() - started
+                self.planner.totals.add_times(self.planner.times)
         if serves and self.dump is not None:
             self.dump.write(self.planner, FALLBACKS.counts, changed=bool(new))
 
@@ -206,7 +206,7 @@ class CodecDecodeBackend(AttentionBackend):
         for group in self.groups:
             group.record(forward_batch.seq_lens, forward_batch.out_cache_loc)
 
-    @torch.profiler.record_function("codec.upload")
+    @profiled("codec.upload")
     def _send(self, new: tuple[NewPlan | MovedRows, ...], pool_rows: torch.Tensor) -> None:
         table = self.req_to_token_pool.req_to_token
         for group, plan in zip(self.groups, new, strict=True):

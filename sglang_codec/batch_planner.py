@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import time
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,17 +15,53 @@ from sglang_codec.plan_maker import MadePlan, PlanMaker, read_paths
 from sglang_codec.planning.packed import PackedPlan
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import SPAN_INTS
+from sglang_codec.profiled import profiled
+
+
+class StepTimes:
+    """Host seconds of the latest step's way to the device; each stage begins where one ended."""
+
+    __slots__ = ("_ended", "clock", "make", "read", "send")
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self.start()
+
+    def start(self) -> None:
+        self.read = self.make = self.send = 0.0
+        self._ended = self.clock()
+
+    def end(self, stage: str) -> None:
+        """`stage` is ``read``, ``make`` or ``send``."""
+        now = self.clock()
+        setattr(self, stage, now - self._ended)
+        self._ended = now
 
 
 @dataclass(slots=True)
 class Totals:
-    """What was served since the start; tokens are KV tokens in the mean of layers and KV heads."""
+    """What was served since the start; tokens are KV tokens in the mean of layers and KV heads.
+
+    Args:
+        moves: steps for which an earlier plan was sent anew, or slots of rows that had moved.
+        read_seconds: comparing batches and reading the tree, in steps for which anything was sent.
+            make_seconds: choosing or making what was sent. send_seconds: the copy and the launches
+            that fill the KV index. slowest_seconds: the three together, of the slowest step.
+    """
 
     steps: int = 0
     plans: int = 0
-    plan_seconds: float = 0.0
+    moves: int = 0
+    read_seconds: float = 0.0
+    make_seconds: float = 0.0
+    send_seconds: float = 0.0
+    slowest_seconds: float = 0.0
     kv_tokens_read: int = 0
     kv_tokens_stock: int = 0
+
+    @property
+    def plan_seconds(self) -> float:
+        return self.read_seconds + self.make_seconds + self.send_seconds
 
     @property
     def plans_reused(self) -> int:
@@ -34,8 +71,15 @@ class Totals:
     def kv_tokens_saved(self) -> int:
         return self.kv_tokens_stock - self.kv_tokens_read
 
+    def add_times(self, times: StepTimes) -> None:
+        """Those of a step for which something was sent."""
+        self.read_seconds += times.read
+        self.make_seconds += times.make
+        self.send_seconds += times.send
+        self.slowest_seconds = max(self.slowest_seconds, times.read + times.make + times.send)
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"plan_seconds": self.plan_seconds}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +105,37 @@ class MovedRows:
     spans: np.ndarray
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Live:
     """A batch's plans, one for each layer group, and the paths that they were made of.
 
-    `lengths` are the rows' at its latest step, `max_lengths` those up to which all plans serve.
+    `saved`: KV tokens of a step that they save; it stays, because tails grow as the rows do. `held`
+    are the rows' at its latest step, and `next_lengths` what an int32 array of their lengths holds
+    at the next one, after which the plans serve for `steps_left - 1` more.
     """
 
     signature: Hashable
     paths: RadixPaths
     made: tuple[MadePlan, ...]
-    lengths: np.ndarray
-    max_lengths: np.ndarray
+    saved: int
+    steps_left: int
+    held: int
+    next_lengths: bytes = b""
+
+    def is_next_step(self, lengths: np.ndarray) -> bool:
+        """Every row is one token longer, and its tail still fits.
+
+        One token exactly: a step that this backend did not see (a mixed chunk) has left a slot that
+        no one appended to the KV index.
+        """
+        return self.steps_left > 0 and lengths.tobytes() == self.next_lengths
+
+    def serve(self, signature: Hashable, lengths: np.ndarray, *, is_new: bool) -> None:
+        """A step of the batch: its first one, or the next."""
+        if not is_new:
+            self.steps_left -= 1
+            self.held += len(lengths)
+        self.signature, self.next_lengths = signature, (lengths + 1).tobytes()
 
 
 class BatchPlanner:
@@ -84,13 +147,11 @@ class BatchPlanner:
 
     def __init__(self, *, most_live: int = 1) -> None:
         self.makers: tuple[PlanMaker, ...] = ()
-        self.totals = Totals()
+        self.totals, self.times = Totals(), StepTimes()
         self._weights: tuple[int, ...] = ()
         self.most_live = most_live
         self._live: list[_Live] = []  # the one that is on the device comes last
-        # KV tokens of one step: what the current plan saves, and what the latest batch holds
-        self._saved = 0
-        self._held = 0
+        self._held = 0  # KV tokens of the latest batch that was counted
 
     def use(self, makers: Sequence[PlanMaker], weights: Sequence[int]) -> None:
         """Make a plan with each of `makers` for every batch from now on.
@@ -104,7 +165,7 @@ class BatchPlanner:
     @property
     def share_ratio(self) -> float:
         """The part of a stock backend's KV reads that the latest batch did without, 0 to 1."""
-        return self._saved / self._held if self._held else 0.0
+        return self._live[-1].saved / self._held if self._held and self._live else 0.0
 
     @property
     def made(self) -> tuple[MadePlan, ...]:
@@ -127,11 +188,13 @@ class BatchPlanner:
             pool_rows: the rows' places in `req_to_token`.
             counted: False for a step that serves no request (graph capture, an idle rank).
         """
+        self.times.start()
         lengths = np.array(lengths, np.int32)
         signature = None if codec_batch is None else codec_batch.signature
-        live, moved, is_new = self._live_plan(signature, lengths), [], False
+        live, moved = self._live_plan(signature, lengths), []
         if live is None:
-            live, moved, is_new = self._read_and_plan(codec_batch, lengths, pool_rows)
+            live, moved = self._read_and_plan(codec_batch, lengths, pool_rows)
+        is_new = all(live is not one for one in self._live)
         new: tuple[NewPlan | MovedRows, ...] = ()
         if is_new:
             new = tuple(NewPlan(m.staging, m.packed, m.packed.longest_span) for m in live.made)
@@ -142,32 +205,42 @@ class BatchPlanner:
             )
         elif moved:
             new = tuple(_moved(made, lengths, moved) for made in live.made)
-        live.signature, live.lengths = signature, lengths
-        self._make_current(live)
+        if is_new or live is not self._live[-1]:
+            others = [other for other in self._live if other is not live]
+            self._live = [*others, live][-self.most_live :]
+        live.serve(signature, lengths, is_new=is_new)
         if counted:
-            self._count(lengths, is_new=is_new)
+            self._count(live, is_new=is_new, is_moved=bool(new) and not is_new)
+        self.times.end("make")
         return new
 
     # the name of this stage in a profile of the server
-    @torch.profiler.record_function("codec.plan")
+    @profiled("codec.plan")
     def _read_and_plan(
         self, codec_batch: Any, lengths: np.ndarray, pool_rows: Any
-    ) -> tuple[_Live, list[int], bool]:
-        """Plans for this batch, the rows that have moved since they were made, and if just now."""
+    ) -> tuple[_Live, list[int]]:
+        """Plans that serve this batch, and the rows that have moved since they were made."""
         paths = read_paths(codec_batch, len(lengths))
-        if codec_batch is not None:
-            live, moved = self._plan_of_same_paths(codec_batch, paths, lengths)
-            if live is not None:
-                return live, moved, False
+        self.times.end("read")
+        live, moved = self._plan_of_same_paths(codec_batch, paths, lengths)
+        if live is not None:
+            return live, moved
         made = tuple(maker.make(paths, lengths, pool_rows) for maker in self.makers)
-        limits = np.minimum.reduce([one.packed.max_lengths for one in made])
-        return _Live(None, paths, made, lengths, limits), [], True
+        packed = [one.packed for one in made]
+        saved = sum(
+            weight * (one.kv_tokens_stock - one.kv_tokens_read)
+            for weight, one in zip(self._weights, packed, strict=True)
+        )
+        room, held = min(one.room for one in packed), packed[0].kv_tokens_stock
+        return _Live(None, paths, made, saved // sum(self._weights), room, held), []
 
     def _live_plan(self, signature: Hashable, lengths: np.ndarray) -> _Live | None:
         """The plan that serves this very batch, if there is one."""
+        if signature is None:
+            return None
         try:
             for live in reversed(self._live):
-                if self._serves(live, signature, lengths):
+                if live.is_next_step(lengths) and signature == live.signature:
                     return live
         except Exception as error:  # foreign objects are compared
             FALLBACKS.record(f"comparing batches failed with {type(error).__name__}", error)
@@ -183,9 +256,9 @@ class BatchPlanner:
         """
         try:
             for live in reversed(self._live):
-                if live.signature is None or not self._is_next_step(live, lengths):
+                if codec_batch is None or live.signature is None:
                     continue
-                if _same(paths, live.paths):
+                if live.is_next_step(lengths) and _same(paths, live.paths):
                     moved = codec_batch.moved_since(live.signature)
                     if moved is not None:
                         return live, moved
@@ -193,48 +266,24 @@ class BatchPlanner:
             FALLBACKS.record(f"comparing batches failed with {type(error).__name__}", error)
         return None, []
 
-    def _serves(self, live: _Live, signature: Hashable, lengths: np.ndarray) -> bool:
-        """The batch is the planned one."""
-        return (
-            signature is not None
-            and signature == live.signature
-            and self._is_next_step(live, lengths)
-        )
-
-    @staticmethod
-    def _is_next_step(live: _Live, lengths: np.ndarray) -> bool:
-        """Every row is one token longer, and its tail still fits.
-
-        One token exactly: a step that this backend did not see (a mixed chunk) has left a slot that
-        no one appended to the KV index.
-        """
-        return (
-            len(lengths) == len(live.lengths)
-            and bool((lengths == live.lengths + 1).all())
-            and bool((lengths <= live.max_lengths).all())
-        )
-
-    def _make_current(self, live: _Live) -> None:
-        others = [other for other in self._live if other is not live]
-        self._live = [*others, live][-self.most_live :]
-        # tails grow by as many tokens as the rows do: it stays while the plans do
-        saved = [made.packed.kv_tokens_stock - made.packed.kv_tokens_read for made in live.made]
-        weighted = sum(w * tokens for w, tokens in zip(self._weights, saved, strict=True))
-        self._saved = weighted // sum(self._weights)
-
-    def _count(self, lengths: np.ndarray, *, is_new: bool) -> None:
-        self._held = int(lengths.sum())
+    def _count(self, live: _Live, *, is_new: bool, is_moved: bool) -> None:
+        self._held = live.held
         self.totals.steps += 1
         self.totals.plans += is_new
-        self.totals.kv_tokens_stock += self._held
-        self.totals.kv_tokens_read += self._held - self._saved
+        self.totals.moves += is_moved
+        self.totals.kv_tokens_stock += live.held
+        self.totals.kv_tokens_read += live.held - live.saved
 
 
 def _same(paths: RadixPaths, others: RadixPaths) -> bool:
-    """Whether these are the same arrays; equal sharing may look different, never the reverse."""
-    return all(
-        np.array_equal(getattr(paths, name), getattr(others, name))
-        for name in ("parent", "end", "leaf")
+    """Whether these are equal arrays; equal sharing may look different, never the reverse."""
+    return paths is others or all(
+        one is other or (one.shape == other.shape and one.tobytes() == other.tobytes())
+        for one, other in (
+            (paths.parent, others.parent),
+            (paths.end, others.end),
+            (paths.leaf, others.leaf),
+        )
     )
 
 
@@ -247,16 +296,26 @@ def _resent(made: MadePlan, lengths: np.ndarray, staging: torch.Tensor) -> NewPl
 
 
 def _moved(made: MadePlan, lengths: np.ndarray, rows: list[int]) -> MovedRows:
-    spans = _spans(made, lengths)
-    return MovedRows(spans[np.isin(spans[:, 0], rows)])
+    has_moved, spans = np.zeros(len(lengths), bool), _packed_spans(made)
+    has_moved[rows] = True
+    return MovedRows(_grown(spans[has_moved[spans[:, 0]]], made, lengths))
 
 
 def _spans(made: MadePlan, lengths: np.ndarray) -> np.ndarray:
     """The plan's spans, the tails' up to where their rows end now; a copy."""
+    return _grown(_packed_spans(made).copy(), made, lengths)
+
+
+def _packed_spans(made: MadePlan) -> np.ndarray:
+    """The plan's spans as it was made, where they were packed."""
     packed = made.packed
     spans = made.staging.numpy()[packed.used - packed.num_spans * SPAN_INTS : packed.used]
-    spans = spans.reshape(-1, SPAN_INTS).copy()
+    return spans.reshape(-1, SPAN_INTS)
+
+
+def _grown(spans: np.ndarray, made: MadePlan, lengths: np.ndarray) -> np.ndarray:
+    """Brings copies of the plan's spans to date: tails end where their rows do."""
     rows = spans[:, 0]
     is_tail = spans[:, 1] + spans[:, 2] == made.lengths[rows]
-    spans[:, 2] += np.where(is_tail, (lengths - made.lengths)[rows], 0)
+    spans[:, 2] += is_tail * (lengths - made.lengths)[rows]
     return spans

@@ -61,17 +61,20 @@ class PlanBuffers:
             self.layout.size, dtype=torch.int32, pin_memory=self.device.type == "cuda"
         )
 
-    def send(self, staging: torch.Tensor, used: int, num_spans: int) -> torch.Tensor:
-        """Make the packed plan in `staging` the current one.
+    def send(
+        self, staging: torch.Tensor, *, used: int, num_spans: int, batch: int
+    ) -> torch.Tensor:
+        """Make the packed plan in `staging`, one of `batch` rows, the current one.
 
         A single host-to-device copy on the current stream.
 
         Returns:
             The plan's spans on the device, int32 ``[S, 4]``.
         """
-        self.plan[:used].copy_(staging[:used], non_blocking=True)
-        self.batch = int(staging[self.layout.merges + 1])
-        return self.plan[used - num_spans * SPAN_INTS : used].view(-1, SPAN_INTS)
+        self.plan.narrow(0, 0, used).copy_(staging.narrow(0, 0, used), non_blocking=True)
+        self.batch = batch
+        spans = num_spans * SPAN_INTS
+        return self.plan.narrow(0, used - spans, spans).view(num_spans, SPAN_INTS)
 
     def sent(self, spans: np.ndarray) -> torch.Tensor:
         """Spans that are no new plan's on the device, int32 ``[S, 4]``."""
@@ -87,4 +90,5 @@ class PlanBuffers:
             PlanCapacityError: the plan does not fit; the buffers are unchanged.
         """
         staging = self.staging()
-        return self.send(staging, self.layout.pack(plan, staging.numpy()), len(plan.spans))
+        used = self.layout.pack(plan, staging.numpy())
+        return self.send(staging, used=used, num_spans=len(plan.spans), batch=plan.batch)

@@ -16,7 +16,11 @@ COUNTERS = {
     "decode_steps_total": ("steps", "Decode steps that codec served."),
     "plans_total": ("plans", "Decode steps for which a plan was made."),
     "plans_reused_total": ("plans_reused", "Decode steps that an earlier plan served."),
+    "plans_moved_total": ("moves", "Decode steps for which an earlier plan was brought to date."),
     "plan_seconds_total": ("plan_seconds", "Host time spent making and uploading plans (s)."),
+    "plan_read_seconds_total": ("read_seconds", "Of it, comparing batches and reading the tree."),
+    "plan_make_seconds_total": ("make_seconds", "Of it, planning."),
+    "plan_send_seconds_total": ("send_seconds", "Of it, uploading and filling the KV index."),
     "kv_tokens_read_total": (
         "kv_tokens_read",
         "KV tokens read by decode attention, in the mean of layers and KV heads.",
@@ -29,6 +33,7 @@ COUNTERS = {
 # metric and key of the state -> what it is
 GAUGES = {
     "share_ratio": "KV tokens saved over read and saved, in the latest decode batch (0 to 1).",
+    "slowest_seconds": "Host time of the slowest plan since the start (s).",
     "segments": "Runs of KV tokens with several readers, in the latest planned batch.",
     "depth": "Runs on the longest path, private tail included, in the latest planned batch.",
 }
@@ -65,7 +70,7 @@ class ServingReport:
         """What happened since the last call; segments and depth are the latest plan's."""
         now, before = self.state(), self._logged
         self._logged = now
-        read, saved, stock, plans, reused, seconds = (
+        read, saved, stock, plans, reused = (
             now[key] - before[key]
             for key in (
                 "kv_tokens_read",
@@ -73,10 +78,15 @@ class ServingReport:
                 "kv_tokens_stock",
                 "plans",
                 "plans_reused",
-                "plan_seconds",
             )
         )
-        each = f", {1e3 * seconds / plans:.1f} ms each" if plans else ""
+        each = ""
+        if plans:
+            total, *parts = (
+                1e3 * (now[f"{stage}_seconds"] - before[f"{stage}_seconds"]) / plans
+                for stage in ("plan", "read", "make", "send")
+            )
+            each = f", {total:.1f} ms each: " + " + ".join(f"{part:.2f}" for part in parts)
         fallbacks = _increase(now["fallbacks"], before["fallbacks"])
         reasons = "; ".join(f"{reason}: {count}" for reason, count in fallbacks.items())
         return (

@@ -71,11 +71,7 @@ class ServedGroup:
         Args:
             pool_rows: ``[B]`` the rows' places in `table`.
         """
-        if isinstance(new, MovedRows):
-            spans, longest = self.buffers.sent(new.spans), int(new.spans[:, 2].max(initial=0))
-        else:
-            spans = self.buffers.send(new.staging, new.packed.used, new.packed.num_spans)
-            longest = new.longest_span
+        spans, longest = sent_spans(self.buffers, new)
         gather_slots(self.buffers.kv_index, table, pool_rows, spans, longest=longest)
 
     def record(self, seq_lens: torch.Tensor, slots: torch.Tensor) -> None:
@@ -113,3 +109,14 @@ class ServedGroup:
     def write(self, layer: Any, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
         """Put a step's keys and values of one layer into the pool."""
         self._writer.write(layer, k, v, slots)
+
+
+def sent_spans(buffers: PlanBuffers, new: NewPlan | MovedRows) -> tuple[torch.Tensor, int]:
+    """Send `new`; on the device what to gather for it, int32 ``[S, 4]``, and the longest span."""
+    if isinstance(new, MovedRows):
+        return buffers.sent(new.spans), int(new.spans[:, 2].max(initial=0))
+    packed = new.packed
+    spans = buffers.send(
+        new.staging, used=packed.used, num_spans=packed.num_spans, batch=len(packed.max_lengths)
+    )
+    return spans, new.longest_span

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from sglang_codec.attention_shape import AttentionShape
-from sglang_codec.batch_planner import BatchPlanner, MovedRows, NewPlan, Totals
+from sglang_codec.batch_planner import BatchPlanner, MovedRows, NewPlan, StepTimes, Totals
 from sglang_codec.dump import PlanDump
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.plan_maker import PlanMaker
@@ -102,7 +104,7 @@ def test_rows_that_share_what_they_shared_keep_the_plan_and_are_gathered_again()
     plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
     (new,) = plans.plan_if_changed(Batch("b", PATHS, moved=[1]), lengths(111, 121, 51), None)
     assert isinstance(new, MovedRows)
-    assert plans.totals.plans == 1
+    assert (plans.totals.plans, plans.totals.moves) == (1, 1)
     # row 0 stands for both in what they share: of row 1 there is its tail, the new token included
     assert [span[:3] for span in new.spans.tolist()] == [[1, SHARED, 121 - SHARED]]
     # the batch is known by its new signature
@@ -135,6 +137,23 @@ def test_a_batch_of_which_nothing_is_known_is_private() -> None:
         (new,) = plans.plan_if_changed(None, lengths(110, 120, 50), None)
         plan = new.packed
         assert plan.kv_tokens_read == plan.kv_tokens_stock == 280
+
+
+def test_the_time_of_a_step_is_that_of_its_stages() -> None:
+    plans, ticks = planner(), itertools.count()
+    plans.times = StepTimes(lambda: float(next(ticks)))
+    plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
+    plans.times.end("send")
+    plans.totals.add_times(plans.times)
+    slower = SimpleNamespace(read=2.0, make=0.0, send=3.0)
+    plans.totals.add_times(slower)
+    totals = plans.totals
+    assert (totals.read_seconds, totals.make_seconds, totals.send_seconds) == (3, 1, 4)
+    assert (totals.plan_seconds, totals.slowest_seconds) == (8, 5)
+    assert totals.to_dict()["plan_seconds"] == 8
+    # a step that sends nothing begins anew
+    plans.plan_if_changed(Batch("a", PATHS), lengths(111, 121, 51), None)
+    assert (plans.times.read, plans.times.make, plans.times.send) == (0, 1, 0)
 
 
 def test_totals_count_what_a_step_reads() -> None:

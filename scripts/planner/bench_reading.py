@@ -1,13 +1,20 @@
 #!/usr/bin/env python3
-"""Time what a decode step costs the host before it is planned: the signature and the radix paths.
+"""Time what a decode step costs the host, from the batch to the plan that is sent.
 
-    python scripts/planner/bench_reading.py --json reading.json
+    python scripts/planner/bench_reading.py --cold --json reading.json
 
-Needs no GPU: SGLang's own radix tree (of the version that is imported) and its own requests. A
-batch of `rows` requests shares a tree of `depth` levels; every request ends in a tail of its own.
-`unchanged`: the signature of a batch that is the last one's, and the comparison. `join`: a step in
-which one request joins, signature included; `read` is its part that reads the tree. `all_new`: all
-are. Microseconds of the thread, medians: other processes slow it down, but are not counted.
+Needs no GPU: SGLang's own radix tree (of the version that is imported) and its own requests, an
+H100's cost table and program slots, and memory of the host in place of the device's: launches and
+pinned memory are not in it. A batch of `rows` requests shares a tree of `depth` levels; every
+request ends in a tail of its own. Steps, as the overlap scheduler makes them when one request
+leaves and another joins:
+
+`join`: the first one. `moved`: the next, when the joined one's prompt has become the tree's.
+`unchanged`: the one after. `all_new`: no request is known.
+
+Stages: `describe`, the signature; `read`, comparing it and reading the tree; `make`, planning;
+`send`. Microseconds of the thread, medians: other processes slow it down, but are not counted.
+`--cold` empties the caches before each step, as a server's other work does.
 """
 
 from __future__ import annotations
@@ -17,26 +24,32 @@ import os
 import statistics
 import time
 from array import array
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from bench_planner import H100, OtherWork, cost_of
 from library.options import parser_of
 
 RUN_TOKENS = 16  # of each level of the tree
+POOL_ROWS, POOL_SLOTS = 2049, 400_000
 
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--rows", default="64,256,1024", help="batch sizes")
-    parser.add_argument("--depths", default="4,6", help="levels of the tree, tails included")
-    parser.add_argument("--joins", type=int, default=40, help="joining requests of each case")
+    parser.add_argument("--rows", default="256,1024", help="batch sizes")
+    parser.add_argument("--depths", default="4", help="levels of the tree, tails included")
+    parser.add_argument("--joins", type=int, default=20, help="joining requests of each case")
+    parser.add_argument("--cold", action="store_true", help="empty the caches before each step")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     arguments = parser.parse_args()
     cases = [
-        measure(int(rows), int(depth), arguments.joins)
+        measure(int(rows), int(depth), arguments.joins, cold=arguments.cold)
         for rows in arguments.rows.split(",")
         for depth in arguments.depths.split(",")
     ]
@@ -48,63 +61,94 @@ def main() -> None:
         arguments.json.write_text(text + "\n")
 
 
-def measure(rows: int, depth: int, joins: int) -> dict[str, Any]:
+def measure(rows: int, depth: int, joins: int, *, cold: bool) -> dict[str, Any]:
     """The medians of one batch size and depth."""
-    from sglang_codec.patches.forward_batch import Attacher
-
-    server = Server(depth)
+    server, host = Server(depth), Host(cold=cold)
     reqs = [server.request(number) for number in range(rows + joins)]
-    attacher = Attacher()
-
-    def described(reqs: list[Any]) -> Any:
-        return attacher.codec_batch(server.batch(reqs))
-
     running = reqs[:rows]
-    last = described(running)
-    last.read()
-    unchanged = timed(lambda: described(running).signature == last.signature, 4 * joins)
-    steps, reads = [], []
+    for _ in range(2):
+        host.step(server, running)
+    steps: dict[str, list[dict[str, float]]] = defaultdict(list)
     for number in range(rows, rows + joins):
         # one joins, and one that is anywhere in the batch leaves
         del running[(number * 37) % rows]
         running.append(reqs[number])
-        started = time.thread_time()
-        now = described(running)
-        assert now.signature != last.signature
-        described_at = time.thread_time()
-        paths = now.read()
-        ended = time.thread_time()
-        steps.append(ended - started)
-        reads.append(ended - described_at)
-        last = now
-    all_new = timed(lambda: fresh(Attacher(), server, running), 5)
+        with server.before_insertion(reqs[number]):
+            steps["join"].append(host.step(server, running))
+        steps["moved"].append(host.step(server, running))
+        steps["unchanged"].append(host.step(server, running))
+    for _ in range(5):
+        host.forget()
+        steps["all_new"].append(host.step(server, running))
     return {
         "rows": rows,
         "depth": depth,
-        "reader": last.reader_name,
-        "nodes": len(paths.end),
-        "unchanged": unchanged,
-        "join": microseconds(steps),
-        "join_read": microseconds(reads),
-        "all_new": all_new,
+        "cold": cold,
+        "reader": host.batch.reader_name,
+        "nodes": host.planner.first.packed.num_shared,
+        **{step: medians(times) for step, times in steps.items()},
     }
 
 
-def fresh(attacher: Any, server: Server, reqs: list[Any]) -> None:
-    attacher.codec_batch(server.batch(reqs)).read()
+def medians(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Microseconds by stage; `total`: the stages that a server's counters hold."""
+    return {
+        stage: round(1e6 * statistics.median(times[stage] for times in steps), 1)
+        for stage in steps[0]
+    }
 
 
-def timed(call: Callable[[], Any], times: int) -> float:
-    seconds = []
-    for _ in range(times):
-        started = time.thread_time()
-        call()
-        seconds.append(time.thread_time() - started)
-    return microseconds(seconds)
+class Host:
+    """What codec does of a step on the host of a server, without the launches."""
 
+    def __init__(self, *, cold: bool) -> None:
+        from sglang_codec.attention_shape import AttentionShape
+        from sglang_codec.batch_planner import BatchPlanner, StepTimes
+        from sglang_codec.buffers import PlanBuffers
+        from sglang_codec.device import plan_spec
+        from sglang_codec.plan_maker import PlanMaker
+        from sglang_codec.planning.capacity import capacity_for
+        from sglang_codec.planning.plan import PlanLayout
 
-def microseconds(seconds: list[float]) -> float:
-    return round(1e6 * statistics.median(seconds), 1)
+        shape = AttentionShape.plain(32, 8, 128)
+        spec = plan_spec(H100, shape, tail_headroom=128)
+        capacity = capacity_for(spec, rows=POOL_ROWS, pool_slots=POOL_SLOTS)
+        layout = PlanLayout.of(capacity, spec)
+        self.buffers = PlanBuffers(layout, shape, torch.device("cpu"))
+        # as of a caching allocator: what comes is memory that was used before
+        staging = cycle([self.buffers.staging() for _ in range(4)])
+        maker = PlanMaker(spec, cost_of(spec), layout, lambda: next(staging), lambda *_: [])
+        self.planner = BatchPlanner()
+        self.planner.times = StepTimes(time.thread_time)
+        self.planner.use([maker], [8])
+        self.steps, self._other_work = 0, OtherWork() if cold else (lambda: None)
+        self.forget()
+
+    def forget(self) -> None:
+        """Everything that is known of requests."""
+        from sglang_codec.patches.forward_batch import Attacher
+
+        self._attacher = Attacher()
+        self.planner.use(self.planner.makers, [8])
+
+    def step(self, server: Server, reqs: list[Any]) -> dict[str, float]:
+        """Seconds of a decode step of these requests, by stage."""
+        self.steps += 1
+        lengths = torch.tensor([len(req.origin_input_ids) + self.steps for req in reqs])
+        self._other_work()
+        planner, times, started = self.planner, self.planner.times, time.thread_time()
+        self.batch = self._attacher.codec_batch(server.batch(reqs))
+        described = time.thread_time() - started
+        for new in planner.plan_if_changed(self.batch, lengths.numpy(), None):
+            self._send(new)
+        times.end("send")
+        stages = {stage: getattr(times, stage) for stage in ("read", "make", "send")}
+        return {"describe": described, **stages, "total": sum(stages.values())}
+
+    def _send(self, new: Any) -> None:
+        from sglang_codec.served_group import sent_spans
+
+        sent_spans(self.buffers, new)
 
 
 class Server:
@@ -117,6 +161,17 @@ class Server:
     def batch(self, reqs: list[Any]) -> Any:
         """What `codec` looks at of a `ScheduleBatch`."""
         return SimpleNamespace(reqs=reqs, seq_lens=reqs, tree_cache=self.tree)
+
+    @contextmanager
+    def before_insertion(self, req: Any) -> Iterator[None]:
+        """As the request is until its prompt is in the tree: it holds what it has matched."""
+        kv = req if hasattr(req, "req_pool_idx") else req.kv
+        node, owned = req.last_node, kv.cache_protected_len
+        above = self.tree.resolve_node_handle(node).parent
+        req.last_node = above.id if isinstance(node, int) else above
+        kv.cache_protected_len = owned - RUN_TOKENS
+        yield
+        req.last_node, kv.cache_protected_len = node, owned
 
     def request(self, number: int) -> Any:
         """A running request whose prompt is in the tree."""

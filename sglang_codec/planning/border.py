@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -30,13 +30,15 @@ def int32_array(name: str, values: Any) -> np.ndarray:
     return np.array(array, np.int32)
 
 
-def checked_paths(
+def path_arrays(
     parent: Any, end: Any, leaf: Any, lengths: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The arrays of `RadixPaths` and the rows' lengths, all int32.
 
+    Whether they are a tree is checked where it costs least, in `entries.build_forest`.
+
     Raises:
-        ValueError: what they say cannot be a tree and rows below it; names the first place.
+        ValueError: arrays that are no integers, or do not match.
     """
     parent, end = int32_array("RadixPaths.parent", parent), int32_array("RadixPaths.end", end)
     leaf, lengths = int32_array("RadixPaths.leaf", leaf), int32_array("lengths", lengths)
@@ -46,6 +48,13 @@ def checked_paths(
             f"lengths has shape {lengths.shape}, but the paths describe {len(leaf)} rows; pass the "
             "lengths of these rows, without those that pad the batch"
         )
+    return parent, end, leaf, lengths
+
+
+def refuse_paths(
+    parent: np.ndarray, end: np.ndarray, leaf: np.ndarray, lengths: np.ndarray
+) -> NoReturn:
+    """Raise ValueError, naming the first place where `path_arrays` are no tree and rows below."""
     node = np.arange(len(parent))
     _all("RadixPaths.parent", parent, (parent >= -1) & (parent < node), "lie in [-1, own index)")
     above = np.append(end, np.int32(0))[parent]
@@ -53,7 +62,7 @@ def checked_paths(
     within = (leaf >= -1) & (leaf < len(parent))
     _all("RadixPaths.leaf", leaf, within, f"lie in [-1, {len(parent)})")
     _all("lengths", lengths, lengths >= 0, "be 0 or more")
-    return parent, end, leaf, lengths
+    raise ValueError("RadixPaths: the arrays are no tree")
 
 
 def checked_forest(

@@ -9,7 +9,7 @@ from sglang_codec.planning.compiled import Entry, compiled
 from sglang_codec.planning.packing import Places, pack, put, put_pieces
 from sglang_codec.planning.reading import Reading, given_reading
 from sglang_codec.planning.schedules import Schedule, schedule_reading
-from sglang_codec.planning.structure import Forest, depth_of, forest_of
+from sglang_codec.planning.structure import Forest, are_paths, depth_of, forest_of
 from sglang_codec.planning.tables import MACHINE, NODE, RUN, SPAN, ints, view
 from sglang_codec.planning.ways import plan_forest
 
@@ -31,15 +31,20 @@ REPORT = (
     "num_parts",
     "kv_entries",
     "bundle_entries",
+    "kv_tokens_stock",
+    "room",  # see `PackedPlan`
 )
+MOST_ROOM = 2**31 - 1  # of a plan without rows
 
 
 def _build_forest(
     parent: np.ndarray, end: np.ndarray, leaf: np.ndarray, lengths: np.ndarray, private_tokens: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Radix paths -> `order`, int64 ``[B]``, and the fields of each `NODE`, int64."""
+) -> tuple[bool, np.ndarray, np.ndarray]:
+    """Radix paths -> if they are any, `order`, int64 ``[B]``, and each `NODE`'s fields, int64."""
+    if not are_paths(parent, end, leaf, lengths):
+        return False, ints(0), ints(0)
     forest = forest_of(parent, end, leaf, lengths, private_tokens)
-    return forest.order, view(forest.nodes, np.int64)
+    return True, forest.order, view(forest.nodes, np.int64)
 
 
 def _plan(
@@ -90,9 +95,12 @@ def _plan(
             report[0] = 0
             return False, nothing, no_us
     _report(forest, reading, best, plan, report)
+    tokens, least = 0, MOST_ROOM
     for row in range(len(lengths)):
-        grows = reading.append_base[row] >= 0
-        max_lengths[row] = lengths[row] + (machine.headroom if grows else 0)
+        room = machine.headroom if reading.append_base[row] >= 0 else 0
+        max_lengths[row] = lengths[row] + room
+        tokens, least = tokens + lengths[row], min(least, room)
+    report[15], report[16] = tokens, least
     if len(places):
         return True, nothing, no_us
     return True, *_arrays(forest, reading, plan, machine)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sglang_codec.planning.border import checked_forest, checked_paths
+from sglang_codec.planning.border import checked_forest, path_arrays, refuse_paths
 from sglang_codec.planning.entries import build_forest
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.tables import NODE
@@ -97,7 +97,7 @@ class PrefixForest:
         Raises:
             ValueError: the paths are no tree, or `lengths` are not those of their rows.
         """
-        *arrays, lengths = checked_paths(paths.parent, paths.end, paths.leaf, lengths)
+        *arrays, lengths = path_arrays(paths.parent, paths.end, paths.leaf, lengths)
         return cls(**_structure(RadixPaths(*arrays), lengths, private_tokens))
 
     @classmethod
@@ -260,7 +260,10 @@ def _structure(
     paths: RadixPaths, lengths: np.ndarray, private_tokens: int = 0
 ) -> dict[str, np.ndarray]:
     """Everything but the slots of a `PrefixForest`."""
-    order, nodes = build_forest(paths.parent, paths.end, paths.leaf, lengths, private_tokens)
+    arrays = paths.parent, paths.end, paths.leaf, lengths
+    found, order, nodes = build_forest(*arrays, private_tokens)
+    if not found:
+        refuse_paths(*arrays)
     columns = np.ascontiguousarray(nodes.reshape(-1, len(NODE.names)).T, np.int32)
     named = dict(zip(NODE.names, columns, strict=True))
     return {"order": order.astype(np.int32), "lengths": lengths, **named}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sglang_codec.planning.entries import MOST_ROOM
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.plan import Plan, PlanLayout
 
@@ -20,7 +21,7 @@ class PackedPlan:
         used: elements of the packed plan; the spans come last.
         num_spans: rows of `Plan.spans`; longest_span: tokens of the longest one.
         kv_tokens_read, kv_tokens_stock: as of `Plan`, per KV head.
-        max_lengths: int32 ``[B]``, as of `Plan`.
+        max_lengths: int32 ``[B]``, as of `Plan`; room: tokens by which every row may grow to them.
         num_shared, depth: as of `PrefixForest`.
     """
 
@@ -30,6 +31,7 @@ class PackedPlan:
     kv_tokens_read: int
     kv_tokens_stock: int
     max_lengths: np.ndarray
+    room: int
     num_shared: int
     depth: int
 
@@ -50,6 +52,7 @@ def pack(
         kv_tokens_read=plan.kv_tokens_read,
         kv_tokens_stock=plan.kv_tokens_stock,
         max_lengths=plan.max_lengths,
+        room=int((plan.max_lengths - plan.lengths).min(initial=MOST_ROOM)),
         num_shared=forest.num_shared if shared else 0,
         depth=forest.depth if shared else int(len(plan.spans) > 0),
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sglang_codec.planning.border import check_output, checked_paths
+from sglang_codec.planning.border import check_output, path_arrays, refuse_paths
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.entries import REPORT, build_forest, plan
 from sglang_codec.planning.forest import PrefixForest
@@ -123,14 +123,16 @@ class Planner:
             ValueError: the paths are no tree, `lengths` are not those of their rows, the layout is
                 one of other plans, or `out` cannot take it.
         """
-        arrays = checked_paths(paths.parent, paths.end, paths.leaf, lengths)
+        arrays = path_arrays(paths.parent, paths.end, paths.leaf, lengths)
         batch = len(arrays[-1])
         self.capacity.check(rows=batch)
         if layout is not self._layout[0]:
             self._layout = layout, self._places(layout)
         check_output(out, layout.size)
         max_lengths, places = np.empty(batch, np.int32), self._layout[1]
-        order, nodes = build_forest(*arrays, PRIVATE_TOKENS)
+        found, order, nodes = build_forest(*arrays, PRIVATE_TOKENS)
+        if not found:
+            refuse_paths(*arrays)
         _, _, report = self._planned(
             order, nodes, arrays[-1], _NOTHING_GIVEN, places, out, max_lengths
         )
@@ -139,8 +141,9 @@ class Planner:
             num_spans=report["num_spans"],
             longest_span=report["longest_span"],
             kv_tokens_read=report["kv_tokens_read"],
-            kv_tokens_stock=int(arrays[-1].sum()),
+            kv_tokens_stock=report["kv_tokens_stock"],
             max_lengths=max_lengths,
+            room=report["room"],
             num_shared=report["num_shared"],
             depth=report["depth"],
         )

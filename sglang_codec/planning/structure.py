@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sglang_codec.planning.compiled import compiled
+from sglang_codec.planning.compiled import compiled, leaf
 from sglang_codec.planning.tables import ints, nodes_of
 
 
@@ -18,17 +18,36 @@ class Forest(NamedTuple):
     num_shared: int
 
 
+@leaf
+def are_paths(
+    above_of: np.ndarray, end: np.ndarray, leaf_of: np.ndarray, tokens: np.ndarray
+) -> bool:
+    """Whether these are a tree and rows below it, so that `forest_of` stays within the arrays."""
+    for n in range(len(end)):
+        above = above_of[n]
+        if above < -1 or above >= n or end[n] <= (0 if above < 0 else end[above]):
+            return False
+    for row in range(len(leaf_of)):
+        if leaf_of[row] < -1 or leaf_of[row] >= len(end) or tokens[row] < 0:
+            return False
+    return True
+
+
 @compiled
 def forest_of(
-    above_of: np.ndarray, end: np.ndarray, leaf: np.ndarray, tokens: np.ndarray, private_tokens: int
+    above_of: np.ndarray,
+    end: np.ndarray,
+    leaf_of: np.ndarray,
+    tokens: np.ndarray,
+    private_tokens: int,
 ) -> Forest:
     """Prune, merge and order path nodes.
 
     Args:
-        above_of, end, leaf: `RadixPaths.parent`, `end` and `leaf`. tokens: ``[B]`` of each row.
+        above_of, end, leaf_of: `RadixPaths.parent`, `end` and `leaf`. tokens: ``[B]`` of each row.
         private_tokens: tokens at each row's end that are private whatever the paths say.
     """
-    batch, num_paths = len(leaf), len(end)
+    batch, num_paths = len(leaf_of), len(end)
     # runs nest, and each has two readers and other ones than its parent: fewer runs than rows
     most_shared = min(num_paths, max(batch - 1, 0))
     nodes, order = nodes_of(most_shared + batch), ints(batch)
@@ -38,7 +57,7 @@ def forest_of(
 
     # nodes are a token or longer: at most `private_tokens` steps from a leaf within its row
     for row in range(batch):
-        n, limit = leaf[row], tokens[row] - private_tokens
+        n, limit = leaf_of[row], tokens[row] - private_tokens
         while n >= 0 and end[n] > limit:
             n = above_of[n]
         used = num_paths if n < 0 else n

@@ -138,7 +138,7 @@ EVENT = st.one_of(
 
 
 @pytest.mark.parametrize("kind", ["nodes", "path info"])
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(EVENT, min_size=2, max_size=20))
 def test_kept_paths_are_those_of_the_tree(kind: str, events: list[tuple[str, Any, bool]]) -> None:
     tree = Tree()
@@ -212,6 +212,23 @@ def test_batches_that_take_turns_keep_their_paths() -> None:
     batches.reader.chains = Mock(side_effect=AssertionError("all of it is known"))
     for running in (second, first, first, second):
         assert batches.read(running).end.tolist() == [5]
+    # a batch is known by any request that is still there
+    del first[0]
+    assert batches.read(first).leaf.tolist() == [-1]
+
+
+def test_the_same_paths_are_the_same_object() -> None:
+    """So that a plan is found to serve on without a look at them."""
+    tree = Tree()
+    tree.insert([0] * 5)
+    batches = Batches(tree, "nodes")
+    running = [Request(tree, [0] * 5) for _ in range(2)]
+    paths = batches.read(running)
+    tree.hold(running[0], tree.insert([0] * 7))
+    assert batches.read(running) is paths
+    running.append(Request(tree, [0] * 7))
+    longer = batches.read(running)
+    assert as_step(longer) == {"parent": [-1, 0], "end": [5, 7], "leaf": [1, 0, 1]}
 
 
 def test_after_a_tree_has_raised_everything_is_read_again() -> None:

@@ -111,7 +111,12 @@ def test_numbers_are_those_of_the_requests(seen: Seen) -> None:
     assert state["kv_tokens_saved"] % TRUNK == 0
     assert 0 < state["kv_tokens_saved"] <= (REQUESTS - 1) * TRUNK * state["steps"]
     assert state["kv_tokens_read"] + state["kv_tokens_saved"] == state["kv_tokens_stock"]
-    assert state["plan_seconds"] > 0
+    stages = [state[f"{stage}_seconds"] for stage in ("read", "make", "send")]
+    assert min(stages) > 0
+    assert state["plan_seconds"] == pytest.approx(sum(stages))
+    assert state["plan_seconds"] / state["plans"] <= state["slowest_seconds"] * (
+        1 + state["moves"] / state["plans"]
+    )
     assert state["fallbacks"] == {}
     # the latest batch may be a single request that was admitted after the others
     assert (state["segments"], state["depth"]) in ((1, 2), (0, 1))
@@ -150,7 +155,7 @@ class Planner:
         """`steps` steps, a plan for the first of them; KV tokens of all of them."""
         totals = self.totals
         totals.steps, totals.plans = totals.steps + steps, totals.plans + 1
-        totals.plan_seconds += 0.002
+        totals.add_times(SimpleNamespace(read=0.0004, make=0.0013, send=0.0003))
         totals.kv_tokens_read += read
         totals.kv_tokens_stock += stock
         self.made = (SimpleNamespace(packed=SimpleNamespace(num_shared=steps, depth=3)),)
@@ -163,7 +168,7 @@ def test_a_line_is_about_what_is_new() -> None:
     planner.serve(40, read=1_249_000, stock=6_400_000)
     assert report.line() == (
         "codec: share 0.80, KV read 1.2M of 6.4M, segments 40, depth 3, "
-        "plans 1 (+39 reused, 2.0 ms each), fallbacks 0"
+        "plans 1 (+39 reused, 2.0 ms each: 0.40 + 1.30 + 0.30), fallbacks 0"
     )
     planner.totals.steps += 1
     fallbacks.update(new=2, old=1)
@@ -193,6 +198,8 @@ def test_exported_counters_equal_the_totals_however_often(times: int) -> None:
     assert value("plans_total") == times
     assert value("plans_reused_total") == 9 * times
     assert value("plan_seconds_total") == pytest.approx(0.002 * times)
+    assert value("plan_make_seconds_total") == pytest.approx(0.0013 * times)
+    assert value("slowest_seconds") == pytest.approx(0.002)
     assert value("kv_tokens_read_total") == 30 * times
     assert value("kv_tokens_saved_total") == 70 * times
     assert value("fallbacks_total", reason="reason") == 2 * times

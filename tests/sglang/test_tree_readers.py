@@ -228,14 +228,27 @@ def test_distinct_handles_are_asked_for_in_one_call() -> None:
 # which reader -----------------------------------------------------------------------------------
 
 
-def test_path_info_is_preferred() -> None:
+
+class Unreadable(NodeTree):
+    """As the handles of a core without Python nodes are."""
+
+    def resolve_node_handle(self, handle: Any) -> Any:
+        raise NotImplementedError("not ported")
+
+
+@pytest.mark.parametrize("has_core", [False, True])
+def test_nodes_that_can_be_read_are_walked(has_core: bool) -> None:
     cache = NodeTree(tree := Tree(**FORK))
+    if has_core:
+        cache.tree_core = InfoCore(tree)
+    assert select_reader(cache).name == "parent walk"
+
+
+def test_paths_are_asked_for_where_nodes_cannot_be_read() -> None:
+    cache = Unreadable(tree := Tree(**FORK))
     cache.tree_core = InfoCore(tree)
     assert select_reader(cache).name == "collect_path_info"
-
-
-def test_nodes_are_walked_without_it() -> None:
-    assert select_reader(NodeTree(Tree(**FORK))).name == "parent walk"
+    assert not FALLBACKS.counts
 
 
 def test_a_streaming_session_is_unwrapped() -> None:
@@ -270,10 +283,6 @@ def test_a_disabled_tree_has_none() -> None:
 
 
 def test_an_unreadable_core_is_named_and_counted() -> None:
-    class Unreadable(NodeTree):
-        def resolve_node_handle(self, handle: Any) -> Any:
-            raise NotImplementedError("not ported")
-
     reader = select_reader(Unreadable(Tree(**FORK)))
     assert reader.name == "none (Unreadable cannot be read)"
     assert dict(FALLBACKS.counts) == {"the nodes of Unreadable cannot be read": 1}

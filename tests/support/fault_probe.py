@@ -52,7 +52,7 @@ def _faults(backend: Any) -> dict[str, list[Fault]]:
     plain_too_small = _raising(plan_maker, "plain_plan", lacking)
     return {
         "reading the tree": [_raising(CodecBatch, "read")],
-        "comparing batches": [_raising(batch_planner.BatchPlanner, "_serves")],
+        "comparing batches": [_raising(batch_planner._Live, "is_next_step")],
         "the planner": [planner],
         "no memory": [_raising(maker, "_pack_paths", MemoryError("injected"))],
         "the planner's buffers": [too_small],

@@ -9,7 +9,11 @@ from typing import Any
 _COUNTED = {
     "decode_steps": "steps",
     "plans": "plans",
+    "moves": "moves",
     "plan_seconds": "plan_seconds",
+    "read_seconds": "read_seconds",
+    "make_seconds": "make_seconds",
+    "send_seconds": "send_seconds",
     "kv_tokens_read": "kv_tokens_read",
     "kv_tokens_stock": "kv_tokens_stock",
 }
@@ -28,7 +32,10 @@ def codec_counters(info: dict[str, Any]) -> dict[str, Any] | None:
     fallbacks: Counter[str] = Counter()
     for rank in ranks:
         fallbacks.update(rank["fallbacks"])
-    summed = {counter: sum(rank[counter] for rank in ranks) for counter in _COUNTED.values()}
+    # an older codec tells less
+    summed = {
+        counter: sum(rank.get(counter, 0) for rank in ranks) for counter in _COUNTED.values()
+    }
     return summed | {"fallbacks": dict(fallbacks)}
 
 
@@ -36,7 +43,9 @@ def increase(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dic
     """What a row added to the counters; `fallbacks` by reason. Nothing for a stock backend."""
     if before is None or after is None:
         return {}
-    row = {name: after[counter] - before[counter] for name, counter in _COUNTED.items()}
+    row = {
+        name: after.get(counter, 0) - before.get(counter, 0) for name, counter in _COUNTED.items()
+    }
     fallbacks = {
         reason: count - before["fallbacks"].get(reason, 0)
         for reason, count in after["fallbacks"].items()

@@ -11,11 +11,17 @@ import pytest
 
 def test_a_small_batch_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = tmp_path / "reading.json"
-    arguments = ["--rows", "12", "--depths", "3", "--joins", "3", "--json", str(report)]
+    arguments = ["--rows", "12", "--depths", "3", "--joins", "3", "--cold", "--json", str(report)]
     monkeypatch.setattr("sys.argv", ["bench_reading.py", *arguments])
     bench_reading.main()
     (case,) = json.loads(report.read_text())["cases"]
     assert case["reader"] in ("parent walk", "collect_path_info")
     # a root for all and two below it
     assert (case["rows"], case["nodes"]) == (12, 3)
-    assert all(case[name] > 0 for name in ("unchanged", "join", "join_read", "all_new"))
+    for step in ("join", "moved", "unchanged", "all_new"):
+        stages = case[step]
+        assert stages["describe"] > 0
+        assert stages["read"] > 0 or step == "unchanged"
+        assert stages["make"] > 0
+    # nothing is read for a step that goes on
+    assert case["unchanged"]["read"] == 0
