@@ -205,8 +205,8 @@ class BatchPlanner:
     def _is_next_step(live: _Live, lengths: np.ndarray) -> bool:
         """Every row is one token longer, and its tail still fits.
 
-        One token exactly: a step that this backend did not see (a mixed chunk) has left a slot that
-        no one appended to the KV index.
+        One token exactly: a step that this backend did not see (a mixed batch that the prefill
+        backend attended whole) has left a slot that no one appended to the KV index.
         """
         return (
             len(lengths) == len(live.lengths)
