@@ -44,41 +44,35 @@ def main(model_folder: str, output: str, backend: str, settings: str) -> None:
 
 
 def serve(engine: InprocScheduler) -> dict[str, Any]:
-    """What each step was, who decoded in it, and what the planner had counted after it."""
+    """What each step was and who decoded in it; what the planner counted meanwhile."""
     some = source_of_tokens(0)
     trunk = some(TRUNK)
     engine.submit(trunk + some(3), 1, rid="warm")
     engine.run()
     for row in range(ROWS):
         engine.submit(trunk + some(5 + row), 24, rid=f"row {row}")
-    # a prompt of many chunks, one that shares the trunk, and one whose last chunk is one token
-    waiting = {4: some(150), 12: trunk + some(40), 14: some(2)}
+    # a prompt of many chunks, one that shares the trunk, one token behind the trunk
+    waiting = {4: some(150), 12: trunk + some(40), 14: trunk + some(1)}
     steps: list[dict[str, Any]] = []
-    planner = getattr(engine.decode_backend, "planner", None)
 
     def on_forward(_: InprocScheduler, forward_batch: Any) -> None:
-        if steps and planner:
-            steps[-1] |= {"served": planner.totals.steps, "plans": planner.totals.plans}
-        lengths = forward_batch.extend_seq_lens_cpu or [1] * forward_batch.batch_size
-        rows = len(forward_batch.rids) - getattr(
-            getattr(forward_batch, "codec_batch", None), "rows", 0
-        )
+        described = getattr(forward_batch, "codec_batch", None)
+        rids = list(forward_batch.rids)
         steps.append(
             {
                 "mode": forward_batch.forward_mode.name,
-                "rids": list(forward_batch.rids),
-                "lengths": list(lengths),
-                "decoding": list(forward_batch.rids)[rows:],
+                "lengths": list(forward_batch.extend_seq_lens_cpu or [1] * len(rids)),
+                "decoding": rids[len(rids) - described.rows :] if described else [],
             }
         )
         if (prompt := waiting.pop(len(steps), None)) is not None:
             engine.submit(prompt, 3, rid=f"prompt of {len(prompt)}")
 
+    planner = getattr(engine.decode_backend, "planner", None)
+    before = planner.totals.to_dict() if planner else {}
     engine.run(on_forward)
-    if planner:
-        steps[-1] |= {"served": planner.totals.steps, "plans": planner.totals.plans}
-    totals = planner.totals if planner else None
-    return {"steps": steps, "saved": totals.kv_tokens_saved if totals else 0}
+    counted = {name: planner.totals.to_dict()[name] - n for name, n in before.items()}
+    return {"steps": steps, "counted": counted}
 
 
 if __name__ == "__main__":
