@@ -40,10 +40,10 @@ class Attacher:
         return self._described(batch, batch.reqs, rows, beams, 0)
 
     def mixed_batch(self, batch: Any) -> CodecBatch:
-        """Describe the rows that decode, which SGLang puts behind those that prefill."""
+        """Describe the rows that decode, which SGLang puts behind those that prefill, if any do."""
         prompts = len(batch.reqs) - len(batch.decoding_reqs)
         decoding = batch.reqs[prompts:]
-        if not prompts or len(batch.seq_lens) != len(batch.reqs) or decoding != batch.decoding_reqs:
+        if len(batch.seq_lens) != len(batch.reqs) or decoding != batch.decoding_reqs:
             raise ValueError("the last rows of a mixed batch are not the requests that decode")
         return self._described(batch, decoding, len(decoding), (), prompts)
 
@@ -66,7 +66,8 @@ def attach_codec_batch(
             return
         if forward_batch.forward_mode.is_decode():
             forward_batch.codec_batch = ATTACHER.codec_batch(batch)
-        elif forward_batch.forward_mode.is_mixed() and batch.decoding_reqs:
+        elif forward_batch.forward_mode.is_extend() and batch.decoding_reqs:
+            # MIXED, or a decode batch that looks like a prefill for other data-parallel ranks
             if ATTACHER.mixed_batches_are_served:
                 forward_batch.codec_batch = ATTACHER.mixed_batch(batch)
             else:

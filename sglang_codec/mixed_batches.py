@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
 from sglang_codec.backend import CodecDecodeBackend
 from sglang_codec.layer_groups import check_arguments, given_arguments
-from sglang_codec.mixed_views import MixedViews, cut, prompt_rows, why_not_cut
+from sglang_codec.mixed_views import cut, holds_decoding_rows, why_not_cut
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.patches.forward_batch import ATTACHER
+from sglang_codec.plan_maker import NoPlanError
 from sglang_codec.refusals import UnsupportedConfiguration
 
 # stock backends that prefill from what `mixed_views` cuts, and from nothing else of a batch
@@ -23,6 +25,9 @@ _CUTTABLE = frozenset(
         "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend",
     }
 )
+# a view of some of a batch's tokens, the first of them, the end of them, and what attends them
+_Part = tuple[Any, int, int, Callable[..., torch.Tensor]]
+
 # arguments of a layer that mean the same for any part of a batch's tokens
 _OF_ALL_TOKENS = frozenset({"sinks"})
 
@@ -62,32 +67,39 @@ class MixedBatches:
         # why no MIXED batch can be cut, once that is known
         self._never = None if name in _CUTTABLE else f"{name} may need the whole batch"
         self._batch: Any = None
-        self._views: MixedViews | None = None
+        self._parts: tuple[_Part, ...] = ()
+        fused = getattr(prefill, "get_fused_kv_write_buffers", None)
         prefill.init_forward_metadata = self.init_forward_metadata
         prefill.init_forward_metadata_out_graph = self.init_forward_metadata_out_graph
         prefill.forward_extend = self.forward_extend
+        if fused is not None:  # SGLang >= 0.5.23: a model may write K and V, of all tokens, itself
+            prefill.get_fused_kv_write_buffers = lambda *of: None if self._parts else fused(*of)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Prepare both parts of a MIXED batch, or the whole of any batch for `prefill`."""
-        self._batch, self._views = None, None
-        if not prompt_rows(forward_batch):
+        self._batch, self._parts = None, ()
+        if not holds_decoding_rows(forward_batch):
             self._prepare(forward_batch)
         elif reason := self._never or why_not_cut(forward_batch):
             self._attend_whole(forward_batch, reason)
         else:
             views = cut(forward_batch)
+            first, tokens = views.prompt_tokens, views.tokens
             try:
                 self._decode.init_forward_metadata(views.decode)
-            except Exception as error:  # the prefill backend needs no plan
-                self._attend_whole(forward_batch, f"{type(error).__name__} in its plan", error)
+            except NoPlanError as error:  # the prefill backend needs none
+                self._attend_whole(forward_batch, "no plan was possible", error)
                 return
-            self._prepare(views.prompts)
-            self._batch, self._views = forward_batch, views
+            if first:
+                self._prepare(views.prompts)
+                self._parts = ((views.prompts, 0, first, self._extend),)
+            self._batch = forward_batch
+            self._parts += ((views.decode, first, tokens, self._decode.forward_decode),)
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """A prefill graph that holds the attention of all rows, which codec has no part in."""
-        self._batch, self._views = None, None
-        if prompt_rows(forward_batch):
+        self._batch, self._parts = None, ()
+        if holds_decoding_rows(forward_batch):
             _count("the prefill graph holds its attention")
         self._prepare_graph(forward_batch, in_capture=in_capture)
 
@@ -102,28 +114,23 @@ class MixedBatches:
         **kwargs: Any,
     ) -> Any:
         """``q [T, ...]``, k, v likewise or None -> ``[T, Hq * Dv]``, zero for padding."""
-        if self._views is not None and (reason := self._why_unfit(layer, kwargs)):
-            # its metadata again, for all rows; what the layers before have written is there
-            self._never, batch = reason, self._batch
-            self._views = None
-            self._attend_whole(batch, reason)
-        if self._views is None:
+        if self._parts and (reason := self._why_unfit(layer, kwargs)):
+            # prepared again, for all rows; what the layers before this one have written is there
+            self._never, self._parts = reason, ()
+            self._attend_whole(self._batch, reason)
+        if not self._parts:
             return self._extend(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
-        views, tokens = self._views, len(q)
         out = getattr(forward_batch, "_attn_output", None)
         if out is None:
-            out = q.new_empty(tokens, layer.tp_q_head_num * layer.v_head_dim)
-        out = out.view(tokens, -1)
-        for view, start, end, attend in (
-            (views.prompts, 0, views.prompt_tokens, self._extend),
-            (views.decode, views.prompt_tokens, views.tokens, self._decode.forward_decode),
-        ):
-            part = view._attn_output = out[start:end]
-            parts = (None if one is None else one[start:end] for one in (q, k, v))
-            got = attend(*parts, layer, view, save_kv_cache, **kwargs)
-            if got.data_ptr() != part.data_ptr():
-                part.copy_(got.view(part.shape))
-        out[views.tokens :] = 0
+            out = q.new_empty(len(q), layer.tp_q_head_num * layer.v_head_dim)
+        out = out.view(len(q), -1)
+        for view, start, end, attend in self._parts:
+            place = view._attn_output = out[start:end]
+            of_part = (None if one is None else one[start:end] for one in (q, k, v))
+            got = attend(*of_part, layer, view, save_kv_cache, **kwargs)
+            if got.data_ptr() != place.data_ptr():
+                place.copy_(got.view(place.shape))
+        out[end:] = 0
         return out
 
     def _attend_whole(self, forward_batch: Any, reason: str, detail: object = "") -> None:

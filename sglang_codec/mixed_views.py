@@ -32,7 +32,8 @@ class MixedViews:
     """Views of a MIXED batch; what they do not cut is the batch's own.
 
     `prompts` is an EXTEND batch of the first `prompt_tokens` tokens, `decode` a DECODE batch of the
-    tokens from there up to `tokens`, one for each row. What follows is padding.
+    tokens from there up to `tokens`, one for each row. What follows is padding. There are no
+    prompts where SGLang has only a decode batch look like one, for other data-parallel ranks.
     """
 
     prompts: Any
@@ -41,14 +42,14 @@ class MixedViews:
     tokens: int
 
 
-def prompt_rows(forward_batch: Any) -> int:
-    """Rows of a described MIXED batch that prefill, those in front; 0 for every other batch."""
-    return getattr(getattr(forward_batch, "codec_batch", None), "prompts", 0)
+def holds_decoding_rows(forward_batch: Any) -> bool:
+    """Whether this batch, which SGLang gives to a prefill backend, is described as such."""
+    return getattr(forward_batch, "codec_batch", None) is not None
 
 
 def why_not_cut(forward_batch: Any) -> str | None:
-    """What makes this MIXED batch one that can only be attended whole, if anything does."""
-    prompts, rows = prompt_rows(forward_batch), forward_batch.codec_batch.rows
+    """What keeps this batch with decoding rows from being cut, if anything does."""
+    prompts, rows = forward_batch.codec_batch.prompts, forward_batch.codec_batch.rows
     lengths = forward_batch.extend_seq_lens_cpu
     if lengths is None or forward_batch.seq_lens_cpu is None:
         return "its lengths are only on the device"
@@ -66,8 +67,8 @@ def why_not_cut(forward_batch: Any) -> str | None:
 
 
 def cut(forward_batch: Any) -> MixedViews:
-    """Cut a MIXED batch for which `why_not_cut` has no reason; nothing waits for the device."""
-    rows = prompt_rows(forward_batch)
+    """Cut a batch for which `why_not_cut` has no reason; nothing waits for the device."""
+    rows = forward_batch.codec_batch.prompts
     tokens = sum(forward_batch.extend_seq_lens_cpu)
     first = sum(forward_batch.extend_seq_lens_cpu[:rows])
     prompts = _part(forward_batch, slice(0, rows), slice(0, first))

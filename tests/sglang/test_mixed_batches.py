@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from backend_bench import SHARED, Bench
-from mixed_bench import MixedBench
+from mixed_bench import MixedBench, Prompt
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
@@ -17,6 +17,7 @@ from sglang_codec.layer_groups import LayerGroup, LayerGroups
 from sglang_codec.mixed_batches import serve_mixed_batches
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.patches.forward_batch import ATTACHER
+from sglang_codec.plan_maker import NoPlanError
 
 ROWS = (5, 2, 7)
 WHOLE = "a mixed batch is attended by the prefill backend: "
@@ -28,14 +29,17 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ATTACHER, "mixed_batches_are_served", False)
 
 
-def steps(bench: MixedBench, prompts: list[list[tuple[int, int, int]]]) -> Iterator[ForwardBatch]:
-    """A step of the same rows for each entry: MIXED where it has prompts (row, prefix, extend)."""
+def steps(bench: MixedBench, prompts: list[list[Prompt] | None]) -> Iterator[ForwardBatch]:
+    """A step of the same rows for each entry: a decode step if that is empty, else MIXED.
+
+    None is a step that looks like a prefill of these rows, with no prompt beside them.
+    """
     lengths = [SHARED + 20 + 9 * row for row in ROWS]
     bench.start(lengths, ROWS)
     for beside in prompts:
         lengths = [length + 1 for length in lengths]
-        batch = bench.mixed(beside, lengths, ROWS)
-        if not beside:
+        batch = bench.mixed(beside or [], lengths, ROWS)
+        if beside == []:
             batch.forward_mode, batch.extend_seq_lens_cpu = ForwardMode.DECODE, None
         yield batch
 
@@ -83,6 +87,31 @@ def test_tokens_that_pad_for_other_ranks(padding: int) -> None:
     assert bench.backend.planner.totals.plans == 1
 
 
+def test_a_decode_batch_that_looks_like_a_prefill() -> None:
+    """So SGLang lets a rank take part in the replay of a prefill of others."""
+    bench = MixedBench()
+    for batch in steps(bench, [[(1, 0, 13)], None]):
+        batch.forward_mode = ForwardMode.EXTEND
+        bench.compare(batch)
+    assert (bench.backend.planner.totals.steps, bench.backend.planner.totals.plans) == (2, 1)
+    assert not FALLBACKS.counts
+
+
+def test_a_model_writes_no_keys_of_both_parts_by_itself() -> None:
+    class Fusing(TorchNativeAttnBackend):
+        def get_fused_kv_write_buffers(self, *_: Any) -> str:
+            return "buffers"
+
+    bench = MixedBench(Fusing)
+    bench.mixed_batches._never = None
+    mixed, alone = steps(bench, [*CHUNKS[:2]])
+    bench.compare(mixed)
+    assert bench.prefill.get_fused_kv_write_buffers(None, mixed) is None
+    del alone.codec_batch
+    bench.compare(alone)
+    assert bench.prefill.get_fused_kv_write_buffers(None, alone) == "buffers"
+
+
 def mark_second(layer: Any) -> None:
     if layer.layer_id == 1:
         layer.unheard_of = 1
@@ -126,14 +155,20 @@ def test_a_prefill_backend_that_is_not_known_gets_the_whole_batch() -> None:
     assert served_whole(bench) == {WHOLE + f"{name} may need the whole batch": 2}
 
 
-def test_a_plan_that_fails_leaves_the_batch_to_the_prefill_backend() -> None:
+def test_rows_without_a_plan_are_left_to_the_prefill_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise NoPlanError
+
     bench = MixedBench()
-    makers, bench.backend.planner.makers = bench.backend.planner.makers, ()
-    first, second, decode = steps(bench, [*CHUNKS[:2], []])
-    bench.compare(first)
-    bench.compare(second)
-    assert dict(FALLBACKS.counts) == {WHOLE + "ValueError in its plan": 2}
-    bench.backend.planner.makers = makers
+    with monkeypatch.context() as patch:
+        for maker in bench.backend.planner.makers:
+            patch.setattr(maker, "make", fails)
+        first, second, decode = steps(bench, [*CHUNKS[:2], []])
+        bench.compare(first)
+        bench.compare(second)
+    assert dict(FALLBACKS.counts) == {WHOLE + "no plan was possible": 2}
     bench.eager(decode)
 
 

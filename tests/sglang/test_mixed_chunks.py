@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang_versions import INSTALLED, VERSIONS
+from second_layer import ON_A_GPU, are_alike, gpu_environment
+from sglang_versions import INSTALLED, SUPPORT, VERSIONS, run_python
 from warm_python import run_probe
 
 Report = dict[str, Any]
@@ -66,3 +68,36 @@ def test_a_plan_lives_as_long_as_the_rows_that_decode(report: Report) -> None:
     changes = 1 + sum(before != now for before, now in itertools.pairwise(rows))
     assert report["counted"]["plans"] == changes
     assert changes < len(rows) / 2
+
+
+def _on_a_gpu(folder: Path, backend: str, settings: dict[str, Any], stock: str) -> Report:
+    folder.mkdir()
+    files = [folder / "model", folder / "report.json"]
+    probe = [SUPPORT / "mixed_probe.py", *files, backend, json.dumps(settings)]
+    done = run_python(*probe, **gpu_environment(stock))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(files[1].read_text())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
+@pytest.mark.parametrize("stock", ["fa3", "flashinfer", "triton"])
+def test_on_a_gpu(stock: str, graphs: bool, tmp_path: Path) -> None:
+    """Where SGLang replays prefills, it replays MIXED ones too, and calls attention between."""
+    server = {"disable_overlap_schedule": False, "disable_cuda_graph": not graphs}
+    if graphs:
+        server |= {"cuda_graph_max_bs_decode": 8, "cuda_graph_bs_prefill": [128, 256, 384]}
+    settings = {
+        "server": ON_A_GPU | server,
+        "heads": {"head_dim": 128, "heads": 8, "kv_heads": 2},
+        "scale": 12,
+    }
+    ours, theirs = (
+        _on_a_gpu(tmp_path / backend, backend, settings, stock) for backend in ("codec", stock)
+    )
+    assert ours["fallbacks"] == {}
+    assert are_alike(ours["tokens"], theirs["tokens"])
+    for one in (ours, theirs):
+        mixed = [step for step in one["steps"] if step["mode"] == "MIXED"]
+        assert any(step["graph"] for step in mixed) == graphs
+    test_every_row_that_decodes_is_served(ours)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from mixed_bench import mixed_batch
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
 
-from sglang_codec.mixed_views import cut, prompt_rows, why_not_cut
+from sglang_codec.mixed_views import cut, holds_decoding_rows, why_not_cut
 
-PROMPTS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), min_size=1, max_size=5)
+PROMPTS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), max_size=5)
 DECODING = st.lists(st.integers(2, 40), min_size=1, max_size=7)
 OF_ROWS = ("req_pool_indices", "seq_lens", "seq_lens_cpu", "extend_seq_lens", "extend_prefix_lens")
 OF_TOKENS = ("input_ids", "positions", "out_cache_loc")
@@ -51,7 +51,7 @@ def test_each_part_agrees_with_itself(prompts: list[tuple[int, int]], decoding: 
     assert views.prompts.forward_mode == ForwardMode.EXTEND
     assert views.decode.forward_mode == ForwardMode.DECODE
     # a part is no MIXED batch to whoever asks
-    assert prompt_rows(views.prompts) == 0
+    assert not holds_decoding_rows(views.prompts)
     assert views.decode.codec_batch.rows == views.decode.batch_size == len(decoding)
     for part, tokens in ((views.prompts, views.prompt_tokens), (views.decode, len(decoding))):
         rows = part.batch_size
@@ -119,8 +119,7 @@ def test_texts_of_a_model_that_sees_are_cut() -> None:
     assert why_not_cut(batch) is None
 
 
-def test_other_batches_have_no_prompts() -> None:
-    decode = mixed_batch([(0, 3)], [5])
-    decode.codec_batch.prompts = 0
-    for batch in (decode, SimpleNamespace(), SimpleNamespace(codec_batch=None)):
-        assert prompt_rows(batch) == 0
+def test_what_the_scheduler_did_not_describe_holds_no_decoding_rows() -> None:
+    assert holds_decoding_rows(mixed_batch([(0, 3)], [5]))
+    for batch in (SimpleNamespace(), SimpleNamespace(codec_batch=None)):
+        assert not holds_decoding_rows(batch)

@@ -61,7 +61,8 @@ class MixedBench(Bench):
         self.prefill = prefill(self.runner)
         hybrid = SimpleNamespace(prefill_backend=self.prefill, decode_backend=self.backend)
         mixed = serve_mixed_batches(hybrid, self.backend)
-        assert isinstance(mixed, MixedBatches)
+        assert mixed is not None
+        self.mixed_batches: MixedBatches = mixed
         self.whole = TorchNativeAttnBackend(self.runner)
 
     def mixed(

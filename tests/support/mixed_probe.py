@@ -2,8 +2,8 @@
 
 python mixed_probe.py MODEL_FOLDER OUTPUT.json BACKEND '{"server": {}, "second_layer": {}}'
 
-Every batch goes by the scheduler's own MIXED mode. `second_layer` are attributes of the model's
-second layer.
+`second_layer` are attributes of the model's second layer, `heads` go to `write_tiny_llama`. All
+prompts and chunks are `scale` times as long: on a GPU a short prefix is not worth a task.
 """
 
 from __future__ import annotations
@@ -30,30 +30,33 @@ def main(model_folder: str, output: str, backend: str, settings: str) -> None:
 
     from sglang_codec.patches.fallbacks import FALLBACKS
 
-    given = {"server": {}, "second_layer": {}} | json.loads(settings)
+    given = {"server": {}, "second_layer": {}, "heads": {}, "scale": 1} | json.loads(settings)
     _change_second_layer(RadixAttention, given["second_layer"])
-    server = {"enable_mixed_chunk": True, "chunked_prefill_size": CHUNK} | given["server"]
-    engine = InprocScheduler(write_tiny_llama(Path(model_folder)), backend, **server)
+    scale = given["scale"]
+    server = {"enable_mixed_chunk": True, "chunked_prefill_size": scale * CHUNK} | given["server"]
+    model = write_tiny_llama(Path(model_folder), **given["heads"])
+    engine = InprocScheduler(model, backend, **server)
     with ExitStack() as stack:
         if backend == "codec":
             stack.enter_context(poisoned_allocations())
-        report = serve(engine)
+        report = serve(engine, scale)
     report["tokens"] = {rid: list(req.output_ids) for rid, req in engine.requests.items()}
     report["fallbacks"] = dict(FALLBACKS.counts)
     Path(output).write_text(json.dumps(report))
 
 
-def serve(engine: InprocScheduler) -> dict[str, Any]:
+def serve(engine: InprocScheduler, scale: int) -> dict[str, Any]:
     """What each step was and who decoded in it; what the planner counted meanwhile."""
     some = source_of_tokens(0)
-    trunk = some(TRUNK)
+    trunk = some(scale * TRUNK)
     engine.submit(trunk + some(3), 1, rid="warm")
     engine.run()
     for row in range(ROWS):
         engine.submit(trunk + some(5 + row), 24, rid=f"row {row}")
     # a prompt of many chunks, one that shares the trunk, one token behind the trunk
-    waiting = {4: some(150), 12: trunk + some(40), 14: trunk + some(1)}
+    waiting = {4: some(scale * 150), 12: trunk + some(scale * 40), 14: trunk + some(1)}
     steps: list[dict[str, Any]] = []
+    prefills = getattr(engine.model_runner, "prefill_cuda_graph_runner", None)
 
     def on_forward(_: InprocScheduler, forward_batch: Any) -> None:
         described = getattr(forward_batch, "codec_batch", None)
@@ -62,6 +65,7 @@ def serve(engine: InprocScheduler) -> dict[str, Any]:
             {
                 "mode": forward_batch.forward_mode.name,
                 "lengths": list(forward_batch.extend_seq_lens_cpu or [1] * len(rids)),
+                "graph": bool(prefills and prefills.can_run_graph(forward_batch)),
                 "decoding": rids[len(rids) - described.rows :] if described else [],
             }
         )
