@@ -29,6 +29,26 @@ def _apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ATTACHER, "mixed_batches_are_served", False)
 
 
+class Noting(TorchNativeAttnBackend):
+    """Notes the rows of the batches that it is prepared for, and takes any call."""
+
+    def __init__(self, runner: Any) -> None:
+        super().__init__(runner)
+        self.prepared: list[int] = []
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        self.prepared.append(forward_batch.batch_size)
+        super().init_forward_metadata(forward_batch)
+
+    def forward_extend(self, *args: Any, score_mod: Any = None, **more: Any) -> torch.Tensor:
+        return super().forward_extend(*args, **more)
+
+
+# to codec it is the stock one
+Noting.__module__ = TorchNativeAttnBackend.__module__
+Noting.__qualname__ = TorchNativeAttnBackend.__qualname__
+
+
 def steps(bench: MixedBench, prompts: list[list[Prompt] | None]) -> Iterator[ForwardBatch]:
     """A step of the same rows for each entry: a decode step if that is empty, else MIXED.
 
@@ -49,9 +69,10 @@ CHUNKS = [(1, 0, 13)], [(1, 13, 9)], [(1, 22, 1)]
 
 def test_chunks_of_a_prompt_beside_rows_that_decode() -> None:
     """Also a chunk of a single token, which is no row that decodes."""
-    bench = MixedBench()
+    bench = MixedBench(Noting)
     for batch in steps(bench, [*CHUNKS, [(3, 0, 4), (1, 23, 6)]]):
         bench.compare(batch)
+    assert bench.prefill.prepared == [1, 1, 1, 2]
     totals = bench.backend.planner.totals
     assert (totals.steps, totals.plans, totals.kv_tokens_saved) == (4, 1, 4 * 2 * SHARED)
     assert not FALLBACKS.counts
@@ -89,10 +110,11 @@ def test_tokens_that_pad_for_other_ranks(padding: int) -> None:
 
 def test_a_decode_batch_that_looks_like_a_prefill() -> None:
     """So SGLang lets a rank take part in the replay of a prefill of others."""
-    bench = MixedBench()
+    bench = MixedBench(Noting)
     for batch in steps(bench, [[(1, 0, 13)], None]):
         batch.forward_mode = ForwardMode.EXTEND
         bench.compare(batch)
+    assert bench.prefill.prepared == [1]
     assert (bench.backend.planner.totals.steps, bench.backend.planner.totals.plans) == (2, 1)
     assert not FALLBACKS.counts
 
@@ -193,17 +215,14 @@ def served_whole(bench: MixedBench, passed: Any = None) -> dict[str, int]:
 def test_what_a_layer_first_passes_in_a_mixed_batch() -> None:
     """The batch is prepared again, whole, between two layers, for a backend that takes the call."""
 
-    class Willing(TorchNativeAttnBackend):
-        def forward_extend(self, *args: Any, score_mod: Any = None, **more: Any) -> torch.Tensor:
-            return super().forward_extend(*args, **more)
-
-    Willing.__module__ = TorchNativeAttnBackend.__module__
-    Willing.__qualname__ = TorchNativeAttnBackend.__qualname__
-    counts = served_whole(MixedBench(Willing), passed={1: {"score_mod": 1}})
+    bench = MixedBench(Noting)
+    counts = served_whole(bench, passed={1: {"score_mod": 1}})
     (reason,) = counts
     assert reason.startswith(WHOLE)
     assert "layer 1 passes score_mod" in reason
     assert counts == {reason: 2}
+    # the prompt, all rows of that batch, and of the next
+    assert bench.prefill.prepared == [1, 4, 4]
 
 
 def test_a_layer_that_was_not_there_when_the_server_started() -> None:
