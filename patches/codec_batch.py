@@ -30,12 +30,14 @@ class CodecBatch:
         kept: reads the tree, and has kept what it read for the batch before.
         rows: batch rows, `len(batch.seq_lens)`.
         beams: which rows beyond the requests alias a request's; the others are private.
+        prompts: rows that SGLang prefills in the same batch, before these; 0 but in a MIXED one.
     """
 
     signature: tuple[Any, ...]
     kept: KeptBatches
     rows: int
     beams: tuple[BeamRows, ...] = ()
+    prompts: int = 0
 
     @property
     def reader_name(self) -> str:
@@ -107,8 +109,9 @@ def make_codec_batch(
     kept: KeptBatches,
     row_states: ReadStates,
     beams: tuple[BeamRows, ...] = (),
+    prompts: int = 0,
 ) -> CodecBatch:
     """A `CodecBatch` for these requests, in batch order, and `rows >= len(reqs)` batch rows."""
     # beam rows, their leader's included, may be permuted on the device between any two steps
     once = object() if rows > len(reqs) else None
-    return CodecBatch((rows, row_states(reqs), once), kept, rows, beams)
+    return CodecBatch((rows, row_states(reqs), once), kept, rows, beams, prompts)

@@ -1,4 +1,4 @@
-"""Attach `codec_batch` to every plain decode `ForwardBatch`."""
+"""Attach `codec_batch` to every plain `ForwardBatch` with rows that decode."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ class Attacher:
     """Makes the `CodecBatch` of a scheduler's batches; what is kept of a tree ends with it.
 
     `most_kept`: batches that take turns, one for each pipeline micro-batch.
+    `mixed_batches_are_served`: whether anyone looks at the rows that decode beside a prompt.
     """
 
     def __init__(self) -> None:
         self.most_kept = 1
+        self.mixed_batches_are_served = False
         self._tree_cache: Any = None
         self._kept: KeptBatches | None = None
         self._row_states: ReadStates | None = None
@@ -33,11 +35,23 @@ class Attacher:
         return self._kept
 
     def codec_batch(self, batch: Any) -> CodecBatch:
-        if self._row_states is None:
-            self._row_states = row_states_of(batch.reqs[0])
-        rows, kept = len(batch.seq_lens), self.kept(batch.tree_cache)
+        rows = len(batch.seq_lens)
         beams = beam_rows(batch, rows) if rows > len(batch.reqs) else ()
-        return make_codec_batch(batch.reqs, rows, kept, self._row_states, beams)
+        return self._described(batch, batch.reqs, rows, beams, 0)
+
+    def mixed_batch(self, batch: Any) -> CodecBatch:
+        """Describe the rows that decode, which SGLang puts behind those that prefill, if any do."""
+        prompts = len(batch.reqs) - len(batch.decoding_reqs)
+        decoding = batch.reqs[prompts:]
+        if len(batch.seq_lens) != len(batch.reqs) or decoding != batch.decoding_reqs:
+            raise ValueError("the last rows of a mixed batch are not the requests that decode")
+        return self._described(batch, decoding, len(decoding), (), prompts)
+
+    def _described(self, batch: Any, reqs: Any, rows: int, beams: Any, prompts: int) -> CodecBatch:
+        if self._row_states is None:
+            self._row_states = row_states_of(reqs[0])
+        kept = self.kept(batch.tree_cache)
+        return make_codec_batch(reqs, rows, kept, self._row_states, beams, prompts)
 
 
 ATTACHER = Attacher()
@@ -48,18 +62,25 @@ def attach_codec_batch(
 ) -> None:
     """AFTER hook; other modes, draft workers and speculative batches get no attribute."""
     try:
-        if _is_plain_decode(forward_batch, batch, model_runner):
+        if not _is_plain(batch, model_runner):
+            return
+        if forward_batch.forward_mode.is_decode():
             forward_batch.codec_batch = ATTACHER.codec_batch(batch)
+        elif forward_batch.forward_mode.is_extend() and batch.decoding_reqs:
+            # MIXED, or a decode batch that looks like a prefill for other data-parallel ranks
+            if ATTACHER.mixed_batches_are_served:
+                forward_batch.codec_batch = ATTACHER.mixed_batch(batch)
+            else:
+                FALLBACKS.record("a mixed batch is attended by the prefill backend alone")
     except Exception as error:  # a batch that cannot be described is served without sharing
         forward_batch.codec_batch = None
         FALLBACKS.record(f"describing the batch failed with {type(error).__name__}", error)
 
 
-def _is_plain_decode(forward_batch: Any, batch: Any, model_runner: Any) -> bool:
+def _is_plain(batch: Any, model_runner: Any) -> bool:
     spec = batch.spec_algorithm
     return (
-        forward_batch.forward_mode.is_decode()
-        and not model_runner.is_draft_worker
+        not model_runner.is_draft_worker
         and (spec is None or spec.is_none())
         and bool(batch.reqs)
     )

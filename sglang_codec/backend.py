@@ -139,7 +139,10 @@ class CodecDecodeBackend(AttentionBackend):
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """``q [..., Hq, Dk]`` or ``[..., Hq * Dk]``, k, v likewise or None -> ``[B, Hq * Dv]``."""
+        """``q [..., Hq, Dk]`` or ``[..., Hq * Dk]``, k, v likewise or None -> ``[B, Hq * Dv]``.
+
+        Where the batch names a place for it (`_attn_output`), that is where the output is.
+        """
         if layer.layer_id in self.layers.delegated:
             return self.ordinary.forward_decode(
                 q, k, v, layer, forward_batch, save_kv_cache, **kwargs
@@ -148,7 +151,7 @@ class CodecDecodeBackend(AttentionBackend):
         group = self._group(layer)
         if save_kv_cache and k is not None:
             group.write(layer, k, v, forward_batch.out_cache_loc)
-        return group.attend(q, layer)
+        return group.attend(q, layer, getattr(forward_batch, "_attn_output", None))
 
     def forward_extend(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         raise RuntimeError(

@@ -125,8 +125,8 @@ class _Live:
     def is_next_step(self, lengths: np.ndarray) -> bool:
         """Every row is one token longer, and its tail still fits.
 
-        One token exactly: a step that this backend did not see (a mixed chunk) has left a slot that
-        no one appended to the KV index.
+        One token exactly: a step that this backend did not see (a mixed batch that the prefill
+        backend attended whole) has left a slot that no one appended to the KV index.
         """
         return self.steps_left > 0 and lengths.tobytes() == self.next_lengths
 

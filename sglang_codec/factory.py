@@ -130,11 +130,16 @@ def expected_reader(model_runner: ModelRunner) -> str:
 
 
 def _look_at_a_step(model_runner: ModelRunner, backend: CodecDecodeBackend) -> None:
-    """Before graphs are captured, decode once to see what the layers pass."""
+    """Before graphs are captured, decode once to see what the layers pass.
+
+    Then SGLang has put the backend where it belongs, beside the one that prefills.
+    """
+    from sglang_codec.mixed_batches import serve_mixed_batches
     from sglang_codec.patches.eager_start import EAGER_START
     from sglang_codec.step_probe import see_a_step, settle
 
     def look(eager_runner: Any) -> None:
+        serve_mixed_batches(model_runner.attn_backend, backend)
         if (seen := see_a_step(eager_runner, backend)) is not None:
             settle(seen, backend, model_runner)
 

@@ -19,6 +19,10 @@ from sglang_codec.planning.plan import Plan, PlanCapacityError, PlanLayout, Plan
 from sglang_codec.planning.planner import Planner, make_ready
 
 
+class NoPlanError(RuntimeError):
+    """Every way to plan a batch failed; there is no plan that is known to be right."""
+
+
 class MadePlan:
     """A plan to be sent: `packed` says what `staging` holds, int32 ``[layout.size]``.
 
@@ -86,7 +90,7 @@ class PlanMaker:
             pool_rows: the rows' places in `req_to_token`, for `host_rows`.
 
         Raises:
-            RuntimeError: every way failed; there is no plan that is known to be right.
+            NoPlanError: every way failed.
         """
         failed: Exception | None = None
         for reason, way in (
@@ -109,7 +113,7 @@ class PlanMaker:
                 # what was too large, in a sentence; anything else has left its trace above
                 FALLBACKS.record(reason, str(failed))
             return made
-        raise RuntimeError(f"no plan for a batch of {len(lengths)} rows was possible") from failed
+        raise NoPlanError(f"no plan for a batch of {len(lengths)} rows was possible") from failed
 
     def _with_all_sharing(self, paths: RadixPaths, lengths: np.ndarray, _: Any) -> MadePlan:
         staging = self.staging()

@@ -90,11 +90,14 @@ class ServedGroup:
         )
         update_lengths(self.buffers)
 
-    def attend(self, q: torch.Tensor, layer: Any) -> torch.Tensor:
-        """``q [..., Hq, Dk]`` or ``[..., Hq * Dk]`` of one layer -> ``[B, Hq * Dv]``."""
+    def attend(
+        self, q: torch.Tensor, layer: Any, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``q [..., Hq, Dk]`` or ``[..., Hq * Dk]`` of one layer -> ``[B, Hq * Dv]``, in `out`."""
         shape = self.group.shape
         q = q.reshape(-1, shape.num_qo_heads, shape.key_dim)
-        out = q.new_empty(*q.shape[:2], shape.value_dim)
+        values = (*q.shape[:2], shape.value_dim)
+        out = q.new_empty(values) if out is None else out.view(values)
         prefix_shared_attention(
             q,
             self._pool.get_key_buffer(layer.layer_id),

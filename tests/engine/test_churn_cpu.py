@@ -188,7 +188,7 @@ def test_the_traffic_is_what_this_is_about(outcomes: dict[str, Outcome]) -> None
         assert totals["kv_tokens_read"] < totals["kv_tokens_stock"]
         assert any(answer["aborted"] and answer["output_ids"] for answer in outcome.answers)
         assert len(outcome.report["levels"]) >= 3
-        assert modes["DECODE"] == totals["steps"]
+        assert modes["DECODE"] + modes.get("MIXED", 0) == totals["steps"]
     overlap, mixed = (outcomes[name].report for name in ("overlap", "mixed"))
     assert sum(answer["retractions"] for answer in overlap["answers"]) > 3
     assert mixed["modes"]["MIXED"] > 20

@@ -121,13 +121,15 @@ def decode_batch(*rids: str, rows: int | None = None) -> SimpleNamespace:
     return SimpleNamespace(
         reqs=[request(rid) for rid in rids],
         seq_lens=[1] * (rows or len(rids)),
+        decoding_reqs=None,
         spec_algorithm=None,
         tree_cache=SimpleNamespace(disable=True),
     )
 
 
 def forward_batch(*, decode: bool = True) -> SimpleNamespace:
-    return SimpleNamespace(forward_mode=SimpleNamespace(is_decode=lambda: decode))
+    mode = SimpleNamespace(is_decode=lambda: decode, is_extend=lambda: not decode)
+    return SimpleNamespace(forward_mode=mode)
 
 
 RUNNER = SimpleNamespace(is_draft_worker=False)
@@ -151,14 +153,59 @@ def test_a_decode_batch_gets_paths() -> None:
 def test_other_batches_get_nothing() -> None:
     speculative = decode_batch("a")
     speculative.spec_algorithm = SimpleNamespace(is_none=lambda: False)
+    speculative.decoding_reqs = speculative.reqs
     for view, batch, runner in (
         (forward_batch(decode=False), decode_batch("a"), RUNNER),
         (forward_batch(), decode_batch("a"), SimpleNamespace(is_draft_worker=True)),
         (forward_batch(), speculative, RUNNER),
         (forward_batch(), decode_batch(), RUNNER),
+        (forward_batch(decode=False), speculative, RUNNER),
     ):
         attach_codec_batch(view, type, batch, runner)
         assert not hasattr(view, "codec_batch")
+
+
+def mixed_batch(prompts: int, *rids: str) -> tuple[SimpleNamespace, SimpleNamespace]:
+    batch = decode_batch(*rids)
+    batch.decoding_reqs = batch.reqs[prompts:]
+    return batch, forward_batch(decode=False)
+
+
+def test_of_a_mixed_batch_the_rows_that_decode_are_described() -> None:
+    batch, view = mixed_batch(2, "prompt", "other prompt", "a", "b", "c")
+    attach_codec_batch(view, type, batch, RUNNER)
+    assert not hasattr(view, "codec_batch")
+    assert sum(FALLBACKS.counts.values()) == 1
+    forward_batch_patch.ATTACHER.mixed_batches_are_served = True
+    attach_codec_batch(view, type, batch, RUNNER)
+    described = view.codec_batch
+    assert (described.prompts, described.rows) == (2, 3)
+    assert [ref().rid for ref in described.signature[1][0]] == ["a", "b", "c"]
+    # it is the same batch as when no one prefills beside it
+    alone = decode_batch()
+    alone.reqs, alone.seq_lens = batch.reqs[2:], [1] * 3
+    assert codec_batch_of(alone).signature == described.signature
+    assert codec_batch_of(alone).prompts == 0
+    # or when SGLang has it look like a prefill for other data-parallel ranks
+    alone.decoding_reqs, view = alone.reqs, forward_batch(decode=False)
+    attach_codec_batch(view, type, alone, RUNNER)
+    assert (view.codec_batch.prompts, view.codec_batch.rows) == (0, 3)
+    assert sum(FALLBACKS.counts.values()) == 1
+
+
+@pytest.mark.parametrize("alter", ["order", "others", "rows"])
+def test_a_mixed_batch_in_another_order_is_not_described(alter: str) -> None:
+    batch, view = mixed_batch(1, "prompt", "a", "b")
+    forward_batch_patch.ATTACHER.mixed_batches_are_served = True
+    if alter == "order":
+        batch.reqs.reverse()
+    elif alter == "others":
+        batch.decoding_reqs = [request("a"), request("b")]
+    else:
+        batch.seq_lens.append(1)
+    attach_codec_batch(view, type, batch, RUNNER)
+    assert view.codec_batch is None
+    assert dict(FALLBACKS.counts) == {"describing the batch failed with ValueError": 1}
 
 
 def test_a_batch_that_cannot_be_described_is_private_and_counted() -> None:

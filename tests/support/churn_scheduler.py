@@ -188,7 +188,7 @@ class Churn:
     def pass_by(self) -> None:
         """Requests of one token come and go: the batch of the one that stays is never another.
 
-        With mixed chunks, that one gets tokens in steps that codec does not see.
+        With mixed chunks, that one gets tokens in steps of both kinds.
         """
         self._submit(Ask("stays", "passed", self.traffic.tokens(30), 24))
         stays, steps = self._live["stays"], itertools.count()

@@ -16,7 +16,7 @@ GRAPHS = {
     "above the captured sizes": {"cuda_graph_max_bs_decode": 2, "disable_cuda_graph": False},
     "eager": {"disable_cuda_graph": True},
 }
-_ON_A_GPU = {"device": "cuda", "dtype": "bfloat16", "mem_fraction_static": 0.2}
+ON_A_GPU = {"device": "cuda", "dtype": "bfloat16", "mem_fraction_static": 0.2}
 
 
 def serve(folder: Path, backend: str, settings: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -42,18 +42,21 @@ def serve_on_a_gpu(
     """`serve` with heads of 128 in bfloat16 and a prefix that is worth a task of its own."""
     heads = {"head_dim": 128, "heads": 8, "kv_heads": 2}
     settings = {"heads": heads, "repeat": 25} | settings
-    settings["server"] = _ON_A_GPU | settings["server"]
-    environment = {name: value for name, value in os.environ.items() if "SGLANG" in name}
+    settings["server"] = ON_A_GPU | settings["server"]
+    return serve(folder, backend, settings, **gpu_environment(prefill))
+
+
+def gpu_environment(prefill: str) -> dict[str, Any]:
+    """For `run_python`: compiled kernels on the first GPU, and the caller's SGLang."""
+    environment: dict[str, Any] = {n: v for n, v in os.environ.items() if "SGLANG" in n}
     environment |= {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": "0"}
     environment["SGLANG_CODEC_PREFILL_BACKEND"] = prefill
     paths = tuple(map(Path, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))))
-    return serve(folder, backend, settings, paths=paths, **environment)
+    return environment | {"paths": paths}
 
 
 def are_alike(ours: Mapping[str, Sequence[int]], theirs: Mapping[str, Sequence[int]]) -> bool:
     """Whether tokens are nearly all equal: with random weights in bfloat16 two backends may part
     at a near-tie, and stay apart."""
-    pairs = [
-        pair for rid, tokens in theirs.items() for pair in zip(tokens, ours[rid], strict=True)
-    ]
+    pairs = [pair for rid, tokens in theirs.items() for pair in zip(tokens, ours[rid], strict=True)]
     return sum(one == other for one, other in pairs) >= 0.8 * len(pairs)
