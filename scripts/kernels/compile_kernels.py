@@ -354,7 +354,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(GPUS), default=[80, 90, 100])
-    parser.add_argument("--head-dim", type=int, nargs="+", choices=(64, 128, 256), default=[64, 128, 256])
+    dims = (64, 128, 256)
+    parser.add_argument("--head-dim", type=int, nargs="+", choices=dims, default=[*dims])
     parser.add_argument("--dtype", nargs="+", choices=sorted(DTYPES), default=list(DTYPES))
     parser.add_argument("--group", type=int, nargs="+", default=[1, 4, 8], help="GQA group sizes")
     parser.add_argument("--lse", action="store_true", help="compile the variant that returns LSE")
