@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-# name in a row -> of the counter
+# of the counter -> name in a row; those of seconds keep their names
 _COUNTED = {
-    "decode_steps": "steps",
+    "steps": "decode_steps",
     "plans": "plans",
-    "plan_seconds": "plan_seconds",
     "kv_tokens_read": "kv_tokens_read",
     "kv_tokens_stock": "kv_tokens_stock",
 }
+SECONDS = "_seconds"  # how the names of the host's times end, which differ between versions
 
 
 def codec_counters(info: dict[str, Any]) -> dict[str, Any] | None:
@@ -28,7 +28,8 @@ def codec_counters(info: dict[str, Any]) -> dict[str, Any] | None:
     fallbacks: Counter[str] = Counter()
     for rank in ranks:
         fallbacks.update(rank["fallbacks"])
-    summed = {counter: sum(rank[counter] for rank in ranks) for counter in _COUNTED.values()}
+    counted = [*_COUNTED, *(counter for counter in ranks[0] if counter.endswith(SECONDS))]
+    summed = {counter: sum(rank[counter] for rank in ranks) for counter in counted}
     return summed | {"fallbacks": dict(fallbacks)}
 
 
@@ -36,7 +37,11 @@ def increase(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dic
     """What a row added to the counters; `fallbacks` by reason. Nothing for a stock backend."""
     if before is None or after is None:
         return {}
-    row = {name: after[counter] - before[counter] for name, counter in _COUNTED.items()}
+    row = {
+        _COUNTED.get(counter, counter): after[counter] - before[counter]
+        for counter in before
+        if counter != "fallbacks"
+    }
     fallbacks = {
         reason: count - before["fallbacks"].get(reason, 0)
         for reason, count in after["fallbacks"].items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from argparse import Namespace
 from collections.abc import Collection, Sequence
@@ -12,11 +13,12 @@ from typing import Any
 from library.servers.clients import GenerationError, Request, Sampling, ServerClient
 from library.servers.counters import codec_counters, increase
 from library.servers.server import Server
-from library.servers.workload import StockWorkload, Workload, prompts, requests_of, short, warm_ups
+from library.servers.workload import Arrivals, Workload, prompts, requests_of, short, warm_ups
 
 from serving import stock_bench
 from serving.document import digest
-from serving.scheduler_log import read_log
+from serving.jobs import AnyWorkload
+from serving.scheduler_log import read_arrivals, read_log
 from serving.steady import Steady, latencies, steady_state
 
 # a client that sees another time per token than the scheduler by more than this says so
@@ -41,11 +43,21 @@ class Target:
     kv_bytes: int
 
 
-def settings_of(workload: Workload | StockWorkload, args: Namespace) -> dict[str, Any]:
+def settings_of(workload: AnyWorkload, args: Namespace) -> dict[str, Any]:
     """The part of a row that is known before it is measured, and that a later command looks for."""
-    if isinstance(workload, StockWorkload):
-        rate = {"request_rate": args.request_rate}
-        return {"workload": workload.name, "options": " ".join(workload.options)} | rate
+    if isinstance(workload, Arrivals):
+        return {
+            "workload": workload.name,
+            "arrivals": f"{workload.groups}x{workload.prompts}",
+            "requests": workload.requests,
+            "batch": None,
+            "shared_tokens": workload.system,
+            "private_tokens": workload.question,
+            "steps": workload.output,
+            "request_rate": workload.rate,
+            "repeats": args.repeats,
+            "itl_limit_ms": args.itl_limit,
+        }
     return {
         "workload": workload.name,
         "tree": workload.tree,
@@ -63,15 +75,15 @@ def interval_of(batch: int, wanted: int) -> int:
     return wanted or max(1, batch // CHUNKS_PER_STEP)
 
 
-def measure(workload: Workload | StockWorkload, target: Target, args: Namespace) -> dict[str, Any]:
+def measure(workload: AnyWorkload, target: Target, args: Namespace) -> dict[str, Any]:
     """The row of a workload, without its bound.
 
     Raises:
         GenerationError, NotSteady, BenchmarkFailed: if it could not be measured.
     """
     flush(target.client)
-    if isinstance(workload, StockWorkload):
-        run = partial(_measure_stock, workload, target, args)
+    if isinstance(workload, Arrivals):
+        run = partial(_measure_arrivals, workload, target, args)
     else:
         levels = prompts(workload, target.vocabulary, args.seed)
         for batch in warm_ups(workload, levels):
@@ -156,12 +168,35 @@ def disagreement(client_ms: float, scheduler_ms: float | None) -> list[str]:
     return [f"the client saw {client_ms:.2f} ms per token, the scheduler {scheduler_ms:.2f} ms"]
 
 
-def _measure_stock(workload: StockWorkload, target: Target, args: Namespace) -> dict[str, Any]:
-    words = stock_bench.arguments(
-        workload,
-        url=target.server.url,
-        model=target.model,
-        rate=args.request_rate,
-        seed=args.seed,
-    )
-    return stock_bench.row_of(stock_bench.run(words, args.logs))
+def _measure_arrivals(workload: Arrivals, target: Target, args: Namespace) -> dict[str, Any]:
+    runs = [_run_arrivals(workload, target, args, run) for run in range(args.repeats)]
+    # a digest per request of all runs
+    outputs = [digest for run in runs for digest in run.pop("outputs")]
+    return median_of(runs) | {"runs": runs, "outputs": outputs}
+
+
+def _run_arrivals(
+    workload: Arrivals, target: Target, args: Namespace, number: int
+) -> dict[str, Any]:
+    flush(target.client)
+    log_place, seed = target.server.log_end(), args.seed + number
+    words = stock_bench.arguments(workload, url=target.server.url, model=target.model, seed=seed)
+    result = stock_bench.run(words, target.server.log.parent)
+    logged = read_arrivals(target.server.log_since(log_place))
+    return stock_bench.figures_of(result, args.itl_limit) | {
+        "tpot_scheduler_ms": logged and logged.tpot_ms,
+        "largest_batch": logged and logged.largest,
+        "cuda_graph": logged and logged.graphs,
+    }
+
+
+def median_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The median of each figure, None where a run lacks it."""
+    found: dict[str, Any] = {}
+    for name in runs[0]:
+        values = [run[name] for run in runs]
+        if isinstance(values[0], dict):
+            found[name] = median_of(values)
+        else:
+            found[name] = None if None in values else statistics.median(values)
+    return found
