@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def labelled(name: str, variant: str) -> str:
 def parse_variant(text: str) -> Variant:
     """The type of an option that takes `NAME=FLAGS`."""
     name, equals, flags = text.partition("=")
-    if not equals or not name.replace("-", "").replace("_", "").isalnum():
+    if not equals or not re.fullmatch(r"\w[\w-]*", name):
         raise argparse.ArgumentTypeError(
             f"{text!r}: give a name of letters and digits, `=` and flags of SGLang's server, as in"
             " mixed=--enable-mixed-chunk"

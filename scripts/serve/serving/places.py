@@ -31,8 +31,9 @@ class Place:
     def enter(self) -> None:
         """Confine this process, and those that it starts from here on."""
         os.sched_setaffinity(0, self.cores)
-        if self.gpus:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        # an empty one hides all of them, and goes on doing so
+        if self.gpus and visible != "":
             names = visible.split(",") if visible else None
             own = (names[gpu] if names else str(gpu) for gpu in self.gpus)
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)

@@ -44,7 +44,7 @@ class Session:
     def run(self, jobs: Sequence[Job], places: Sequence[Place]) -> bool:
         """Measure all rows; False if some are missing in the end."""
         if len(places) > 1:
-            print(f"{len(places)} servers side by side, {len(places[0].cores)} cores each")
+            print(f"{len(places)} servers side by side; cores of each: {len(places[0].cores)}")
         for job in run_jobs(filter(None, map(self._rest, jobs)), places, self._work, self._hear):
             print(f"{job.name}: its process ended with an error")
         if missing := [

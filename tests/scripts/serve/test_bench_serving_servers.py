@@ -43,6 +43,10 @@ class Bench:
     def document(self) -> dict[str, Any]:
         return json.loads(self.json.read_text())
 
+    def argv(self, job: str) -> str:
+        (log,) = (self.folder / "logs" / job).glob("server-*.log")
+        return log.read_text().splitlines()[0]
+
     def rows(self, backend: str) -> dict[str, dict[str, Any]]:
         return {r["workload"]: r for r in self.document["rows"] if r["backend"] == backend}
 
@@ -129,6 +133,17 @@ def test_requests_that_are_too_short_to_measure_are_said_so(bench: Bench) -> Non
     assert "raise --steps" in bench.rows("stock")["3_8"]["why"]
 
 
+def test_trees_run_with_the_first_variant_only(bench: Bench) -> None:
+    words = ("--backends=stock", "--workloads=3_8", "--variant=default=", "--variant=other=--x")
+    assert bench(*words) == 0
+    assert {row["variant"] for row in bench.document["rows"]} == {"default"}
+    assert bench(*words, "--every-variant", "--append") == 0
+    assert [row["variant"] for row in bench.document["rows"]] == ["default"] * 2 + ["other"] * 2
+    # the variant's flags came to its server only
+    assert "--x" in bench.argv("other-stock")
+    assert "--x" not in bench.argv("default-stock")
+
+
 def test_nothing_is_started_after_the_time_limit(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,20 +186,31 @@ def test_a_server_that_is_not_ready_in_time_is_ended(
     assert time.monotonic() - started < 30
 
 
-def test_sglangs_own_benchmark_runs_offline(tmp_path: Path, fake_server: None) -> None:
-    from library.servers.models import write_model
-    from library.servers.workload import churn
-
-    model = write_model("tiny", tmp_path / "model")
-    with running_server("stock", [], tmp_path, start_limit_s=30) as running:
-        words = stock_bench.arguments(
-            churn(2, 2, 16, 8, 5), url=running.url, model=str(model), rate=50.0, seed=1
-        )
-        row = stock_bench.row_of(stock_bench.run(words, tmp_path))
-    assert (row["requests"], row["output_tokens"]) == (4, 20)
-    # two groups of 16 common and 8 own tokens: every prompt has what was asked for
-    assert row["prompt_tokens"] == 4 * 24
-    assert row["tpot_ms"] > 0
+def test_arrivals_on_two_places_at_once(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    """SGLang's own benchmark runs offline, and gives every server the same prompts."""
+    words = ["--workloads=arrivals", "--arrivals=2x2,16,8,5", "--request-rates=50", "--repeats=2"]
+    words += ["--backends=stock,codec", "--gpus=0,1", "--seed=1"]
+    words += ["--variant=few=--max-running-requests=9"]
+    assert bench(*words) == 0
+    stock, codec = (bench.rows(name)["arrivals-50"] for name in ("stock", "codec"))
+    assert {stock["gpu"], codec["gpu"]} == {"0", "1"}
+    assert bench.document["variants"] == {"few": ["--max-running-requests=9"]}
+    for row in (stock, codec):
+        assert row["variant"] == "few"
+        assert (row["requests"], row["output_tokens"]) == (4, 20)
+        # two groups of 16 common and 8 own tokens: every prompt has what was asked for
+        assert row["prompt_tokens"] == 4 * 24
+        assert [run["output_tokens"] for run in row["runs"]] == [20, 20]
+        pair = [run["tpot_ms"] for run in row["runs"]]
+        assert row["tpot_ms"] == pytest.approx(sum(pair) / 2, rel=1e-4)
+        assert row["goodput"]["share"] == 1.0
+    # the runs have other prompts, the backends the same
+    assert codec["same_outputs"] == {"reference": "stock", "identical": 8, "compared": 8}
+    assert len(set(codec["outputs"])) == 8
+    assert codec["plan_seconds"] == 0
+    printed = capsys.readouterr().out
+    assert "GPU 0: " in printed
+    assert "| arrivals-50, few | 4 | 16 + 8 |" in printed
 
 
 @pytest.mark.parametrize(
