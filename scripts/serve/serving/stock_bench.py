@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from library.servers import sglang_benchmark
+from library.servers.sglang_benchmark import run_benchmark
 from library.servers.workload import Arrivals
 
 from serving.document import digest
 from serving.steady import p50_p99
 
-PROGRAM = sglang_benchmark.__file__
 OUTPUT_TAIL = 2000
 LIMIT_S = 900.0
 
@@ -55,32 +51,20 @@ def run(words: list[str], folder: Path, limit_s: float = LIMIT_S) -> dict[str, A
     Raises:
         BenchmarkFailed: if it ends with an error, or has no result within the limit.
     """
-    home = folder / "home"
+    home, log = folder / "home", folder / "bench_serving.log"
     results = folder / "bench_serving.jsonl"
     for old in (results, *home.glob(".cache/sglang/benchmark/*")):
         old.unlink(missing_ok=True)
     home.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, PROGRAM, *words, f"--output-file={results.absolute()}"]
-    try:
-        done = subprocess.run(
-            command,
-            env=os.environ | {"HOME": str(home.absolute())},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=limit_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BenchmarkFailed(f"sglang.bench_serving took more than {limit_s:.0f} s") from error
-    (folder / "bench_serving.log").write_text(done.stdout)
-    if done.returncode or not results.exists():
-        last = (done.stdout.strip().splitlines() or ["no output"])[-1]
+    words = [*words, f"--output-file={results.absolute()}"]
+    status = run_benchmark(words, home=home.absolute(), log=log, limit_s=limit_s)
+    if status is None:
+        raise BenchmarkFailed(f"sglang.bench_serving took more than {limit_s:.0f} s")
+    if status or not results.exists():
+        said = log.read_text(errors="replace").strip()
+        last = (said.splitlines() or ["no output"])[-1]
         raise BenchmarkFailed(
-            f"sglang.bench_serving ended with {done.returncode}: {last}\n"
-            f"{done.stdout[-OUTPUT_TAIL:].strip()}"
+            f"sglang.bench_serving ended with {status}: {last}\n{said[-OUTPUT_TAIL:]}"
         )
     return json.loads(results.read_text().splitlines()[-1])
 

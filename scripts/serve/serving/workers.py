@@ -56,7 +56,7 @@ def run_jobs(jobs: Iterable[Job], places: Iterable[Place], work: Work, hear: Hea
 
 def _start(work: Work, job: Job, place: Place) -> tuple[Connection, multiprocessing.Process]:
     here, there = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=_confined, args=(work, job, place, there), daemon=True)
+    process = CONTEXT.Process(target=_confined, args=(work, job, place, there))
     process.start()
     there.close()
     return here, process
