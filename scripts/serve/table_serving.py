@@ -87,7 +87,13 @@ def worse(row: Row, group: dict[str, Row]) -> list[str]:
 def latencies(rows: Sequence[Row], *, short: bool = False) -> str:
     """Every measured row: latencies in milliseconds, throughput, and what codec counted."""
     heads = ["workload", "backend", "TPOT", "of the bound", "ITL p50 / p99", "TTFT p50 / p99"]
-    heads += ["tokens/s", "goodput, requests/s", "plans / steps", "ms per plan"]
+    heads += [
+        "tokens/s",
+        "goodput, requests/s",
+        "largest batch, in graphs",
+        "plans / steps",
+        "ms per plan",
+    ]
     heads += ["p99 above the best stock", "fallbacks"]
     lines = []
     for name, group in by_workload(rows, short=short).items():
@@ -98,7 +104,7 @@ def latencies(rows: Sequence[Row], *, short: bool = False) -> str:
             cells = [name, backend, f"{row['tpot_ms']:.2f}"]
             cells += [f"{row['tpot_ms'] / bound:.2f}x" if bound else "-"]
             cells += [f"{row[k]['p50']:.1f} / {row[k]['p99']:.1f}" for k in ("itl_ms", "ttft_ms")]
-            cells += [f"{row['tokens_per_s']:,.0f}", _goodput(row)]
+            cells += [f"{row['tokens_per_s']:,.0f}", _goodput(row), _graphs(row)]
             cells += [f"{row['plans']} / {row['decode_steps']}" if "plans" in row else "-"]
             cells += [_per_plan(row), ", ".join(worse(row, group)) or "-"]
             cells += ["; ".join(f"{n} x {why}" for why, n in row["fallbacks"].items()) or "-"]
@@ -123,6 +129,11 @@ def _goodput(row: Row) -> str:
     if not (found := row.get("goodput")):
         return "-"
     return f"{found['requests_per_s']:.1f} ({found['share']:.0%})"
+
+
+def _graphs(row: Row) -> str:
+    largest, graphs = row.get("largest_batch") or row.get("batch"), row.get("cuda_graph")
+    return f"{largest or '-'}, {'-' if graphs is None else format(graphs, '.0%')}"
 
 
 def _per_plan(row: Row) -> str:

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import sys
 import types
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,10 @@ def run_benchmark(words: Sequence[str], *, home: Path, log: Path, limit_s: float
         log: where its output goes.
     """
     stand_in_for_datasets()
-    importlib.import_module(MODULE)
+    with warnings.catch_warnings():
+        # of kernels for other hardware
+        warnings.simplefilter("ignore")
+        importlib.import_module(MODULE)
     fork = multiprocessing.get_context("fork")
     process = fork.Process(target=_run, args=(words, home, log), daemon=True)
     process.start()

@@ -579,7 +579,7 @@ def example() -> dict:
     found.add(row("few-shot", "flashinfer", 12.0, kv_bytes=3.6e9))
     found.add(row("few-shot", "fa3", 15.0, kv_bytes=3.6e9, warnings=["the client saw less"]))
     counted = {"plans": 2, "decode_steps": 127, "kv_tokens_read": 25, "fallbacks": {"why": 3}}
-    counted |= {"plan_seconds": 0.003, "read_seconds": 0.0005}
+    counted |= {"cuda_graph": True, "plan_seconds": 0.003, "read_seconds": 0.0005}
     found.add(row("few-shot", "codec", 8.0, kv_bytes=3.6e9, **counted))
     failed = {"workload": "single", "backend": "fa3", "variant": DEFAULT, "why": "it ended"}
     found.add(failed)
@@ -592,7 +592,13 @@ def arrived(backend: str, **more: object) -> dict:
     figures = figures_of(STOCK_RESULT, 50.0)
     figures |= {"workload": "arrivals-24", "backend": backend, "variant": "mixed"}
     figures |= {"batch": None, "requests": 2, "shared_tokens": 7, "private_tokens": 8}
-    figures |= {"request_rate": 24.0, "runs": [{}, {}, {}], "fallbacks": {}}
+    figures |= {
+        "largest_batch": 300,
+        "cuda_graph": 0.25,
+        "request_rate": 24.0,
+        "runs": [{}, {}, {}],
+        "fallbacks": {},
+    }
     return figures | {"kv_tokens_read": None, "kv_tokens_stock": None} | more
 
 
@@ -625,10 +631,10 @@ def test_the_second_table_has_a_line_per_row() -> None:
     lines = table_serving.latencies(example()["rows"], short=True).splitlines()
     assert len(lines) == 2 + 7
     codec = next(line for line in lines if "| few-shot | codec |" in line)
-    figures = "| 8.00 | 1.00x | 8.0 / 8.0 | 1.0 / 2.0 | 8,000 | - | 2 / 127 |"
+    figures = "| 8.00 | 1.00x | 8.0 / 8.0 | 1.0 / 2.0 | 8,000 | - | 64, 100% | 2 / 127 |"
     assert f"{figures} plan 1.50, read 0.25 | - | 3 x why |" in codec
     codec = next(line for line in lines if "| arrivals-24, mixed | codec |" in line)
-    assert "| 6 | 0.5 (50%) | - | - | ITL +10.0% | - |" in codec
+    assert "| 6 | 0.5 (50%) | 300, 25% | - | - | ITL +10.0% | - |" in codec
 
 
 def test_the_table_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
