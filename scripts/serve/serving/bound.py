@@ -19,7 +19,7 @@ costs nothing else on top of what attention costs over 8 tokens.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from library.servers.backends import has_gpu
@@ -80,11 +80,15 @@ def probe_gpus(gpus: Sequence[int]) -> dict[str, Any]:
     """
     if not has_gpu():
         return {"gpu": "cpu", "copy_TBps": None}
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        names, copy_TBps = pool.apply(_probe, (list(gpus) or [0],))
+    names, copy_TBps = _in_a_process(_probe, list(gpus) or [0])
     if len(set(names)) > 1:
         raise ValueError(f"the GPUs are {', '.join(names)}: compare servers on equal ones")
     return {"gpu": names[0], "copy_TBps": copy_TBps}
+
+
+def _in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 def _probe(gpus: Sequence[int]) -> tuple[list[str], float]:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from argparse import Namespace
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from library.servers.clients import GenerationError, Request, Sampling, ServerClient
+from library.servers.clients import Request, Sampling, ServerClient
 from library.servers.counters import codec_counters, increase
 from library.servers.server import Server
 from library.servers.workload import Arrivals, Workload, prompts, requests_of, short, warm_ups
 
-from serving import stock_bench
+from serving.arrivals import measure_arrivals
 from serving.document import digest
 from serving.jobs import AnyWorkload
-from serving.scheduler_log import read_arrivals, read_log
+from serving.scheduler_log import read_log
 from serving.steady import Steady, latencies, steady_state
 
 # a client that sees another time per token than the scheduler by more than this says so
 TOLERANCE = 0.05
 CHUNKS_PER_STEP = 16  # SGLang's HTTP process passes on a few thousand chunks a second
-FLUSH_ATTEMPTS = 20
 PREPARING_STEPS = 4
 
 
@@ -81,9 +78,9 @@ def measure(workload: AnyWorkload, target: Target, args: Namespace) -> dict[str,
     Raises:
         GenerationError, NotSteady, BenchmarkFailed: if it could not be measured.
     """
-    flush(target.client)
+    target.client.flush()
     if isinstance(workload, Arrivals):
-        run = partial(_measure_arrivals, workload, target, args)
+        run = partial(measure_arrivals, workload, target, args)
     else:
         levels = prompts(workload, target.vocabulary, args.seed)
         for batch in warm_ups(workload, levels):
@@ -97,18 +94,6 @@ def measure(workload: AnyWorkload, target: Target, args: Namespace) -> dict[str,
     # a stock backend reads, from memory or from the L2 cache, every token for every request
     read = {"kv_tokens_read": stock_tokens, "kv_tokens_stock": stock_tokens, "fallbacks": {}}
     return row | read | counted
-
-
-def flush(client: ServerClient) -> None:
-    """Empty the radix cache; a server that is still ending a request refuses for a moment."""
-    for attempt in range(FLUSH_ATTEMPTS):
-        try:
-            client.post("/flush_cache")
-            return
-        except GenerationError:
-            if attempt == FLUSH_ATTEMPTS - 1:
-                raise
-            time.sleep(0.25)
 
 
 def prepare(target: Target, args: Namespace, batches: Collection[int]) -> None:
@@ -166,37 +151,3 @@ def disagreement(client_ms: float, scheduler_ms: float | None) -> list[str]:
     if scheduler_ms is None or abs(client_ms / scheduler_ms - 1) <= TOLERANCE:
         return []
     return [f"the client saw {client_ms:.2f} ms per token, the scheduler {scheduler_ms:.2f} ms"]
-
-
-def _measure_arrivals(workload: Arrivals, target: Target, args: Namespace) -> dict[str, Any]:
-    runs = [_run_arrivals(workload, target, args, run) for run in range(args.repeats)]
-    # a digest per request of all runs
-    outputs = [digest for run in runs for digest in run.pop("outputs")]
-    return median_of(runs) | {"runs": runs, "outputs": outputs}
-
-
-def _run_arrivals(
-    workload: Arrivals, target: Target, args: Namespace, number: int
-) -> dict[str, Any]:
-    flush(target.client)
-    log_place, seed = target.server.log_end(), args.seed + number
-    words = stock_bench.arguments(workload, url=target.server.url, model=target.model, seed=seed)
-    result = stock_bench.run(words, target.server.log.parent)
-    logged = read_arrivals(target.server.log_since(log_place))
-    return stock_bench.figures_of(result, args.itl_limit) | {
-        "tpot_scheduler_ms": logged and logged.tpot_ms,
-        "largest_batch": logged and logged.largest,
-        "cuda_graph": logged and logged.graphs,
-    }
-
-
-def median_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The median of each figure, None where a run lacks it."""
-    found: dict[str, Any] = {}
-    for name in runs[0]:
-        values = [run[name] for run in runs]
-        if isinstance(values[0], dict):
-            found[name] = median_of(values)
-        else:
-            found[name] = None if None in values else statistics.median(values)
-    return found

@@ -18,7 +18,7 @@ from library.servers.workload import Arrivals, Workload
 from serving.bound import kv_bytes_per_token
 from serving.document import Document
 from serving.jobs import AnyWorkload, Job
-from serving.measure import Target, flush, measure, prepare, settings_of
+from serving.measure import Target, measure, prepare, settings_of
 from serving.places import Place
 from serving.steady import NotSteady
 from serving.stock_bench import BenchmarkFailed
@@ -137,7 +137,7 @@ def _recovers(server: Server, client: ServerClient) -> bool:
     try:
         if server.is_alive:
             client.post("/abort_request", {"abort_all": True})
-            flush(client)
+            client.flush()
     except FAILURES:
         return False
     return server.is_alive

@@ -6,10 +6,12 @@ Only the process that starts them hears of results, and so it alone writes them 
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from library.servers.server import leave_on_sigterm
 
 from serving.jobs import Job
 from serving.places import Place
@@ -63,7 +65,8 @@ def _start(work: Work, job: Job, place: Place) -> tuple[Connection, multiprocess
 
 
 def _confined(work: Work, job: Job, place: Place, there: Connection) -> None:
+    # one way to end it: the program that started it says so
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_on_sigterm()
     place.enter()
-    # the program that started this process says that it was interrupted
-    with suppress(KeyboardInterrupt):
-        work(job, place, there.send)
+    work(job, place, there.send)

@@ -19,9 +19,10 @@ from library.servers.counters import codec_counters, increase
 from library.servers.models import SHAPES, write_model
 from library.servers.server import cause, reason
 from serving import bound, document, options
+from serving.arrivals import median_of
 from serving.document import CannotContinue, Document
 from serving.jobs import DEFAULT, AnyWorkload, Variant, jobs_of, parse_variant
-from serving.measure import decoded_kv_tokens, disagreement, interval_of, median_of
+from serving.measure import decoded_kv_tokens, disagreement, interval_of
 from serving.scheduler_log import read_arrivals, read_log
 from serving.steady import NotSteady, latencies, steady_state
 from serving.stock_bench import BenchmarkFailed, arguments, figures_of, goodput
@@ -359,6 +360,26 @@ def test_no_bound_without_its_terms() -> None:
     assert bound.bound_of(rows[1] | {"variant": "mixed"}, rows, 3.0) is None
     del rows[1]["kv_bytes_per_step"]
     assert bound.bound_of(rows[1], rows, 3.0) is None
+
+
+def test_servers_on_unequal_gpus_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["H100", "H100"]
+    monkeypatch.setattr(bound, "has_gpu", lambda: True)
+    monkeypatch.setattr(bound, "_in_a_process", lambda *_: (names, 3.0))
+    assert bound.probe_gpus([0, 1]) == {"gpu": "H100", "copy_TBps": 3.0}
+    names[1] = "H200"
+    with pytest.raises(ValueError, match="the GPUs are H100, H200: compare servers on equal ones"):
+        bound.probe_gpus([0, 1])
+
+
+@pytest.mark.cuda
+def test_the_gpus_are_asked() -> None:
+    found = bound.probe_gpus([])
+    assert found == bound.probe_gpus([0]) | {
+        "copy_TBps": pytest.approx(found["copy_TBps"], rel=0.2)
+    }
+    with pytest.raises(ValueError, match="there is no GPU 99"):
+        bound.probe_gpus([99])
 
 
 def test_bytes_of_a_token() -> None:

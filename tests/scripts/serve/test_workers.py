@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import threading
 import time
 from pathlib import Path
 
+import fake_sglang
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from library.servers import server
+from library.servers.server import running_server
 from serving import places
 from serving.jobs import DEFAULT, Job, Variant
 from serving.places import Place, parse_gpus, places_of
@@ -135,18 +139,30 @@ def test_a_process_that_dies_costs_only_its_job(capfd: pytest.CaptureFixture[str
     assert "a mistake" in capfd.readouterr().err
 
 
-def test_processes_end_with_the_program_that_started_them(tmp_path: Path) -> None:
-    left = tmp_path / "left"
+@pytest.mark.parametrize("signals", [0, 1, 2])
+def test_servers_end_with_the_program_that_started_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: int
+) -> None:
+    """However often the process that started one is told to end."""
+    monkeypatch.setattr(server, "PROGRAM", (fake_sglang.__file__,))
+    found: list[int] = []
 
-    def work(_job: Job, _place: Place, tell: Tell) -> None:
-        tell("started")
-        threading.Event().wait(2)
-        left.write_text("it went on")
+    def work(job: Job, _place: Place, tell: Tell) -> None:
+        with running_server(job.backend, [], tmp_path, start_limit_s=60) as running:
+            tell((os.getpid(), running.process.pid))
+            threading.Event().wait(60)
 
-    def hear(*_: object) -> None:
+    def hear(_job: Job, _place: Place, pids: tuple[int, int]) -> None:
+        found.append(pids[1])
+        for _ in range(signals):
+            os.kill(pids[0], signal.SIGTERM)
+            os.kill(pids[0], signal.SIGINT)
+            time.sleep(0.05)
         raise KeyboardInterrupt
 
+    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_jobs([job("one")], [Place((), CORES)], work, hear)
-    time.sleep(2.2)
-    assert not left.exists()
+        run_jobs([job("stock")], [Place((), CORES)], work, hear)
+    assert time.monotonic() - started < 50
+    with pytest.raises(ProcessLookupError):
+        os.kill(found[0], 0)
