@@ -143,8 +143,14 @@ def test_a_process_that_dies_costs_only_its_job(capfd: pytest.CaptureFixture[str
 def test_servers_end_with_the_program_that_started_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: int
 ) -> None:
-    """However often the process that started one is told to end."""
-    monkeypatch.setattr(server, "PROGRAM", (fake_sglang.__file__,))
+    """However often the process that started one is told to end, and if it takes a while."""
+    program = tmp_path / "server.py"
+    program.write_text(
+        "import runpy, signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"runpy.run_path({fake_sglang.__file__!r}, run_name='__main__')\n"
+    )
+    monkeypatch.setattr(server, "PROGRAM", (str(program),))
+    monkeypatch.setattr(server, "STOP_LIMIT_S", 1)
     found: list[int] = []
 
     def work(job: Job, _place: Place, tell: Tell) -> None:
