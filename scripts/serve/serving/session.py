@@ -73,9 +73,8 @@ class Session:
         else:
             print(f"GPU {place.name}: {told}" if place.name else told)
 
-    # what runs in a process of its own, and tells rows and lines to print ----------------------
-
     def _work(self, job: Job, _place: Place, tell: Tell) -> None:
+        """Runs in a process of its own, and tells rows and lines to print."""
         # a workload that ends the server is not tried again, the others are
         waiting = list(job.workloads)
         flags, folder = [*self.launch.all_flags, *job.variant.flags], self.args.logs / job.folder
@@ -95,7 +94,9 @@ class Session:
     def _serve(self, job: Job, server: Server, waiting: list[AnyWorkload], tell: Tell) -> None:
         """Serve what waits, and take it off the list."""
         target = self._target(server)
-        prepare(target, self.args, {w.batch for w in waiting if isinstance(w, Workload)} or {1})
+        # arrivals may come to run all at once
+        batches = {w.batch if isinstance(w, Workload) else w.requests for w in waiting}
+        prepare(target, self.args, batches)
         while waiting and not self._is_late:
             workload, started = waiting.pop(0), time.monotonic()
             try:
