@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except CannotContinue as error:
             parser.error(str(error))
     jobs = jobs_of(args.backends, args.variants, select(args), every_variant=args.every_variant)
-    session = Session(document, launch, args, started + args.time_limit)
-    complete = session.run(jobs, places)
+    session = Session(document, launch, args, jobs, started + args.time_limit)
+    complete = session.run(places)
     rows = document.as_json()["rows"]
     print(f"\n{table(rows)}\n\nresults: {args.json}")
     if args.plot and any(row.get("tpot_ms") for row in rows):

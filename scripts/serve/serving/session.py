@@ -33,23 +33,26 @@ class Session:
     """Measures what the document lacks.
 
     Args:
+        jobs: in the order of their rows in the document, whichever ends first.
         deadline: `time.monotonic()` after which no row is started.
     """
 
     document: Document
     launch: Launch
     args: Namespace
+    jobs: Sequence[Job]
     deadline: float
 
-    def run(self, jobs: Sequence[Job], places: Sequence[Place]) -> bool:
+    def run(self, places: Sequence[Place]) -> bool:
         """Measure all rows; False if some are missing in the end."""
         if len(places) > 1:
             print(f"{len(places)} servers side by side; cores of each: {len(places[0].cores)}")
-        for job in run_jobs(filter(None, map(self._rest, jobs)), places, self._work, self._hear):
+        lacking = filter(None, map(self._rest, self.jobs))
+        for job in run_jobs(lacking, places, self._work, self._hear):
             print(f"{job.name}: its process ended with an error")
         if missing := [
             f"{workload.name} on {job.name}"
-            for job in filter(None, map(self._rest, jobs))
+            for job in filter(None, map(self._rest, self.jobs))
             for workload in job.workloads
         ]:
             why = "the time limit is reached, go on with --append" if self._is_late else "see above"
@@ -69,6 +72,9 @@ class Session:
         if isinstance(told, dict):
             ran_on = {"gpu": place.name, "cores": len(place.cores)}
             self.document.add({"workload": told["workload"]} | _identity(job) | ran_on | told)
+            order = {(j.backend, j.variant.name): place for place, j in enumerate(self.jobs)}
+            # rows of earlier commands come first
+            self.document.rows.sort(key=lambda r: order.get((r["backend"], r["variant"]), -1))
             self.document.write(self.args.json)
         else:
             print(f"GPU {place.name}: {told}" if place.name else told)

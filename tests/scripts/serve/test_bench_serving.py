@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,14 +19,16 @@ from library.servers.clients import Completion, Request
 from library.servers.counters import codec_counters, increase
 from library.servers.models import SHAPES, write_model
 from library.servers.server import cause, reason
-from serving import bound, document, options
+from serving import bound, document, options, session
 from serving.arrivals import median_of
 from serving.document import CannotContinue, Document
-from serving.jobs import DEFAULT, AnyWorkload, Variant, jobs_of, parse_variant
+from serving.jobs import DEFAULT, AnyWorkload, Job, Variant, jobs_of, parse_variant
 from serving.measure import decoded_kv_tokens, disagreement, interval_of
+from serving.places import Place
 from serving.scheduler_log import read_arrivals, read_log
 from serving.steady import NotSteady, latencies, steady_state
 from serving.stock_bench import BenchmarkFailed, arguments, figures_of, goodput
+from serving.workers import Hear
 
 # name: requests, distinct prompt tokens, prompt tokens of all requests
 SHAPES_OF_THE_ISSUE = {
@@ -488,6 +491,26 @@ def test_tokens_are_compared_with_the_first_stock_backend() -> None:
     assert same[2] == {"reference": "fa3", "identical": 2, "compared": 2}
     # it served other requests, or with other flags
     assert same[3] is same[4] is None
+
+
+def test_the_order_of_rows_is_not_that_in_which_servers_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the backend that tokens are compared with would depend on it."""
+
+    def reversed_jobs(waiting: Iterable[Job], _places: object, _work: object, hear: Hear) -> list:
+        for job in reversed(list(waiting)):
+            hear(job, Place((), frozenset()), row("few-shot", job.backend, 9.0))
+        return []
+
+    monkeypatch.setattr(session, "run_jobs", reversed_jobs)
+    names = ["codec", "fa3", "flashinfer"]
+    jobs = jobs_of(names, [Variant(DEFAULT)], [TREE], every_variant=False)
+    args = argparse.Namespace(json=tmp_path / "j", stream_interval=0)
+    session.Session(make_document(), None, args, jobs, 0.0).run([Place((), frozenset())])
+    rows = json.loads((tmp_path / "j").read_text())["rows"]
+    assert [row["backend"] for row in rows] == names
+    assert rows[0]["same_outputs"]["reference"] == "fa3"
 
 
 def test_digests_tell_tokens_apart() -> None:
