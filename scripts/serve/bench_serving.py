@@ -1,21 +1,28 @@
 #!/usr/bin/env python3
 """Serving benchmark: the same workloads on a real SGLang server with each attention backend.
 
-The servers run one after the other with the same flags. Requests go over HTTP as token ids, all at
-once, greedily and with a fixed output length, after their shared prefixes were brought into the
-radix cache; time per output token (TPOT) counts while all of them decode. `churn` and `random-ids`
-are SGLang's own benchmark, with requests that arrive one by one.
+The servers have SGLang's defaults and what follows `--`, and run one after the other, or side by
+side with --gpus: each on a GPU and a share of the cores that no other has. Requests of trees go
+over HTTP as token ids, all at once, greedily and with a fixed output length, after their shared
+prefixes were brought into the radix cache; time per output token (TPOT) counts while all of them
+decode. `churn` and `arrivals` are SGLang's own benchmark, with requests that arrive one by one.
 
     python scripts/serve/bench_serving.py --shape llama3-8b --backends codec,flashinfer \\
         --json out/serving.json --plot out/serving.png -- --mem-fraction-static 0.85
+    python scripts/serve/bench_serving.py --shape llama3-8b --backends codec,fa3,flashinfer \\
+        --variant default= --variant graphs=--cuda-graph-max-bs-decode=512 \\
+        --variant mixed=--enable-mixed-chunk --request-rates 16,24,40 --gpus all \\
+        --json out/serving.json -- --mem-fraction-static 0.85
     python scripts/serve/bench_serving.py --model MODEL --workloads few-shot 1,8,32_4096,512,64 \\
         --json out/serving.json --append
 
-Every steady row has a bound, `bound_ms = base_ms + (kv_bytes - base_kv_bytes) / bandwidth`: the
+Every row of a tree has a bound, `bound_ms = base_ms + (kv_bytes - base_kv_bytes) / bandwidth`: the
 measured TPOT of the same number of requests with 8 tokens of context and nothing shared (the rows
 `short-B`, fastest backend), and the bytes of the distinct KV tokens of a step, read once at the
 speed of a device copy (`serving/bound.py`). Time to first token counts from the sending of all
-prompts of a workload in one request, so it holds the server's parsing of all of them.
+prompts of a tree in one request, so it holds the server's parsing of all of them. Rows of arrivals
+are medians of --repeats runs; their goodput is the requests per second whose mean time between
+tokens is at most --itl-limit (`serving/stock_bench.py`).
 """
 
 from __future__ import annotations
@@ -28,9 +35,11 @@ from library import results
 from library.servers.launch import make_launch
 from library.servers.server import leave_on_sigterm
 from plot_serving import draw
-from serving.bound import probe_gpu
+from serving.bound import probe_gpus
 from serving.document import CannotContinue, Document
+from serving.jobs import jobs_of
 from serving.options import check_options, make_parser, select
+from serving.places import places_of
 from serving.session import Session
 from table_serving import table
 
@@ -44,12 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(own)
     check_options(parser, args)
 
+    try:
+        places = places_of(args.gpus)
+        machine = probe_gpus([gpu for place in places for gpu in place.gpus])
+    except ValueError as error:
+        parser.error(f"--gpus: {error}")
     launch = make_launch(args, args.logs, server_words)
-    machine = probe_gpu()
     document = Document(
         **results.head(machine["gpu"], words),
         model=launch.name,
         server_flags=results.without_paths(launch.flags),
+        variants={v.name: results.without_paths(v.flags) for v in args.variants},
         seed=args.seed,
         bandwidth_TBps=args.bandwidth or machine["copy_TBps"],
     )
@@ -58,8 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             document.continue_from(args.json)
         except CannotContinue as error:
             parser.error(str(error))
-    session = Session(document, launch, args, started + args.time_limit)
-    complete = session.run(args.backends, select(args))
+    jobs = jobs_of(args.backends, args.variants, select(args), every_variant=args.every_variant)
+    session = Session(document, launch, args, jobs, started + args.time_limit)
+    complete = session.run(places)
     rows = document.as_json()["rows"]
     print(f"\n{table(rows)}\n\nresults: {args.json}")
     if args.plot and any(row.get("tpot_ms") for row in rows):

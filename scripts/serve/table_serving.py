@@ -4,9 +4,11 @@
     python scripts/serve/table_serving.py docs/results/serving_h100.json
     python scripts/serve/table_serving.py docs/results/serving_h100.json --short --latency
 
-One line per workload: TPOT of every backend, how many times faster codec is than the fastest stock
-backend, the bound, the part of the stock KV reads that codec saved, and how many requests have the
-tokens of the first stock backend.
+One line per workload and variant of the server's flags: TPOT of every backend, how many times
+faster codec is than the fastest stock backend, the bound, the part of the stock KV reads that codec
+saved, and how many requests have the tokens of the first stock backend. `--latency` adds a line per
+row, with the goodput of arrivals, the host's time per plan, and each p99 of codec's that is worse
+than the best stock backend's.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import Any
 from library.options import parser_of
 from library.results import markdown
 from library.servers.backends import uses_codec
+from library.servers.counters import SECONDS
+from serving.jobs import DEFAULT, labelled
 
 Row = dict[str, Any]
 
@@ -30,11 +34,12 @@ def backends_of(rows: Sequence[Row]) -> list[str]:
 
 
 def by_workload(rows: Sequence[Row], *, short: bool = False) -> dict[str, dict[str, Row]]:
-    """Rows by workload and backend."""
+    """Rows by workload, with the variant's name if it is not the default one, and backend."""
     groups: dict[str, dict[str, Row]] = {}
     for row in rows:
         if short or not row["workload"].startswith("short-"):
-            groups.setdefault(row["workload"], {})[row["backend"]] = row
+            name = labelled(row["workload"], row.get("variant", DEFAULT))
+            groups.setdefault(name, {})[row["backend"]] = row
     return groups
 
 
@@ -63,39 +68,79 @@ def table(rows: Sequence[Row], *, short: bool = False) -> str:
         for row in rows
         for text in (*row.get("warnings", []), *([row["why"]] if "why" in row else []))
     ]
-    return "\n".join([markdown([*heads, "same tokens"], lines), "", "TPOT in ms.", *notes])
+    runs = {len(row["runs"]) for row in rows if row.get("runs")}
+    medians = [f"Rows of arrivals are medians of {', '.join(map(str, sorted(runs)))} runs."]
+    unit = ["", "TPOT in ms.", *(medians if runs - {1} else [])]
+    return "\n".join([markdown([*heads, "same tokens"], lines), *unit, *notes])
+
+
+def worse(row: Row, group: dict[str, Row]) -> list[str]:
+    """Each 99th percentile of codec's row that is above the best one of the stock backends."""
+    found = []
+    for name, shown in (("itl_ms", "ITL"), ("ttft_ms", "TTFT")):
+        stock = [r[name]["p99"] for b, r in group.items() if not uses_codec(b) and name in r]
+        if uses_codec(row["backend"]) and stock and row[name]["p99"] > min(stock):
+            found.append(f"{shown} {row[name]['p99'] / min(stock) - 1:+.1%}")
+    return found
 
 
 def latencies(rows: Sequence[Row], *, short: bool = False) -> str:
     """Every measured row: latencies in milliseconds, throughput, and what codec counted."""
     heads = ["workload", "backend", "TPOT", "of the bound", "ITL p50 / p99", "TTFT p50 / p99"]
-    heads += ["tokens/s", "plans / steps", "fallbacks"]
+    heads += [
+        "tokens/s",
+        "goodput, requests/s",
+        "largest batch, in graphs",
+        "plans / steps",
+        "ms per plan",
+    ]
+    heads += ["p99 above the best stock", "fallbacks"]
     lines = []
-    for group in by_workload(rows, short=short).values():
+    for name, group in by_workload(rows, short=short).items():
         for backend, row in group.items():
             if "why" in row:
                 continue
             bound = row.get("bound_ms")
-            cells = [row["workload"], backend, f"{row['tpot_ms']:.2f}"]
+            cells = [name, backend, f"{row['tpot_ms']:.2f}"]
             cells += [f"{row['tpot_ms'] / bound:.2f}x" if bound else "-"]
             cells += [f"{row[k]['p50']:.1f} / {row[k]['p99']:.1f}" for k in ("itl_ms", "ttft_ms")]
-            cells += [f"{row['tokens_per_s']:,.0f}"]
+            cells += [f"{row['tokens_per_s']:,.0f}", _goodput(row), _graphs(row)]
             cells += [f"{row['plans']} / {row['decode_steps']}" if "plans" in row else "-"]
+            cells += [_per_plan(row), ", ".join(worse(row, group)) or "-"]
             cells += ["; ".join(f"{n} x {why}" for why, n in row["fallbacks"].items()) or "-"]
             lines.append(cells)
     return markdown(heads, lines)
 
 
 def _size(row: Row) -> tuple[str, str]:
-    if "tree" not in row:
-        return str(row.get("requests", "-")), "-"
-    return str(row["batch"]), f"{row['shared_tokens']:,} + {row['private_tokens']:,}"
+    requests = str(row.get("batch") or row.get("requests", "-"))
+    if "shared_tokens" not in row:
+        return requests, "-"
+    return requests, f"{row['shared_tokens']:,} + {row['private_tokens']:,}"
 
 
 def _time(row: Row | None) -> str:
     if row is None:
         return "-"
     return "failed" if "why" in row else f"{row['tpot_ms']:.1f}"
+
+
+def _goodput(row: Row) -> str:
+    if not (found := row.get("goodput")):
+        return "-"
+    return f"{found['requests_per_s']:.1f} ({found['share']:.0%})"
+
+
+def _graphs(row: Row) -> str:
+    largest, graphs = row.get("largest_batch") or row.get("batch"), row.get("cuda_graph")
+    return f"{largest or '-'}, {'-' if graphs is None else format(graphs, '.0%')}"
+
+
+def _per_plan(row: Row) -> str:
+    if not row.get("plans"):
+        return "-"
+    each = {k.removesuffix(SECONDS): v for k, v in row.items() if k.endswith(SECONDS)}
+    return ", ".join(f"{name} {1e3 * s / row['plans']:.2f}" for name, s in each.items())
 
 
 def _read(row: Row) -> str:

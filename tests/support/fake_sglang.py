@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--port", type=int)
     parser.add_argument("--attention-backend")
     args, _ = parser.parse_known_args()
+    print(*sys.argv, flush=True)
     if args.attention_backend == "broken":
         raise RuntimeError("it is broken")
     server = ThreadingHTTPServer(("127.0.0.1", args.port), handler(State(args.attention_backend)))

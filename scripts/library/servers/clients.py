@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OnToken = Callable[[int], None]
+FLUSH_ATTEMPTS = 20
 
 
 class GenerationError(RuntimeError):
@@ -183,6 +184,17 @@ class ServerClient:
                 f"{self.url}{route} answered {answer.status_code}: {answer.text[:500]}"
             )
         return answer.text
+
+    def flush(self) -> None:
+        """Empty the radix cache; a server that is still ending a request refuses for a moment."""
+        for attempt in range(FLUSH_ATTEMPTS):
+            try:
+                self.post("/flush_cache")
+                return
+            except GenerationError:
+                if attempt == FLUSH_ATTEMPTS - 1:
+                    raise
+                time.sleep(0.25)
 
     def info(self) -> dict[str, Any]:
         """The server's flags (attention_backend, tokenizer_path and others)."""

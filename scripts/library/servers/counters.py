@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-# name in a row -> of the counter
+# of the counter -> name in a row; those of seconds keep their names
 _COUNTED = {
-    "decode_steps": "steps",
+    "steps": "decode_steps",
     "plans": "plans",
     "moves": "moves",
-    "plan_seconds": "plan_seconds",
-    "read_seconds": "read_seconds",
-    "make_seconds": "make_seconds",
-    "send_seconds": "send_seconds",
     "kv_tokens_read": "kv_tokens_read",
     "kv_tokens_stock": "kv_tokens_stock",
 }
+SECONDS = "_seconds"  # how the names of the host's times end, which differ between versions
+_GAUGE = "slowest_seconds"  # of one plan, and no sum
 
 
 def codec_counters(info: dict[str, Any]) -> dict[str, Any] | None:
@@ -32,10 +30,10 @@ def codec_counters(info: dict[str, Any]) -> dict[str, Any] | None:
     fallbacks: Counter[str] = Counter()
     for rank in ranks:
         fallbacks.update(rank["fallbacks"])
+    times = [name for name in ranks[0] if name.endswith(SECONDS) and name != _GAUGE]
+    counted = [*_COUNTED, *times]
     # an older codec tells less
-    summed = {
-        counter: sum(rank.get(counter, 0) for rank in ranks) for counter in _COUNTED.values()
-    }
+    summed = {counter: sum(rank.get(counter, 0) for rank in ranks) for counter in counted}
     return summed | {"fallbacks": dict(fallbacks)}
 
 
@@ -44,7 +42,9 @@ def increase(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dic
     if before is None or after is None:
         return {}
     row = {
-        name: after.get(counter, 0) - before.get(counter, 0) for name, counter in _COUNTED.items()
+        _COUNTED.get(counter, counter): after[counter] - before[counter]
+        for counter in before
+        if counter != "fallbacks"
     }
     fallbacks = {
         reason: count - before["fallbacks"].get(reason, 0)

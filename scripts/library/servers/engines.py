@@ -12,8 +12,8 @@ from typing import Any
 
 from library.servers.backends import (
     backend_arguments,
-    common_arguments,
     has_gpu,
+    machine_arguments,
     prepare_environment,
 )
 from library.servers.clients import Client, EngineClient, ServerClient
@@ -37,7 +37,7 @@ def engine_arguments(
 ) -> dict[str, Any]:
     """Arguments of `sglang.Engine` for one backend; `settings` win over the defaults."""
     arguments = {"model_path": model, "skip_tokenizer_init": True, "log_level": "warning"}
-    return arguments | common_arguments(gpu=gpu) | backend_arguments(backend) | settings
+    return arguments | machine_arguments(gpu=gpu) | backend_arguments(backend) | settings
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from library.servers.backends import as_flags, common_arguments, has_gpu, prepare_environment
+from library.servers.backends import as_flags, has_gpu, machine_arguments, prepare_environment
 from library.servers.encoders import has_tokenizer
 from library.servers.models import SHAPES, write_model
 
@@ -55,8 +55,7 @@ def make_launch(args: argparse.Namespace, folder: Path, flags: Sequence[str]) ->
     model = args.model or str(write_model(args.shape, folder / args.shape))
     prepare_environment(model, gpu=gpu)
     text = has_tokenizer(model)
-    # the decode log line, written often, checks what the client sees
-    chosen = [*as_flags(common_arguments(gpu=gpu)), "--decode-log-interval=16"]
+    chosen = as_flags(machine_arguments(gpu=gpu))
     chosen += [] if gpu else ["--skip-server-warmup"]
     chosen += ["--load-format=dummy"] if args.shape else []
     chosen += [] if text else ["--skip-tokenizer-init"]

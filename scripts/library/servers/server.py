@@ -85,7 +85,13 @@ def running_server(
 
 def leave_on_sigterm() -> None:
     """Let SIGTERM end this program through its `with` blocks, which end its servers."""
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(number: int, _frame: object) -> None:
+    # a second one would end those blocks before the servers are gone
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def tail(log: Path) -> str:

@@ -1,4 +1,4 @@
-"""What is served: trees of prompts in token ids, or one of SGLang's own data sets."""
+"""What is served: trees of prompts in token ids that decode together, or prompts that arrive."""
 
 from __future__ import annotations
 
@@ -56,11 +56,29 @@ class Workload(Levels):
 
 
 @dataclass(frozen=True, slots=True)
-class StockWorkload:
-    """A data set of `sglang.bench_serving`, as its command-line options say."""
+class Arrivals:
+    """Groups of prompts that begin alike, arriving one by one at random times: every arrival and
+    every end changes the batch.
+
+    Args:
+        rate: requests per second in the mean.
+        groups: of `prompts` prompts each.
+        system: tokens that the prompts of a group begin with.
+        question: tokens of a prompt's own.
+        output: tokens that each request generates.
+    """
 
     name: str
-    options: tuple[str, ...]
+    rate: float
+    groups: int
+    prompts: int
+    system: int
+    question: int
+    output: int
+
+    @property
+    def requests(self) -> int:
+        return self.groups * self.prompts
 
 
 def short(batch: int, steps: int = STEPS) -> Workload:
@@ -80,23 +98,9 @@ STEADY = {
         Workload("single", (1,), (8448,)),
     )
 }
-CHURN = "churn"
-
-
-def churn(groups: int, prompts: int, system: int, question: int, output: int) -> StockWorkload:
-    """Groups of prompts that begin alike, arriving one by one: every arrival and every end changes
-    the batch."""
-    options = {
-        "--dataset-name": "generated-shared-prefix",
-        "--gsp-num-groups": groups,
-        "--gsp-prompts-per-group": prompts,
-        "--gsp-system-prompt-len": system,
-        "--gsp-question-len": question,
-        "--gsp-output-len": output,
-        "--num-prompts": groups * prompts,
-    }
-    words = tuple(str(word) for pair in options.items() for word in pair)
-    return StockWorkload(CHURN, words)
+CHURN = Arrivals("churn", 16, groups=16, prompts=16, system=2048, question=128, output=256)
+ARRIVALS = "arrivals"  # of sizes and at rates that the command line names
+NAMES = (*STEADY, CHURN.name, ARRIVALS)
 
 
 def tree_of(text: str) -> Workload:
@@ -105,7 +109,7 @@ def tree_of(text: str) -> Workload:
         levels = parse_tree(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no workload: choose from {', '.join((*STEADY, CHURN))}, or give a tree"
+            f"{text!r} is no workload: choose from {', '.join(NAMES)}, or give a tree"
             " as 1,8_64,16 (nodes per level _ tokens per node)"
         ) from error
     try:

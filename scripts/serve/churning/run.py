@@ -13,7 +13,6 @@ from typing import Any
 import requests as http
 from library.servers.clients import GenerationError, ServerClient
 from library.servers.counters import codec_counters, increase
-from serving.measure import flush
 
 from churning import checks
 from churning.client import Served
@@ -94,7 +93,7 @@ class Run:
                 return
 
     def _flush(self) -> None:
-        flush(self.client)
+        self.client.flush()
         self.levels.append(_tokens_in_use(self.url))
         self.memory.append(measure(self.url))
 

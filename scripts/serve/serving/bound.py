@@ -19,6 +19,7 @@ costs nothing else on top of what attention costs over 8 tokens.
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from library.servers.backends import has_gpu
@@ -31,7 +32,9 @@ def bound_of(row: dict, rows: list[dict], bandwidth_TBps: float | None) -> dict[
     bases = [
         other
         for other in rows
-        if other["workload"] == f"short-{row['batch']}" and other.get("tpot_ms")
+        if other["workload"] == f"short-{row['batch']}"
+        and other["variant"] == row["variant"]
+        and other.get("tpot_ms")
     ]
     if not bases or not bandwidth_TBps or "kv_bytes_per_step" not in row:
         return None
@@ -66,21 +69,35 @@ def kv_bytes_per_token(config: dict[str, Any], server: dict[str, Any]) -> int:
     return 2 * config["num_hidden_layers"] * on_gpu * head_dim * _BYTES[dtype]
 
 
-def probe_gpu() -> dict[str, Any]:
-    """The GPU's name and copy bandwidth, measured in a process that ends before a server starts.
+def probe_gpus(gpus: Sequence[int]) -> dict[str, Any]:
+    """The GPUs' name and the first one's copy bandwidth, measured in a process that ends before a
+    server starts.
 
     Without a GPU: `cpu` and None.
+
+    Raises:
+        ValueError: if one is not there, or they differ.
     """
     if not has_gpu():
         return {"gpu": "cpu", "copy_TBps": None}
+    names, copy_TBps = _in_a_process(_probe, list(gpus) or [0])
+    if len(set(names)) > 1:
+        raise ValueError(f"the GPUs are {', '.join(names)}: compare servers on equal ones")
+    return {"gpu": names[0], "copy_TBps": copy_TBps}
+
+
+def _in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_probe)
+        return pool.apply(function, arguments)
 
 
-def _probe() -> dict[str, Any]:
+def _probe(gpus: Sequence[int]) -> tuple[list[str], float]:
     import torch
     from library.attention.timing import ceilings
     from library.results import gpu_name
 
-    device = torch.device("cuda")
-    return {"gpu": gpu_name(device), "copy_TBps": ceilings(device)["copy_TBps"]}
+    devices = [torch.device("cuda", gpu) for gpu in gpus]
+    if max(gpus) >= (found := torch.cuda.device_count()):
+        raise ValueError(f"there is no GPU {max(gpus)}: {found} are visible, from 0 on")
+    torch.cuda.set_device(devices[0])
+    return [gpu_name(device) for device in devices], ceilings(devices[0])["copy_TBps"]

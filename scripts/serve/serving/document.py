@@ -1,12 +1,14 @@
 """The benchmark's JSON document: written after every row, continued by a later command.
 
-    {gpu, versions, commit, commands, model, server_flags, bandwidth_TBps, seed, rows: [...]}
+    {gpu, versions, commit, commands, model, server_flags, variants, bandwidth_TBps, seed, rows}
 
-A row is one workload on one backend. `tpot_ms`, `itl_ms`, `ttft_ms` and `tokens_per_s` are what a
-client sees; `outputs` has a digest of each request's tokens. What follows from several rows is
-computed when the document is written: `bound_ms` and its terms in `bound`, and `same_outputs`, how
-many requests have the tokens of the first stock backend. A row that could not be measured has `why`
-in place of the figures.
+A row is one workload on one backend with one variant of the server's flags, and says on which GPU
+it ran and with how many cores. `tpot_ms`, `itl_ms`, `ttft_ms`, `tokens_per_s` and `goodput` are
+what a client sees; `outputs` has a digest of each request's tokens. A row of several `runs` has
+their medians, and the outputs and counters of all. What follows from several rows is computed when
+the document is written: `bound_ms` and its terms in `bound`, and `same_outputs`, how many requests
+have the tokens of the first stock backend. A row that could not be measured has `why` in place of
+the figures.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from serving.bound import bound_of
 # what has to be equal for rows of two commands to stand in one file
 HEAD = ("gpu", "versions", "commit", "model", "server_flags", "seed")
 # what the requests of a row follow from
-REQUESTS = ("workload", "tree", "steps", "options")
+REQUESTS = ("workload", "variant", "tree", "steps", "arrivals", "request_rate", "repeats")
+REQUESTS += ("shared_tokens", "private_tokens")
 
 
 class CannotContinue(ValueError):
@@ -49,6 +52,7 @@ class Document:
     command: InitVar[str]
     model: str
     server_flags: list[str]
+    variants: dict[str, list[str]]
     seed: int
     bandwidth_TBps: float | None
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -57,7 +61,7 @@ class Document:
         self.commands = [command]
 
     def add(self, row: dict[str, Any]) -> None:
-        """Put a row in the place of an earlier one of the same workload and backend."""
+        """Put a row in the place of an earlier one of the same workload, backend and variant."""
         places = {_key(other): place for place, other in enumerate(self.rows)}
         place = places.get(_key(row), len(self.rows))
         self.rows[place : place + 1] = [row]
@@ -90,20 +94,25 @@ class Document:
             earlier = json.loads(path.read_text())
             heads = {name: earlier[name] for name in HEAD}
             self.rows, commands = list(earlier["rows"]), list(earlier["commands"])
+            variants = dict(earlier["variants"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise CannotContinue(f"{path} is no result of this program: {error!r}") from error
         mine = plain(vars(self))
-        if other := [name for name in HEAD if heads[name] != mine[name]]:
+        # a variant may be new, but its name stands for the same flags in all rows
+        heads |= {f"variant {name}": flags for name, flags in variants.items()}
+        mine |= {f"variant {name}": flags for name, flags in (variants | self.variants).items()}
+        if other := [name for name, there in heads.items() if there != mine[name]]:
             lines = [f"  {name}: {heads[name]} there, {mine[name]} here" for name in other]
             raise CannotContinue(
                 "\n".join([f"{path} is of another measurement; name another file:", *lines])
             )
+        self.variants = variants | self.variants
         self.commands = commands + [c for c in self.commands if c not in commands]
         self.bandwidth_TBps = earlier["bandwidth_TBps"] or self.bandwidth_TBps
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str]:
-    return row["workload"], row["backend"]
+def _key(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["workload"], row["backend"], row["variant"]
 
 
 def with_bound(

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from argparse import Namespace
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from library.servers.clients import GenerationError, Request, Sampling, ServerClient
+from library.servers.clients import Request, Sampling, ServerClient
 from library.servers.counters import codec_counters, increase
 from library.servers.server import Server
-from library.servers.workload import StockWorkload, Workload, prompts, requests_of, short, warm_ups
+from library.servers.workload import Arrivals, Workload, prompts, requests_of, short, warm_ups
 
-from serving import stock_bench
+from serving.arrivals import measure_arrivals
 from serving.document import digest
+from serving.jobs import AnyWorkload
 from serving.scheduler_log import read_log
 from serving.steady import Steady, latencies, steady_state
 
 # a client that sees another time per token than the scheduler by more than this says so
 TOLERANCE = 0.05
 CHUNKS_PER_STEP = 16  # SGLang's HTTP process passes on a few thousand chunks a second
-FLUSH_ATTEMPTS = 20
 PREPARING_STEPS = 4
 
 
@@ -41,11 +40,21 @@ class Target:
     kv_bytes: int
 
 
-def settings_of(workload: Workload | StockWorkload, args: Namespace) -> dict[str, Any]:
+def settings_of(workload: AnyWorkload, args: Namespace) -> dict[str, Any]:
     """The part of a row that is known before it is measured, and that a later command looks for."""
-    if isinstance(workload, StockWorkload):
-        rate = {"request_rate": args.request_rate}
-        return {"workload": workload.name, "options": " ".join(workload.options)} | rate
+    if isinstance(workload, Arrivals):
+        return {
+            "workload": workload.name,
+            "arrivals": f"{workload.groups}x{workload.prompts}",
+            "requests": workload.requests,
+            "batch": None,
+            "shared_tokens": workload.system,
+            "private_tokens": workload.question,
+            "steps": workload.output,
+            "request_rate": workload.rate,
+            "repeats": args.repeats,
+            "itl_limit_ms": args.itl_limit,
+        }
     return {
         "workload": workload.name,
         "tree": workload.tree,
@@ -63,15 +72,15 @@ def interval_of(batch: int, wanted: int) -> int:
     return wanted or max(1, batch // CHUNKS_PER_STEP)
 
 
-def measure(workload: Workload | StockWorkload, target: Target, args: Namespace) -> dict[str, Any]:
+def measure(workload: AnyWorkload, target: Target, args: Namespace) -> dict[str, Any]:
     """The row of a workload, without its bound.
 
     Raises:
         GenerationError, NotSteady, BenchmarkFailed: if it could not be measured.
     """
-    flush(target.client)
-    if isinstance(workload, StockWorkload):
-        run = partial(_measure_stock, workload, target, args)
+    target.client.flush()
+    if isinstance(workload, Arrivals):
+        run = partial(measure_arrivals, workload, target, args)
     else:
         levels = prompts(workload, target.vocabulary, args.seed)
         for batch in warm_ups(workload, levels):
@@ -85,18 +94,6 @@ def measure(workload: Workload | StockWorkload, target: Target, args: Namespace)
     # a stock backend reads, from memory or from the L2 cache, every token for every request
     read = {"kv_tokens_read": stock_tokens, "kv_tokens_stock": stock_tokens, "fallbacks": {}}
     return row | read | counted
-
-
-def flush(client: ServerClient) -> None:
-    """Empty the radix cache; a server that is still ending a request refuses for a moment."""
-    for attempt in range(FLUSH_ATTEMPTS):
-        try:
-            client.post("/flush_cache")
-            return
-        except GenerationError:
-            if attempt == FLUSH_ATTEMPTS - 1:
-                raise
-            time.sleep(0.25)
 
 
 def prepare(target: Target, args: Namespace, batches: Collection[int]) -> None:
@@ -154,14 +151,3 @@ def disagreement(client_ms: float, scheduler_ms: float | None) -> list[str]:
     if scheduler_ms is None or abs(client_ms / scheduler_ms - 1) <= TOLERANCE:
         return []
     return [f"the client saw {client_ms:.2f} ms per token, the scheduler {scheduler_ms:.2f} ms"]
-
-
-def _measure_stock(workload: StockWorkload, target: Target, args: Namespace) -> dict[str, Any]:
-    words = stock_bench.arguments(
-        workload,
-        url=target.server.url,
-        model=target.model,
-        rate=args.request_rate,
-        seed=args.seed,
-    )
-    return stock_bench.row_of(stock_bench.run(words, args.logs))

@@ -1,4 +1,4 @@
-"""The time per step that SGLang's scheduler logs: a check on what the client sees."""
+"""What SGLang's scheduler logs of its decode steps: a check on what the client sees."""
 
 from __future__ import annotations
 
@@ -42,4 +42,41 @@ def read_log(text: str, batch: int) -> Logged | None:
         tpot_ms=1e3 * statistics.fmean(batch / tokens for tokens in steady),
         lines=len(steady),
         cuda_graph=graphs == {"True"} if graphs else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedArrivals:
+    """Decode steps of batches of all sizes in a log.
+
+    Args:
+        tpot_ms: what a request waits for a token in the mean, prefills between steps included:
+            running requests over logged tokens per second, weighted with the running requests.
+        largest: running requests of the largest batch that was logged.
+        graphs: part of the lines whose step ran as a CUDA graph; None if the log does not say.
+    """
+
+    tpot_ms: float
+    largest: int
+    graphs: float | None
+
+
+# of the benchmark's own first request and of the pause after it
+_BEFORE_ARRIVALS = 2
+
+
+def read_arrivals(text: str) -> LoggedArrivals | None:
+    """What the log says of requests that come and go; None if it says too little."""
+    found = [match for match in _LINE.finditer(text) if float(match["tokens"]) > 0]
+    found = found[_BEFORE_ARRIVALS:]
+    if not found:
+        return None
+    running = [int(match["running"]) for match in found]
+    pairs = zip(running, found, strict=True)
+    waited = sum(batch * batch / float(match["tokens"]) for batch, match in pairs)
+    graphs = [match["graph"] == "True" for match in found if match["graph"]]
+    return LoggedArrivals(
+        tpot_ms=1e3 * waited / sum(running),
+        largest=max(running),
+        graphs=statistics.fmean(graphs) if graphs else None,
     )

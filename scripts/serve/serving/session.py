@@ -1,11 +1,11 @@
-"""All rows of a run: one server per backend, one after the other, a row per workload."""
+"""All rows of a run: a server per job, and on each of them a row per workload."""
 
 from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import requests as http
@@ -13,91 +13,112 @@ from library.servers.clients import GenerationError, ServerClient
 from library.servers.launch import Launch
 from library.servers.models import read_config, vocabulary_of
 from library.servers.server import Server, ServerFailed, reason, running_server, tail
-from library.servers.workload import StockWorkload, Workload
+from library.servers.workload import Arrivals, Workload
 
 from serving.bound import kv_bytes_per_token
 from serving.document import Document
-from serving.measure import Target, flush, measure, prepare, settings_of
+from serving.jobs import AnyWorkload, Job
+from serving.measure import Target, measure, prepare, settings_of
+from serving.places import Place
 from serving.steady import NotSteady
 from serving.stock_bench import BenchmarkFailed
+from serving.workers import Tell, run_jobs
 
 READ_LIMIT_S = 300.0
 FAILURES = (GenerationError, NotSteady, BenchmarkFailed, http.RequestException, ValueError)
 
-Say = Callable[[str], None]
-AnyWorkload = Workload | StockWorkload
 
-
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Session:
     """Measures what the document lacks.
 
     Args:
+        jobs: in the order of their rows in the document, whichever ends first.
         deadline: `time.monotonic()` after which no row is started.
     """
 
     document: Document
     launch: Launch
     args: Namespace
+    jobs: Sequence[Job]
     deadline: float
-    say: Say = print
 
-    def run(self, backends: Sequence[str], workloads: Sequence[AnyWorkload]) -> bool:
+    def run(self, places: Sequence[Place]) -> bool:
         """Measure all rows; False if some are missing in the end."""
-        flags = self.launch.all_flags
-        for backend in backends:
-            # a workload that ends the server is not tried again, the others are
-            tried: set[str] = set()
-            while pending := [
-                w for w in workloads if w.name not in tried and not self._done(backend, w)
-            ]:
-                if time.monotonic() > self.deadline:
-                    break
-                try:
-                    with running_server(
-                        backend, flags, self.args.logs, start_limit_s=self.args.start_limit
-                    ) as server:
-                        self.say(f"{backend}: the server is up after {server.startup_s:.0f} s")
-                        self._serve(backend, server, pending, tried)
-                except ServerFailed as error:
-                    self._failed(backend, pending, str(error))
-                    self.say(f"{backend}: {error}")
-                    break
-        missing = [
-            f"{workload.name} on {backend}"
-            for backend in backends
-            for workload in workloads
-            if not self._done(backend, workload)
-        ]
-        if missing:
-            late = time.monotonic() > self.deadline
-            why = "the time limit is reached, go on with --append" if late else "see above"
-            self.say(f"not measured ({why}): {', '.join(missing)}")
+        if len(places) > 1:
+            print(f"{len(places)} servers side by side; cores of each: {len(places[0].cores)}")
+        lacking = filter(None, map(self._rest, self.jobs))
+        for job in run_jobs(lacking, places, self._work, self._hear):
+            print(f"{job.name}: its process ended with an error")
+        if missing := [
+            f"{workload.name} on {job.name}"
+            for job in filter(None, map(self._rest, self.jobs))
+            for workload in job.workloads
+        ]:
+            why = "the time limit is reached, go on with --append" if self._is_late else "see above"
+            print(f"not measured ({why}): {', '.join(missing)}")
         return not missing
 
-    def _serve(
-        self, backend: str, server: Server, pending: Sequence[AnyWorkload], tried: set[str]
-    ) -> None:
-        target = self._target(server)
-        prepare(target, self.args, {w.batch for w in pending if isinstance(w, Workload)} or {1})
-        for workload in pending:
-            if time.monotonic() > self.deadline:
-                return
-            tried.add(workload.name)
-            started = time.monotonic()
+    def _rest(self, job: Job) -> Job | None:
+        """What the document lacks of a job."""
+        lacking = tuple(
+            workload
+            for workload in job.workloads
+            if not self.document.has(_identity(job) | settings_of(workload, self.args))
+        )
+        return replace(job, workloads=lacking) if lacking else None
+
+    def _hear(self, job: Job, place: Place, told: dict[str, Any] | str) -> None:
+        if isinstance(told, dict):
+            ran_on = {"gpu": place.name, "cores": len(place.cores)}
+            self.document.add({"workload": told["workload"]} | _identity(job) | ran_on | told)
+            order = {(j.backend, j.variant.name): place for place, j in enumerate(self.jobs)}
+            # rows of earlier commands come first
+            self.document.rows.sort(key=lambda r: order.get((r["backend"], r["variant"]), -1))
+            self.document.write(self.args.json)
+        else:
+            print(f"GPU {place.name}: {told}" if place.name else told)
+
+    def _work(self, job: Job, _place: Place, tell: Tell) -> None:
+        """Runs in a process of its own, and tells rows and lines to print."""
+        # a workload that ends the server is not tried again, the others are
+        waiting = list(job.workloads)
+        flags, folder = [*self.launch.all_flags, *job.variant.flags], self.args.logs / job.folder
+        while waiting and not self._is_late:
             try:
-                if isinstance(workload, StockWorkload) and not self.launch.text:
+                with running_server(
+                    job.backend, flags, folder, start_limit_s=self.args.start_limit
+                ) as server:
+                    tell(f"{job.name}: the server is up after {server.startup_s:.0f} s")
+                    self._serve(job, server, waiting, tell)
+            except ServerFailed as error:
+                for workload in waiting:
+                    tell(_failed(workload, str(error)))
+                tell(f"{job.name}: {error}")
+                return
+
+    def _serve(self, job: Job, server: Server, waiting: list[AnyWorkload], tell: Tell) -> None:
+        """Serve what waits, and take it off the list."""
+        target = self._target(server)
+        # arrivals may come to run all at once
+        batches = {w.batch if isinstance(w, Workload) else w.requests for w in waiting}
+        prepare(target, self.args, batches)
+        while waiting and not self._is_late:
+            workload, started = waiting.pop(0), time.monotonic()
+            try:
+                if isinstance(workload, Arrivals) and not self.launch.text:
                     raise BenchmarkFailed("sglang.bench_serving needs a model with a tokenizer")
                 row = measure(workload, target, self.args)
             except FAILURES as error:
-                self._failed(backend, [workload], str(error))
-                self.say(f"{backend}: {workload.name} failed: {error}")
+                tell(_failed(workload, str(error)))
+                tell(f"{job.name}: {workload.name} failed: {error}")
                 if not _recovers(server, target.client):
-                    self.say(tail(server.log))
+                    tell(tail(server.log))
                     return
                 continue
-            self._add(backend, row | {"seconds": time.monotonic() - started})
-            self.say(f"{backend}: {line(row)}; {time.monotonic() - started:.0f} s")
+            seconds = time.monotonic() - started
+            tell(row | {"seconds": seconds})
+            tell(f"{job.name}: {line(row)}; {seconds:.0f} s")
 
     def _target(self, server: Server) -> Target:
         client = ServerClient(server.url, timeout_s=READ_LIMIT_S)
@@ -105,16 +126,17 @@ class Session:
         kv_bytes = kv_bytes_per_token(read_config(model), client.info())
         return Target(server, client, model, vocabulary_of(model), kv_bytes)
 
-    def _done(self, backend: str, workload: AnyWorkload) -> bool:
-        return self.document.has(settings_of(workload, self.args) | {"backend": backend})
+    @property
+    def _is_late(self) -> bool:
+        return time.monotonic() > self.deadline
 
-    def _failed(self, backend: str, workloads: Sequence[AnyWorkload], why: str) -> None:
-        for workload in workloads:
-            self._add(backend, {"workload": workload.name, "why": reason(why)})
 
-    def _add(self, backend: str, row: dict[str, Any]) -> None:
-        self.document.add({"workload": row["workload"], "backend": backend} | row)
-        self.document.write(self.args.json)
+def _identity(job: Job) -> dict[str, Any]:
+    return {"backend": job.backend, "variant": job.variant.name}
+
+
+def _failed(workload: AnyWorkload, why: str) -> dict[str, Any]:
+    return {"workload": workload.name, "why": reason(why)}
 
 
 def _recovers(server: Server, client: ServerClient) -> bool:
@@ -122,7 +144,7 @@ def _recovers(server: Server, client: ServerClient) -> bool:
     try:
         if server.is_alive:
             client.post("/abort_request", {"abort_all": True})
-            flush(client)
+            client.flush()
     except FAILURES:
         return False
     return server.is_alive

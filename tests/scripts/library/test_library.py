@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from library import programs, results
 from library.options import positive, positive_number, some_of
-from library.servers.backends import as_flags, common_arguments
+from library.servers.backends import as_flags, machine_arguments
 from library.trees import join, parse_tree
 
 
@@ -30,9 +30,13 @@ def test_numbers_are_above_zero(text: str) -> None:
 
 
 def test_engines_and_servers_get_the_same_settings() -> None:
-    flags = as_flags(common_arguments(gpu=False))
-    assert {"--disable-cuda-graph", "--dtype=float32", "--random-seed=0"} <= set(flags)
-    assert set(as_flags(common_arguments(gpu=True))) < set(flags)
+    assert {"--disable-cuda-graph", "--dtype=float32"} <= set(
+        as_flags(machine_arguments(gpu=False))
+    )
+
+
+def test_a_gpu_is_measured_with_the_flags_that_users_pass() -> None:
+    assert machine_arguments(gpu=True) == {}
 
 
 def test_the_newest_program_of_a_place_is_found(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,12 +19,16 @@ from library.servers.clients import Completion, Request
 from library.servers.counters import codec_counters, increase
 from library.servers.models import SHAPES, write_model
 from library.servers.server import cause, reason
-from serving import bound, document, options
+from serving import bound, document, options, session
+from serving.arrivals import median_of
 from serving.document import CannotContinue, Document
+from serving.jobs import DEFAULT, AnyWorkload, Job, Variant, jobs_of, parse_variant
 from serving.measure import decoded_kv_tokens, disagreement, interval_of
-from serving.scheduler_log import read_log
+from serving.places import Place
+from serving.scheduler_log import read_arrivals, read_log
 from serving.steady import NotSteady, latencies, steady_state
-from serving.stock_bench import BenchmarkFailed, arguments, row_of
+from serving.stock_bench import BenchmarkFailed, arguments, figures_of, goodput
+from serving.workers import Hear
 
 # name: requests, distinct prompt tokens, prompt tokens of all requests
 SHAPES_OF_THE_ISSUE = {
@@ -121,11 +126,50 @@ def test_steps_for_all_and_for_one() -> None:
         options.parse_steps("rollouts=none")
 
 
-def test_short_rows_come_first_and_once_per_batch() -> None:
+def selected(*words: str) -> list[AnyWorkload]:
     parser = options.make_parser("")
-    words = ["--model=m", "--json=j", "--workloads", "few-shot", "no-sharing", "single", "churn"]
-    names = [w.name for w in options.select(parser.parse_args(words))]
+    return options.select(parser.parse_args(["--model=m", "--json=j", *words]))
+
+
+def test_short_rows_come_first_and_once_per_batch() -> None:
+    found = selected("--workloads", "few-shot", "no-sharing", "single", "churn")
+    names = [w.name for w in found]
     assert names == ["short-1", "short-64", "few-shot", "no-sharing", "single", "churn"]
+
+
+def test_arrivals_have_a_row_per_rate() -> None:
+    found = selected("--workloads=arrivals", "--request-rates=2.5,40,40", "--arrivals=3x4,5,6,7")
+    assert [(w.name, w.rate, w.requests, w.output) for w in found] == [
+        ("arrivals-2.5", 2.5, 12, 7),
+        ("arrivals-40", 40.0, 12, 7),
+    ]
+    # besides seven trees, what their bounds need, and churn
+    assert [w.name for w in selected()][-4:] == ["churn", *(f"arrivals-{n}" for n in (16, 24, 40))]
+
+
+# servers -----------------------------------------------------------------------------------------
+
+
+def test_a_variant_is_a_name_and_flags() -> None:
+    assert parse_variant("mixed=--enable-mixed-chunk") == Variant(
+        "mixed", ("--enable-mixed-chunk",)
+    )
+    assert parse_variant("a-b=--x 1 --y='2 3'").flags == ("--x", "1", "--y=2 3")
+    assert parse_variant("default=") == Variant(DEFAULT)
+    for text in ("mixed", "--enable-mixed-chunk=1", "=--x", "a b=--x", "a='"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            parse_variant(text)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_trees_are_served_with_the_first_variant(every: bool) -> None:
+    variants = [Variant(DEFAULT), Variant("mixed", ("--enable-mixed-chunk",))]
+    workloads = [TREE, workload.CHURN]
+    jobs = jobs_of(["codec", "fa3"], variants, workloads, every_variant=every)
+    assert [job.name for job in jobs] == ["codec", "fa3", "codec, mixed", "fa3, mixed"]
+    assert [TREE in job.workloads for job in jobs] == [True, True, every, every]
+    assert all(workload.CHURN in job.workloads for job in jobs)
+    assert len({job.folder for job in jobs}) == len(jobs)
 
 
 # figures -----------------------------------------------------------------------------------------
@@ -201,6 +245,23 @@ def test_the_schedulers_own_time_per_token() -> None:
     assert read_log(LOG, batch=3) is None
 
 
+def logged(running: int, tokens: float, graph: bool = True) -> str:
+    return (
+        f"[12:00:00] Decode batch, #running-req: {running}, #token: 9, cuda graph: {graph}, "
+        f"gen throughput (token/s): {tokens:.2f}, #queue-req: 0\n"
+    )
+
+
+def test_the_schedulers_time_per_token_of_requests_that_come_and_go() -> None:
+    # the first two are of the benchmark's first request and of the pause after it
+    before = logged(1, 0.1) + logged(3, 0.1)
+    found = read_arrivals(before + logged(100, 5000) + logged(300, 6000, graph=False))
+    # 100 requests waited 20 ms for a token, 300 waited 50
+    assert found.tpot_ms == pytest.approx((100 * 20 + 300 * 50) / 400)
+    assert (found.largest, found.graphs) == (300, 0.5)
+    assert read_arrivals(before) is None
+
+
 def test_a_client_that_falls_behind_is_noticed() -> None:
     assert disagreement(10.2, 10.0) == disagreement(99.0, None) == []
     (warning,) = disagreement(12.0, 10.0)
@@ -228,6 +289,17 @@ def test_counters_since_the_row_began() -> None:
     assert increase(None, codec_counters({"internal_states": [{"x": 1}]})) == {}
 
 
+def test_whatever_times_a_version_counts_are_taken() -> None:
+    before = {"steps": 5, "plans": 2, "kv_tokens_read": 1, "kv_tokens_stock": 1, "fallbacks": {}}
+    before |= {"read_seconds": 1.0, "share_ratio": 0.5}
+    after = before | {"plans": 4, "read_seconds": 1.5, "share_ratio": 0.7}
+    both = [codec_counters({"internal_states": [{"codec": c}] * 2}) for c in (before, after)]
+    row = increase(*both)
+    assert (row["read_seconds"], row["plans"]) == (1.0, 4)
+    assert "plan_seconds" not in row
+    assert "share_ratio" not in row
+
+
 def test_data_parallel_ranks_count_together() -> None:
     """A fallback of any rank is seen."""
     one = {"steps": 5, "plans": 2, "plan_seconds": 0.5, "fallbacks": {"why": 1}}
@@ -245,6 +317,7 @@ def row(name: str, backend: str, tpot_ms: float, kv_bytes: float = 0.0, **more: 
     return {
         "workload": name,
         "backend": backend,
+        "variant": DEFAULT,
         "tree": "1,64_8192,256",
         "batch": 64,
         "shared_tokens": 8192,
@@ -287,7 +360,29 @@ def test_no_bound_without_its_terms() -> None:
     rows = [row("short-64", "fa3", 7.0), row("few-shot", "codec", 9.0)]
     assert bound.bound_of(rows[1], rows, None) is None
     assert bound.bound_of(rows[1], rows[1:], 3.0) is None
-    assert bound.bound_of({"workload": "churn", "batch": 64}, rows, 3.0) is None
+    assert bound.bound_of(rows[1] | {"variant": "mixed"}, rows, 3.0) is None
+    del rows[1]["kv_bytes_per_step"]
+    assert bound.bound_of(rows[1], rows, 3.0) is None
+
+
+def test_servers_on_unequal_gpus_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["H100", "H100"]
+    monkeypatch.setattr(bound, "has_gpu", lambda: True)
+    monkeypatch.setattr(bound, "_in_a_process", lambda *_: (names, 3.0))
+    assert bound.probe_gpus([0, 1]) == {"gpu": "H100", "copy_TBps": 3.0}
+    names[1] = "H200"
+    with pytest.raises(ValueError, match="the GPUs are H100, H200: compare servers on equal ones"):
+        bound.probe_gpus([0, 1])
+
+
+@pytest.mark.cuda
+def test_the_gpus_are_asked() -> None:
+    found = bound.probe_gpus([])
+    assert found == bound.probe_gpus([0]) | {
+        "copy_TBps": pytest.approx(found["copy_TBps"], rel=0.2)
+    }
+    with pytest.raises(ValueError, match="there is no GPU 99"):
+        bound.probe_gpus([99])
 
 
 def test_bytes_of_a_token() -> None:
@@ -306,7 +401,13 @@ def test_bytes_of_a_token() -> None:
 
 def make_document(**changes: object) -> Document:
     head = {"gpu": "H100", "versions": {"sglang": "1"}, "commit": "abc", "model": "m"}
-    head |= {"server_flags": ["--x=1"], "seed": 0, "bandwidth_TBps": 3.0, "command": "first"}
+    head |= {
+        "server_flags": ["--x=1"],
+        "variants": {DEFAULT: []},
+        "seed": 0,
+        "bandwidth_TBps": 3.0,
+        "command": "first",
+    }
     return Document(**(head | changes))
 
 
@@ -315,17 +416,21 @@ def test_a_row_takes_the_place_of_an_earlier_one() -> None:
     for backend, ms in (("fa3", 9.0), ("codec", 8.0), ("fa3", 7.0)):
         found.add(row("few-shot", backend, ms))
     assert [(r["backend"], r["tpot_ms"]) for r in found.rows] == [("fa3", 7.0), ("codec", 8.0)]
+    found.add(row("few-shot", "fa3", 6.0, variant="mixed"))
+    assert [r["tpot_ms"] for r in found.rows] == [7.0, 8.0, 6.0]
 
 
 def test_rows_are_measured_once_per_setting() -> None:
     found = make_document()
     found.add(row("few-shot", "fa3", 9.0))
-    wanted = {"workload": "few-shot", "backend": "fa3", "steps": 128}
+    wanted = {"workload": "few-shot", "backend": "fa3", "variant": DEFAULT, "steps": 128}
     assert found.has(wanted)
+    assert not found.has(wanted | {"variant": "mixed"})
     assert not found.has(wanted | {"steps": 64})
     assert not found.has(wanted | {"backend": "codec"})
-    found.add({"workload": "single", "backend": "fa3", "steps": 128, "why": "it ended"})
-    assert not found.has({"workload": "single", "backend": "fa3"})
+    failed = wanted | {"workload": "single"}
+    found.add(failed | {"why": "it ended"})
+    assert not found.has(failed)
 
 
 def test_a_file_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -355,6 +460,16 @@ def test_a_file_of_another_measurement_is_refused(tmp_path: Path, change: dict) 
         make_document(**change).continue_from(tmp_path / "j")
 
 
+def test_a_variant_means_the_same_in_all_rows(tmp_path: Path) -> None:
+    make_document(variants={DEFAULT: [], "mixed": ["--x"]}).write(tmp_path / "j")
+    later = make_document(variants={"graphs": ["--y"]})
+    later.continue_from(tmp_path / "j")
+    assert later.variants == {DEFAULT: [], "mixed": ["--x"], "graphs": ["--y"]}
+    for variants in ({"mixed": []}, {DEFAULT: ["--x"]}):
+        with pytest.raises(CannotContinue, match=f"variant {next(iter(variants))}"):
+            make_document(variants=variants).continue_from(tmp_path / "j")
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"rows": []}'])
 def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "j").write_text(content)
@@ -368,13 +483,34 @@ def test_tokens_are_compared_with_the_first_stock_backend() -> None:
         row("few-shot", "fa3", 9.0, outputs=["a", "b"]),
         row("few-shot", "triton", 9.0, outputs=["a", "b"]),
         row("few-shot", "flashinfer", 9.0, steps=64, outputs=["a"]),
+        row("few-shot", "codec", 9.0, variant="mixed"),
     ]
     same = [document.same_outputs(r, rows)["same_outputs"] for r in rows]
     assert same[0] == {"reference": "fa3", "identical": 1, "compared": 2}
     assert same[1] is None
     assert same[2] == {"reference": "fa3", "identical": 2, "compared": 2}
-    # it served other requests
-    assert same[3] is None
+    # it served other requests, or with other flags
+    assert same[3] is same[4] is None
+
+
+def test_the_order_of_rows_is_not_that_in_which_servers_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the backend that tokens are compared with would depend on it."""
+
+    def reversed_jobs(waiting: Iterable[Job], _places: object, _work: object, hear: Hear) -> list:
+        for job in reversed(list(waiting)):
+            hear(job, Place((), frozenset()), row("few-shot", job.backend, 9.0))
+        return []
+
+    monkeypatch.setattr(session, "run_jobs", reversed_jobs)
+    names = ["codec", "fa3", "flashinfer"]
+    jobs = jobs_of(names, [Variant(DEFAULT)], [TREE], every_variant=False)
+    args = argparse.Namespace(json=tmp_path / "j", stream_interval=0)
+    session.Session(make_document(), None, args, jobs, 0.0).run([Place((), frozenset())])
+    rows = json.loads((tmp_path / "j").read_text())["rows"]
+    assert [row["backend"] for row in rows] == names
+    assert rows[0]["same_outputs"]["reference"] == "fa3"
 
 
 def test_digests_tell_tokens_apart() -> None:
@@ -415,16 +551,13 @@ def test_the_cause_in_a_log(tmp_path: Path) -> None:
 
 STOCK_RESULT = {
     "errors": ["", ""],
-    "completed": 2,
     "concurrency": 1.5,
-    "request_rate": 16.0,
     "total_input_tokens": 30,
     "total_output_tokens": 12,
     "mean_tpot_ms": 9.5,
-    "median_itl_ms": 9.0,
-    "p99_itl_ms": 20.0,
-    "median_ttft_ms": 50.0,
-    "p99_ttft_ms": 90.0,
+    "ttfts": [0.05, 0.09],
+    "itls": [[0.01, 0.03], [0.04, 0.08, 0.06]],
+    "output_lens": [3, 4],
     "duration": 2.0,
     "output_throughput": 6.0,
     "generated_texts": ["a", "b"],
@@ -432,22 +565,41 @@ STOCK_RESULT = {
 
 
 def test_sglangs_figures_under_our_names() -> None:
-    found = row_of(STOCK_RESULT)
-    assert (found["tpot_ms"], found["itl_ms"]) == (9.5, {"p50": 9.0, "p99": 20.0})
+    found = figures_of(STOCK_RESULT, 50.0)
+    assert (found["tpot_ms"], found["itl_ms"]["p50"]) == (9.5, pytest.approx(40))
+    assert found["itl_ms"]["p99"] == pytest.approx(79.2)
+    assert found["ttft_ms"] == {"p50": pytest.approx(70), "p99": pytest.approx(89.6)}
     assert found["outputs"] == [document.digest("a"), document.digest("b")]
+
+
+# means of 20 and 60 ms
+@pytest.mark.parametrize(("limit", "good"), [(19.9, 0), (20.1, 1), (59.9, 1), (60.1, 2)])
+def test_good_requests_wait_no_longer_than_the_limit_in_the_mean(limit: float, good: int) -> None:
+    assert goodput(STOCK_RESULT, limit) == {"requests_per_s": good / 2.0, "share": good / 2}
+
+
+def test_one_token_is_always_in_time() -> None:
+    one = STOCK_RESULT | {"itls": [[], [0.2]], "output_lens": [1, 2]}
+    assert goodput(one, 50.0)["share"] == 0.5
+
+
+def test_a_row_has_the_medians_of_its_runs() -> None:
+    runs = [{"a": a, "b": {"c": c}, "d": d} for a, c, d in ((3, 1.0, 1), (1, 9.0, None), (2, 4, 1))]
+    assert median_of(runs) == {"a": 2, "b": {"c": 4}, "d": None}
+    assert median_of(runs[:1]) == runs[0]
 
 
 def test_failed_requests_are_no_result() -> None:
     with pytest.raises(BenchmarkFailed, match="1 requests failed, the first with too long"):
-        row_of(STOCK_RESULT | {"errors": ["", "too long"]})
+        figures_of(STOCK_RESULT | {"errors": ["", "too long"]}, 50.0)
 
 
-def test_churn_is_told_to_sglang() -> None:
-    words = arguments(workload.churn(16, 16, 2048, 128, 256), url="u", model="m", rate=4.0, seed=7)
+def test_arrivals_are_told_to_sglang() -> None:
+    words = arguments(workload.CHURN, url="u", model="m", seed=7)
     pairs = dict(zip(words, words[1:], strict=False))
     assert pairs["--dataset-name"] == "generated-shared-prefix"
     assert (pairs["--gsp-num-groups"], pairs["--gsp-prompts-per-group"]) == ("16", "16")
-    assert (pairs["--num-prompts"], pairs["--request-rate"]) == ("256", "4.0")
+    assert (pairs["--num-prompts"], pairs["--request-rate"]) == ("256", "16")
     assert (pairs["--tokenizer"], pairs["--seed"]) == ("m", "7")
 
 
@@ -471,14 +623,27 @@ def example() -> dict:
     found.add(row("few-shot", "flashinfer", 12.0, kv_bytes=3.6e9))
     found.add(row("few-shot", "fa3", 15.0, kv_bytes=3.6e9, warnings=["the client saw less"]))
     counted = {"plans": 2, "decode_steps": 127, "kv_tokens_read": 25, "fallbacks": {"why": 3}}
+    counted |= {"cuda_graph": True, "plan_seconds": 0.003, "read_seconds": 0.0005}
     found.add(row("few-shot", "codec", 8.0, kv_bytes=3.6e9, **counted))
-    found.add({"workload": "single", "backend": "fa3", "why": "it ended"})
-    found.add(
-        row_of(STOCK_RESULT)
-        | {"workload": "churn", "backend": "codec", "fallbacks": {}}
-        | {"kv_tokens_read": None, "kv_tokens_stock": None}
-    )
+    failed = {"workload": "single", "backend": "fa3", "variant": DEFAULT, "why": "it ended"}
+    found.add(failed)
+    for backend, p99 in (("codec", 44.0), ("fa3", 40.0), ("flashinfer", 60.0)):
+        found.add(arrived(backend, itl_ms={"p50": 9.0, "p99": p99}))
     return found.as_json()
+
+
+def arrived(backend: str, **more: object) -> dict:
+    figures = figures_of(STOCK_RESULT, 50.0)
+    figures |= {"workload": "arrivals-24", "backend": backend, "variant": "mixed"}
+    figures |= {"batch": None, "requests": 2, "shared_tokens": 7, "private_tokens": 8}
+    figures |= {
+        "largest_batch": 300,
+        "cuda_graph": 0.25,
+        "request_rate": 24.0,
+        "runs": [{}, {}, {}],
+        "fallbacks": {},
+    }
+    return figures | {"kv_tokens_read": None, "kv_tokens_stock": None} | more
 
 
 def test_the_table_has_a_line_per_workload() -> None:
@@ -490,17 +655,30 @@ def test_the_table_has_a_line_per_workload() -> None:
     )
     assert lines[2] == few_shot
     assert lines[3].startswith("| single | - | - | - | - | failed |")
-    assert lines[4].startswith("| churn | 2 | - | 9.5 | - | - |")
+    assert lines[4].startswith("| arrivals-24, mixed | 2 | 7 + 8 | 9.5 | 9.5 | 9.5 | 1.00x |")
+    assert "Rows of arrivals are medians of 3 runs." in lines
     assert "few-shot on fa3: the client saw less." in lines
     assert "single on fa3: it ended." in lines
     assert not any("short-64" in line for line in lines)
 
 
+def test_a_p99_that_is_worse_than_the_best_stock_backends_is_marked() -> None:
+    rows = {row["backend"]: row for row in example()["rows"] if row["variant"] == "mixed"}
+    assert table_serving.worse(rows["codec"], rows) == ["ITL +10.0%"]
+    assert table_serving.worse(rows["flashinfer"], rows) == []
+    assert table_serving.worse(rows["codec"], {"codec": rows["codec"]}) == []
+    rows["codec"]["itl_ms"]["p99"] = 40.0
+    assert table_serving.worse(rows["codec"], rows) == []
+
+
 def test_the_second_table_has_a_line_per_row() -> None:
     lines = table_serving.latencies(example()["rows"], short=True).splitlines()
-    assert len(lines) == 2 + 5
+    assert len(lines) == 2 + 7
     codec = next(line for line in lines if "| few-shot | codec |" in line)
-    assert "| 8.00 | 1.00x | 8.0 / 8.0 | 1.0 / 2.0 | 8,000 | 2 / 127 | 3 x why |" in codec
+    figures = "| 8.00 | 1.00x | 8.0 / 8.0 | 1.0 / 2.0 | 8,000 | - | 64, 100% | 2 / 127 |"
+    assert f"{figures} plan 1.50, read 0.25 | - | 3 x why |" in codec
+    codec = next(line for line in lines if "| arrivals-24, mixed | codec |" in line)
+    assert "| 6 | 0.5 (50%) | 300, 25% | - | - | ITL +10.0% | - |" in codec
 
 
 def test_the_table_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -547,7 +725,12 @@ def test_a_pair_of_backends() -> None:
         (["--json=j"], "one of the arguments --model --shape is required"),
         (["--json=j", "--model=m", "--workloads=fewshot"], "choose from document-qa-32"),
         (["--json=j", "--model=m", "--steps=rollout=3"], "rollout, which is no selected workload"),
-        (["--json=j", "--model=m", "--churn=2x2,3"], "argument --churn: '2x2,3': needs 5 numbers"),
+        (["--json=j", "--model=m", "--arrivals=2x2,3"], "--arrivals: '2x2,3': needs 5 numbers"),
+        (["--json=j", "--model=m", "--request-rates=8,0"], "need a number above 0"),
+        (["--json=j", "--model=m", "--variant=mixed"], "give a name of letters and digits"),
+        (["--json=j", "--model=m", "--variant=a=", "--variant=a=--x"], "name each once"),
+        (["--json=j", "--model=m", "--gpus=0,0"], "name each GPU once"),
+        (["--json=j", "--model=m", f"--gpus={','.join(map(str, range(9999)))}"], "fewer GPUs"),
         (["--json=j", "--model=m", "--bandwidth=0"], "need a number above 0"),
         (["--json=j", "--model=./nowhere"], "--model: ./nowhere is no directory"),
         (["--json=j", "--model=m", "--backends=codec,codec"], "name each backend once"),

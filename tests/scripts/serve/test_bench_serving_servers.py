@@ -4,6 +4,7 @@ the real one on the CPU."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import bench_serving
 import fake_sglang
 import pytest
 import torch
-from library.servers import server
+from library.servers import server, sglang_benchmark
 from library.servers.clients import GenerationError, ServerClient
 from library.servers.server import ServerFailed, running_server
 from serving import stock_bench
@@ -37,11 +38,16 @@ class Bench:
 
     def __call__(self, *words: str) -> int:
         common = ["--shape=tiny", f"--json={self.json}", f"--logs={self.folder / 'logs'}"]
-        return bench_serving.main([*common, "--steps=24", "--stream-interval=1", *words])
+        common += ["--steps=24", "--stream-interval=1", "--repeats=2"]
+        return bench_serving.main([*common, *words])
 
     @property
     def document(self) -> dict[str, Any]:
         return json.loads(self.json.read_text())
+
+    def argv(self, job: str) -> str:
+        (log,) = (self.folder / "logs" / job).glob("server-*.log")
+        return log.read_text().splitlines()[0]
 
     def rows(self, backend: str) -> dict[str, dict[str, Any]]:
         return {r["workload"]: r for r in self.document["rows"] if r["backend"] == backend}
@@ -77,6 +83,18 @@ def test_every_row_has_its_figures(bench: Bench, capsys: pytest.CaptureFixture[s
     assert str(bench.folder) not in bench.json.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "| 1,2,4_16,8,8 | 4 | 24 + 8 |" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_servers_side_by_side(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("--backends=stock,codec,odd", f"--workloads={TREE}", "--gpus=0,1") == 0
+    rows = {backend: bench.rows(backend)[TREE] for backend in ("stock", "codec", "odd")}
+    assert {row["gpu"] for row in rows.values()} == {"0", "1"}
+    assert {row["cores"] for row in rows.values()} == {len(os.sched_getaffinity(0)) // 2}
+    assert rows["codec"]["same_outputs"]["identical"] == 4
+    assert rows["odd"]["same_outputs"]["identical"] == 3
+    printed = capsys.readouterr().out
+    assert all(f"GPU {gpu}: " in printed for gpu in (0, 1))
 
 
 def test_other_tokens_are_counted(bench: Bench) -> None:
@@ -129,6 +147,17 @@ def test_requests_that_are_too_short_to_measure_are_said_so(bench: Bench) -> Non
     assert "raise --steps" in bench.rows("stock")["3_8"]["why"]
 
 
+def test_trees_run_with_the_first_variant_only(bench: Bench) -> None:
+    words = ("--backends=stock", "--workloads=3_8", "--variant=default=", "--variant=other=--x")
+    assert bench(*words) == 0
+    assert {row["variant"] for row in bench.document["rows"]} == {"default"}
+    assert bench(*words, "--every-variant", "--append") == 0
+    assert [row["variant"] for row in bench.document["rows"]] == ["default"] * 2 + ["other"] * 2
+    # the variant's flags came to its server only
+    assert "--x" in bench.argv("other-stock")
+    assert "--x" not in bench.argv("default-stock")
+
+
 def test_nothing_is_started_after_the_time_limit(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,20 +200,29 @@ def test_a_server_that_is_not_ready_in_time_is_ended(
     assert time.monotonic() - started < 30
 
 
-def test_sglangs_own_benchmark_runs_offline(tmp_path: Path, fake_server: None) -> None:
-    from library.servers.models import write_model
-    from library.servers.workload import churn
-
-    model = write_model("tiny", tmp_path / "model")
-    with running_server("stock", [], tmp_path, start_limit_s=30) as running:
-        words = stock_bench.arguments(
-            churn(2, 2, 16, 8, 5), url=running.url, model=str(model), rate=50.0, seed=1
-        )
-        row = stock_bench.row_of(stock_bench.run(words, tmp_path))
-    assert (row["requests"], row["output_tokens"]) == (4, 20)
-    # two groups of 16 common and 8 own tokens: every prompt has what was asked for
-    assert row["prompt_tokens"] == 4 * 24
-    assert row["tpot_ms"] > 0
+def test_arrivals_are_sglangs_own_benchmark(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs offline, and gives every rate, and so every server, the same prompts."""
+    words = ["--workloads=arrivals", "--arrivals=2x2,16,8,5", "--request-rates=40,50"]
+    assert bench(*words, "--backends=codec", "--variant=few=--max-running-requests=9") == 0
+    rows = bench.rows("codec")
+    assert list(rows) == ["arrivals-40", "arrivals-50"]
+    for row in rows.values():
+        assert row["variant"] == "few"
+        assert (row["requests"], row["output_tokens"]) == (4, 20)
+        # two groups of 16 common and 8 own tokens: every prompt has what was asked for
+        assert row["prompt_tokens"] == 4 * 24
+        assert [run["output_tokens"] for run in row["runs"]] == [20, 20]
+        pair = [run["tpot_ms"] for run in row["runs"]]
+        assert row["tpot_ms"] == pytest.approx(sum(pair) / 2, rel=1e-3)
+        assert row["goodput"]["share"] == 1.0
+        # other prompts in each run
+        assert len(row["outputs"]) == 8
+        assert row["outputs"][:4] != row["outputs"][4:]
+        assert row["decode_steps"] > 0
+    assert rows["arrivals-40"]["outputs"] == rows["arrivals-50"]["outputs"]
+    assert "| arrivals-50, few | 4 | 16 + 8 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -198,9 +236,10 @@ def test_sglangs_own_benchmark_runs_offline(tmp_path: Path, fake_server: None) -
 def test_an_error_of_sglangs_benchmark_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str
 ) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(content)
-    monkeypatch.setattr(stock_bench, "PROGRAM", program)
+    # a module per case: the process keeps what it has imported
+    (tmp_path / f"{tmp_path.name}.py").write_text(f"def cli_main():\n    {content}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sglang_benchmark, "MODULE", tmp_path.name)
     with pytest.raises(stock_bench.BenchmarkFailed, match=message):
         stock_bench.run([], tmp_path, limit_s=2)
 
