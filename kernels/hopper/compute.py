@@ -88,7 +88,7 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
                     role_barrier()
                     repair(given, task, kv_head, lse, VARIANT)
             elif WARPGROUPS == 2:
-                hand_over(ring, states, result, lse, last // 2, shared, VARIANT)
+                hand_over(ring, states, result, lse, last, shared, VARIANT)
         step += steps
         shared += is_shared.to(gl.int32)
         task = task1

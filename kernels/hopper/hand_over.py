@@ -46,5 +46,5 @@ def take_over(ring, states, result, lse, stage, nth, VARIANT: gl.constexpr):
     other = states.index(stage).load(of_values)
     result = result * weight[:, None] + other * other_weight[:, None]
     lse = gl.where(total == 0.0, -float("inf"), reference + gl.log2(total))
-    release(ring.empty.index(2 * stage + 1), False)
+    release(ring.empty.index(stage), False)
     return result, lse

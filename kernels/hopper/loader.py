@@ -71,15 +71,12 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
 
         at = found.slots
         for start in range(0, task.kv_len, ROWS):
-            k_place, k_uses = place_of(step, 0, VARIANT)
-            v_place, v_uses = place_of(step, 1, VARIANT)
+            k_place, of_k, k_uses = place_of(step, 0, VARIANT)
+            v_place, of_v, v_uses = place_of(step, 1, VARIANT)
             within = (start + held < task.kv_len)[:, None]
             here = at
             at = _slots(found.index, start + ROWS, rows, VARIANT)
-            if ALONE:
-                mbarrier.wait(ring.empty.index(k_place), k_uses ^ 1)
-            else:
-                mbarrier.wait(ring.empty.index(v_place), v_uses ^ 1)
+            mbarrier.wait(ring.empty.index(of_k), k_uses ^ 1)
             if task.kind == BUNDLE:
                 async_copy.async_copy_global_to_shared(
                     ring.readers.index(step % STAGES),
@@ -92,15 +89,15 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
                 copied_from(k_head_ptr, here, given.k_slot_stride, dim),
                 mask=within,
             )
-            async_copy.mbarrier_arrive(ring.full.index(k_place), increment_count=False)
+            async_copy.mbarrier_arrive(ring.k_full.index(of_k), increment_count=False)
             if ALONE:
-                mbarrier.wait(ring.empty.index(v_place), v_uses ^ 1)
+                mbarrier.wait(ring.empty.index(of_v), v_uses ^ 1)
             async_copy.async_copy_global_to_shared(
                 ring.kv.index(v_place),
                 copied_from(v_head_ptr, here, given.v_slot_stride, dim),
                 mask=within,
             )
-            async_copy.mbarrier_arrive(ring.full.index(v_place), increment_count=False)
+            async_copy.mbarrier_arrive(ring.v_full.index(of_v), increment_count=False)
             step += 1
 
         task, task1, found = task1, task2, found1

@@ -26,9 +26,10 @@ def kv_places(head_dim, stages):
 class Ring(NamedTuple):
     """Shared memory, and barriers of as many places or buffers.
 
-    Full when the copies of every loading thread have come; empty when the computing warpgroups have
-    let go: two of them of K and V of a step at once, in V's place, one alone of each as soon as it
-    is read. `handed` when a warpgroup has put its state over a step.
+    Full when the copies of every loading thread have come. Empty when the computing warpgroups have
+    let go: two of them of a whole step, one alone of K and of V, each as soon as it is read; so
+    their barriers are a step's or, K's and V's in turn, a place's (`place_of`). `handed` when a
+    warpgroup has put its state over a step.
     """
 
     q: Any  # [query_buffers(D), 64, D]
@@ -36,7 +37,8 @@ class Ring(NamedTuple):
     readers: Any  # [STAGES, 64] int32: of a bundle, who sees each token of a step
     q_full: Any
     q_empty: Any
-    full: Any
+    k_full: Any
+    v_full: Any
     empty: Any
     handed: Any
 
@@ -49,38 +51,45 @@ def make_ring(dtype: gl.constexpr, VARIANT: gl.constexpr):
     BUFFERS: gl.constexpr = query_buffers(HEAD_DIM)
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, HEAD_DIM], dtype)
     barrier_layout: gl.constexpr = mbarrier.MBarrierLayout()
+    PAIRS: gl.constexpr = computing_warpgroups(HEAD_DIM) == 2
     PLACES: gl.constexpr = kv_places(HEAD_DIM, STAGES)
     kv = gl.allocate_shared_memory(dtype, [PLACES, ROWS, HEAD_DIM], layout)
     q = gl.allocate_shared_memory(dtype, [BUFFERS, ROWS, HEAD_DIM], layout)
     line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     readers = gl.allocate_shared_memory(gl.int32, [STAGES, ROWS], line)
-    full = gl.allocate_shared_memory(gl.int64, [PLACES, 1], barrier_layout)
-    empty = gl.allocate_shared_memory(gl.int64, [PLACES, 1], barrier_layout)
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
+    v_full = k_full
+    if PAIRS:
+        v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
     handed = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
     q_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], barrier_layout)
     q_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], barrier_layout)
-    for place in gl.static_range(PLACES):
-        mbarrier.init(full.index(place), count=32 * LOADING_WARPS)
-        mbarrier.init(empty.index(place), count=2)
     for stage in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(stage), count=32 * LOADING_WARPS)
+        if PAIRS:
+            mbarrier.init(v_full.index(stage), count=32 * LOADING_WARPS)
+        mbarrier.init(empty.index(stage), count=2)
         mbarrier.init(handed.index(stage), count=1)
     for buffer in gl.static_range(BUFFERS):
         mbarrier.init(q_full.index(buffer), count=32 * LOADING_WARPS)
         mbarrier.init(q_empty.index(buffer), count=2)
-    return Ring(q, kv, readers, q_full, q_empty, full, empty, handed)
+    return Ring(q, kv, readers, q_full, q_empty, k_full, v_full, empty, handed)
 
 
 @gluon.jit
 def place_of(step, OF_V: gl.constexpr, VARIANT: gl.constexpr):
-    """Where K or V of a step is, and the parity of its uses so far."""
+    """Where K or V of a step is, which of the barriers are its own, and the parity of their uses."""
     STAGES: gl.constexpr = VARIANT.STAGES
     if computing_warpgroups(VARIANT.HEAD_DIM) == 2:
-        place = 2 * (step % STAGES) + OF_V
+        barrier = step % STAGES
+        place = 2 * barrier + OF_V
         uses = step // STAGES
     else:
-        place = (2 * step + OF_V) % STAGES
+        barrier = (2 * step + OF_V) % STAGES
+        place = barrier
         uses = (2 * step + OF_V) // STAGES
-    return place, uses & 1
+    return place, barrier, uses & 1
 
 
 @gluon.jit

@@ -64,7 +64,7 @@ def places_of(VARIANT: gl.constexpr):
 def read_steps(
     given, ring, task, share, places, step, steps, is_both, is_bundle, VARIANT: gl.constexpr
 ):
-    """Output ``[64, D]`` and LSE ``[64]`` from a share's steps, and where V of the last one is.
+    """Output ``[64, D]`` and LSE ``[64]`` from a share's steps, and the barrier of V of the last one.
 
     That is not let go of; the queries are. `step` is the first of the task, of `steps`.
     """
@@ -84,12 +84,12 @@ def read_steps(
     accumulator = warpgroup_mma_init(gl.zeros([ROWS, HEAD_DIM], gl.float32, of_values))
     mbarrier.wait(ring.q_full.index(share.buffer), share.phase)
     q = ring.q.index(share.buffer)
-    last, _ = place_of(step + share.own, 1, VARIANT)  # where V of the step before is
+    _, last, _ = place_of(step + share.own, 1, VARIANT)  # barrier of V of the step before
     for nth in range(share.own, steps, share.stride):
         my_step = step + nth
-        k_place, k_uses = place_of(my_step, 0, VARIANT)
-        v_place, v_uses = place_of(my_step, 1, VARIANT)
-        mbarrier.wait(ring.full.index(k_place), k_uses)
+        k_place, of_k, k_uses = place_of(my_step, 0, VARIANT)
+        v_place, of_v, v_uses = place_of(my_step, 1, VARIANT)
+        mbarrier.wait(ring.k_full.index(of_k), k_uses)
         fence_async_shared()
         for half in gl.static_range(ROWS // TOKENS):
             k = ring.kv.index(k_place).slice(half * TOKENS, TOKENS)
@@ -100,9 +100,9 @@ def read_steps(
             if half == 0:
                 if nth > share.own:
                     release(ring.empty.index(last), is_both)
-                last = v_place
+                last = of_v
             if ALONE and half == ROWS // TOKENS - 1:
-                release(ring.empty.index(k_place), False)
+                release(ring.empty.index(of_k), False)
             if is_bundle:
                 readers = ring.readers.index(my_step % STAGES).slice(half * TOKENS, TOKENS)
                 readers = readers.load(gl.SliceLayout(0, of_scores))
@@ -120,7 +120,7 @@ def read_steps(
             values = values * gl.convert_layout(rescale, values_rows)[:, None]
             rounded = weights.to(dtype)
             if half == 0:
-                mbarrier.wait(ring.full.index(v_place), v_uses)
+                mbarrier.wait(ring.v_full.index(of_v), v_uses)
                 fence_async_shared()
             v = ring.kv.index(v_place).slice(half * TOKENS, TOKENS)
             accumulator = warpgroup_mma(
