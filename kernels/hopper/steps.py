@@ -16,7 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from sglang_codec.kernels.hopper.ring import release
 from sglang_codec.kernels.hopper.rows import ROWS, held_by, product_layout
-from sglang_codec.kernels.softmax import softmax_step
+from sglang_codec.kernels.softmax import capped, softmax_step
 
 
 @gluon.constexpr_function
@@ -96,6 +96,7 @@ def read_steps(
                 q, k.permute((1, 0)), places.no_scores, use_acc=False, is_async=True
             )
             scores, values = warpgroup_mma_wait(0, deps=(pending, accumulator))
+            scores = capped(scores, given)
             if half == 0:
                 if nth > share.own:
                     release(ring.empty.index(last), is_both)

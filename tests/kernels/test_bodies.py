@@ -6,6 +6,8 @@ parts, padded rows, growing tails, exact weights, and the repair of a bundle wit
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from planned import plan_batch, unused_slot
@@ -14,6 +16,7 @@ from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.kernels.launch import LaunchConfig, launch_config
 from sglang_codec.testing import (
     Counts,
+    Problem,
     assert_within_low_precision_error,
     make_problem,
     with_slots,
@@ -32,6 +35,15 @@ BATCHES: dict[str, Counts] = {
     "many parts": [[("long", 9000), (f"tail {row}", 1)] for row in range(2)],
 }
 SHAPES = {"exact weights": (2, 64), "group of 4": (4, 128)}
+LAYERS = {"plain": None, "sinks and a cap": 20.0}
+
+
+def of_layer(problem: Problem, layer: str) -> Problem:
+    """With sinks and a cap, if the layer has them."""
+    if LAYERS[layer] is None:
+        return problem
+    sinks = 2 * torch.randn(problem.q.shape[1], device=problem.q.device) + 3
+    return dataclasses.replace(problem, sinks=sinks, soft_cap=LAYERS[layer])
 
 
 @pytest.fixture(params=[True, False], ids=["warp roles", "plain"])
@@ -43,10 +55,16 @@ def config(request: pytest.FixtureRequest, device: torch.device) -> LaunchConfig
     return config
 
 
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", BATCHES)
 def test_a_padded_step_of_growing_rows(
-    name: str, shape: str, config: LaunchConfig, device: torch.device, dtype: torch.dtype
+    name: str,
+    shape: str,
+    layer: str,
+    config: LaunchConfig,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
     counts, (group, head_dim) = BATCHES[name], SHAPES[shape]
     rows = len(counts)
@@ -60,6 +78,7 @@ def test_a_padded_step_of_growing_rows(
         device=device,
         padding=PADDING - 1,  # the row of the new slots is padding too
     )
+    problem = of_layer(problem, layer)
     new = problem.rows.pop()
     planned = plan_batch(paths[:rows], problem, tail_headroom=HEADROOM, config=config)
     assert planned.plan.num_bundles > 0 or name != "bundles"
@@ -74,13 +93,15 @@ def test_a_padded_step_of_growing_rows(
     assert (out[rows:] == 0).all()
 
 
+@pytest.mark.parametrize("layer", LAYERS)
 def test_a_nan_stays_with_its_row(
-    config: LaunchConfig, device: torch.device, dtype: torch.dtype
+    layer: str, config: LaunchConfig, device: torch.device, dtype: torch.dtype
 ) -> None:
     paths = with_slots(BATCHES["bundles"], seed=2)
     problem = make_problem(
         paths, num_qo_heads=8, num_kv_heads=2, head_dim=64, dtype=dtype, device=device
     )
+    problem = of_layer(problem, layer)
     problem.v_buffer[problem.rows[17][-1]] = float("nan")
     out, _ = plan_batch(paths, problem, config=config).attend(problem)
     assert out[17].isnan().all()
