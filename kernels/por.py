@@ -109,6 +109,12 @@ def _advance(state, loaded, h: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.cons
 
 
 @triton.jit
+def _lse_of(state):
+    """LSE of the parts that a state has seen; -inf if none of them had a token."""
+    return tl.where(state[1] == 0.0, -float("inf"), state[0] + tl.log2(state[1]))
+
+
+@triton.jit
 def _merge_rows(
     given, record, merges, HEADS: tl.constexpr, PARTS: tl.constexpr, VARIANT: tl.constexpr
 ):
@@ -164,15 +170,15 @@ def _merge_rows(
             # a row without parts (padding of a captured batch) becomes zero
             is_empty = states[h][1] == 0.0
             result = states[h][2] / tl.where(is_empty, 1.0, states[h][1])
-            merged = tl.where(is_empty, -float("inf"), states[h][0] + tl.log2(states[h][1]))
             if given.sinks_ptr is not None:
-                left, merged = join_sink(merged, sinks[h])
+                left, joined = join_sink(_lse_of(states[h]), sinks[h])
                 result = result * left
             written = (row < merges.num_rows) & (head + h < merges.num_qo_heads)
             out_row = given.out_ptr + row.to(tl.int64) * given.out_row_stride
             out_head = out_row + (head + h) * given.out_head_stride
             tl.store(out_head + dim, result.to(given.out_ptr.dtype.element_ty), mask=written)
             if VARIANT.WRITE_LSE:
+                merged = joined if given.sinks_ptr is not None else _lse_of(states[h])
                 lse_row = given.lse_ptr + row.to(tl.int64) * merges.num_qo_heads
                 tl.store(lse_row + head + h, merged, mask=written)
         row = next_row

@@ -148,7 +148,7 @@ class CodecDecodeBackend(AttentionBackend):
         group = self._group(layer)
         if save_kv_cache and k is not None:
             group.write(layer, k, v, forward_batch.out_cache_loc)
-        return group.attend(q, layer)
+        return group.attend(q, layer, kwargs.get("sinks"))
 
     def forward_extend(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         raise RuntimeError(

@@ -94,8 +94,14 @@ class ServedGroup:
         )
         update_lengths(self.buffers)
 
-    def attend(self, q: torch.Tensor, layer: Any) -> torch.Tensor:
-        """``q [..., Hq, Dk]`` or ``[..., Hq * Dk]`` of one layer -> ``[B, Hq * Dv]``."""
+    def attend(
+        self, q: torch.Tensor, layer: Any, sinks: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``q [..., Hq, Dk]`` or ``[..., Hq * Dk]`` of one layer -> ``[B, Hq * Dv]``.
+
+        Args:
+            sinks: ``[Hq]`` floats, or None.
+        """
         shape = self.group.shape
         q = q.reshape(-1, shape.num_qo_heads, shape.key_dim)
         out = q.new_empty(*q.shape[:2], shape.value_dim)
@@ -107,6 +113,8 @@ class ServedGroup:
             self.buffers,
             sm_scale=layer.scaling,
             config=self._config,
+            sinks=sinks,
+            soft_cap=shape.soft_cap,
         )
         return out.view(len(q), -1)
 
