@@ -66,7 +66,9 @@ def name_backends_before_resolution() -> None:
 
 
 def _decode_with(server_args: Any, name: str | None) -> None:
-    if getattr(server_args, "_input_frozen", False):  # from 0.5.21 on decisions lie beside the input
+    if getattr(
+        server_args, "_input_frozen", False
+    ):  # from 0.5.21 on decisions lie beside the input
         from sglang.srt.arg_groups.overrides import declare_resolution
 
         declare_resolution(server_args, BACKEND_NAME, decode_attention_backend=name)
