@@ -14,6 +14,13 @@ def is_lse(lse: torch.Tensor | None, rows_and_heads: tuple[int, ...]) -> bool:
     )
 
 
+def are_sinks(sinks: torch.Tensor | None, num_qo_heads: int) -> bool:
+    """Whether there is a sink for each query head where the kernels expect it, or none at all."""
+    return sinks is None or (
+        sinks.shape == (num_qo_heads,) and sinks.is_floating_point() and sinks.is_contiguous()
+    )
+
+
 def refuse(kernel: str, needs: str, **given: torch.Tensor | None) -> NoReturn:
     """Raise ValueError with what `kernel` needs and the tensors it was given.
 

@@ -119,8 +119,8 @@ _SMALL_SHARED = LaunchConfig(
 )
 
 
-# 256 columns of output: twice the warps hold them, or one computing warpgroup where warps have roles
-# (two and a half steps fill the shared memory then)
+# 256 columns of output: twice the warps hold them or, where warps have roles, one computing
+# warpgroup, and two and a half steps fill the shared memory
 _WIDE_HOPPER = dataclasses.replace(_HOPPER, tiles=(Tile(64, 64),))
 _WIDE_PLAIN_HOPPER = LaunchConfig(
     (Tile(16, 32), Tile(32, 32)), Tile(32, 32), stages=3, num_warps=8, ctas_per_sm=1

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 
 from sglang_codec.kernels.again import addresses
-from sglang_codec.kernels.given import is_lse, refuse
+from sglang_codec.kernels.given import are_sinks, is_lse, refuse
 from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.kernels.portable.kernel import _pac_kernel
+from sglang_codec.kernels.softmax import LOG2_E
 
 # the stock kernels for so small groups use no tensor cores and so keep the softmax weights in fp32;
 # here a second product with what rounding took from the weights does the same
@@ -31,13 +32,15 @@ class PacArguments(NamedTuple):
     lse_ptr: torch.Tensor  # [B, Hq] fp32, base 2
     partial_out_ptr: torch.Tensor  # [parts, Hq, D] fp32
     partial_lse_ptr: torch.Tensor  # [parts, Hq] fp32, base 2
+    sinks_ptr: torch.Tensor | None  # [Hq]
     plan_ptr: torch.Tensor  # packed plan, int32
     kv_index_ptr: torch.Tensor  # [entries] int32
     bundle_index_ptr: torch.Tensor  # [entries] int32
     bundle_readers_ptr: torch.Tensor  # [entries] int32
     order_offset: int
     tasks_offset: int
-    qk_scale: float  # of the scores, for a softmax in base 2
+    qk_scale: float  # of the scores or their tanh, for a softmax in base 2
+    tanh_scale: float | None  # of the scores whose tanh is taken, in base 2; None without a cap
     q_row_stride: int
     q_head_stride: int
     k_slot_stride: int
@@ -82,6 +85,8 @@ def pac(
     num_slots: int,
     sm_scale: float,
     config: LaunchConfig,
+    sinks: torch.Tensor | None = None,
+    soft_cap: float | None = None,
 ) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
     """Run every task of a packed plan, with the lengths that `follow_lengths` wrote into it.
 
@@ -96,6 +101,8 @@ def pac(
             begin at multiples of four entries, and 128 entries behind the last may be read
             (`planning/plan.py`: `ALIGNED_ENTRIES`, `READ_AHEAD`).
         sm_scale: factor of the scores before the softmax, greater than 0.
+        sinks: ``[Hq]`` contiguous, a logit per head that joins the sum of rows with one part.
+        soft_cap: scaled scores are bent into (-soft_cap, soft_cap) by tanh; None for no cap.
 
     Rows with one part are written to `out` (and `lse`); the others leave partials for `por`.
 
@@ -117,6 +124,7 @@ def pac(
         and shape[1] % k_row[0] == 0
         and q.dtype == k_buffer.dtype == v_buffer.dtype == out.dtype
         and is_lse(lse, shape[:2])
+        and are_sinks(sinks, shape[1])
         and not (config.warp_roles and _begin_anywhere(q, k_buffer, v_buffer, strides))
         and not (config.warp_roles and shape[2] > 128 and 128 in config.row_tiles)
     ):
@@ -124,12 +132,14 @@ def pac(
             "pac",
             "q and out [rows, Hq, D], k_buffer and v_buffer [num_slots, Hkv, D], of one dtype, the "
             "last dimension contiguous (on Hopper rows that begin at multiples of "
-            f"{_COPIED_BYTES} bytes, and no tiles of 128 rows for more than 128 columns), and lse [rows, Hq] fp32 contiguous",
+            f"{_COPIED_BYTES} bytes, and no tiles of 128 rows for more than 128 columns), lse "
+            "[rows, Hq] fp32 contiguous, and sinks [Hq] contiguous floats",
             q=q,
             k_buffer=k_buffer,
             v_buffer=v_buffer,
             out=out,
             lse=lse,
+            sinks=sinks,
             partial_out=partial_out,
         )
     _, num_qo_heads, head_dim = shape
@@ -143,13 +153,15 @@ def pac(
         lse if lse is not None else partial_lse,
         partial_out,
         partial_lse,
+        sinks,
         plan,
         kv_index,
         bundle_index,
         bundle_readers,
         order_offset,
         tasks_offset,
-        sm_scale * 1.4426950408889634,  # log2(e)
+        LOG2_E.value * (soft_cap or sm_scale),
+        2 * LOG2_E.value * sm_scale / soft_cap if soft_cap else None,
         *strides[0:2],
         *strides[3:5],
         *strides[6:8],

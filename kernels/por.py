@@ -11,8 +11,10 @@ import triton
 import triton.language as tl
 
 from sglang_codec.kernels.again import addresses
-from sglang_codec.kernels.given import is_lse, refuse
+from sglang_codec.kernels.given import are_sinks, is_lse, refuse
 from sglang_codec.kernels.records import MERGE_INTS
+from sglang_codec.kernels.results import sinks_of
+from sglang_codec.kernels.softmax import join_sink
 
 # heads of a program and parts of a step: where every program has one (row, head) pair at most,
 # nothing but more loads at once hides the latency; beyond, heads share what is loaded per row.
@@ -32,6 +34,7 @@ class PorArguments(NamedTuple):
     lse_ptr: torch.Tensor  # [B, Hq] fp32, base 2
     partial_out_ptr: torch.Tensor  # [parts, Hq, D] fp32
     partial_lse_ptr: torch.Tensor  # [parts, Hq] fp32, base 2
+    sinks_ptr: torch.Tensor | None  # [Hq]
     plan_ptr: torch.Tensor  # packed plan, int32
     merges_offset: int
     out_row_stride: int
@@ -106,6 +109,12 @@ def _advance(state, loaded, h: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.cons
 
 
 @triton.jit
+def _lse_of(state):
+    """LSE of the parts that a state has seen; -inf if none of them had a token."""
+    return tl.where(state[1] == 0.0, -float("inf"), state[0] + tl.log2(state[1]))
+
+
+@triton.jit
 def _merge_rows(
     given, record, merges, HEADS: tl.constexpr, PARTS: tl.constexpr, VARIANT: tl.constexpr
 ):
@@ -131,8 +140,12 @@ def _merge_rows(
         head = item % blocks * HEADS
         # of each head the largest LSE, the sum of the weights and that of the weighted values
         states = ()
-        for _ in tl.static_range(HEADS):
+        sinks = ()
+        for h in tl.static_range(HEADS):
             states = states + ((-float("inf"), 0.0, tl.zeros([HEAD_DIM], tl.float32)),)
+            if given.sinks_ptr is not None:
+                # of a head behind the last of all, which is not stored, that one's
+                sinks = sinks + (sinks_of(given, tl.minimum(head + h, merges.num_qo_heads - 1)),)
         for start in tl.range(first, last, PARTS, num_stages=1):
             loaded = ()
             for i in tl.static_range(PARTS * HEADS):
@@ -157,12 +170,15 @@ def _merge_rows(
             # a row without parts (padding of a captured batch) becomes zero
             is_empty = states[h][1] == 0.0
             result = states[h][2] / tl.where(is_empty, 1.0, states[h][1])
+            if given.sinks_ptr is not None:
+                left, joined = join_sink(_lse_of(states[h]), sinks[h])
+                result = result * left
             written = (row < merges.num_rows) & (head + h < merges.num_qo_heads)
             out_row = given.out_ptr + row.to(tl.int64) * given.out_row_stride
             out_head = out_row + (head + h) * given.out_head_stride
             tl.store(out_head + dim, result.to(given.out_ptr.dtype.element_ty), mask=written)
             if VARIANT.WRITE_LSE:
-                merged = tl.where(is_empty, -float("inf"), states[h][0] + tl.log2(states[h][1]))
+                merged = joined if given.sinks_ptr is not None else _lse_of(states[h])
                 lse_row = given.lse_ptr + row.to(tl.int64) * merges.num_qo_heads
                 tl.store(lse_row + head + h, merged, mask=written)
         row = next_row
@@ -217,6 +233,7 @@ def por(
     *,
     merges_offset: int,
     early_launch: bool = False,
+    sinks: torch.Tensor | None = None,
 ) -> Callable[[torch.Tensor], None] | None:
     """Merge the partials of the rows that the plan lists; every other planned row is `pac`'s.
 
@@ -230,6 +247,7 @@ def por(
         partial_out: ``[parts, Hq, D]`` fp32 contiguous; partial_lse: ``[parts, Hq]`` fp32.
         plan: packed plan (`PlanLayout`), int32; its list of merges begins at `merges_offset`.
         early_launch: start while PAC finishes (see `LaunchConfig`).
+        sinks: ``[Hq]`` contiguous, a logit per head that joins the sum of every merged row.
 
     The grid depends on the shape of `out` and on the GPU only, so a captured launch serves every
     later plan.
@@ -242,13 +260,19 @@ def por(
         ValueError: shapes, dtypes or strides that do not match.
     """
     shape, strides, (_, *partial_row) = out.shape, out.stride(), partial_out.shape
-    if not (strides[2:] == (1,) and shape == (shape[0], *partial_row) and is_lse(lse, shape[:2])):
+    if not (
+        strides[2:] == (1,)
+        and shape == (shape[0], *partial_row)
+        and is_lse(lse, shape[:2])
+        and are_sinks(sinks, shape[1])
+    ):
         refuse(
             "por",
-            "out [rows, Hq, D], the last dimension contiguous, partial_out [parts, Hq, D], and lse "
-            "[rows, Hq] fp32 contiguous",
+            "out [rows, Hq, D], the last dimension contiguous, partial_out [parts, Hq, D], lse "
+            "[rows, Hq] fp32 contiguous, and sinks [Hq] contiguous floats",
             out=out,
             lse=lse,
+            sinks=sinks,
             partial_out=partial_out,
         )
     num_rows, num_qo_heads, head_dim = shape
@@ -259,6 +283,7 @@ def por(
         lse if lse is not None else partial_lse,
         partial_out,
         partial_lse,
+        sinks,
         plan,
         merges_offset,
         *strides[:2],

@@ -5,10 +5,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sglang_codec.kernels.softmax import join_sink
+
 
 @triton.jit
-def store_rows(given, row, head, dim, valid, result, lse, VARIANT: tl.constexpr):
-    """Output ``[M, D]`` and LSE ``[M]`` of batch rows that have no other part."""
+def sinks_of(given, head):
+    """The sinks of query heads ``[M]``; None where the layer has none."""
+    sink = None
+    if given.sinks_ptr is not None:
+        sink = tl.load(given.sinks_ptr + head)
+    return sink
+
+
+@triton.jit
+def store_rows(given, row, head, dim, valid, result, lse, sink, VARIANT: tl.constexpr):
+    """Output ``[M, D]`` and LSE ``[M]`` of batch rows that have no other part, with their sinks."""
+    if sink is not None:
+        left, lse = join_sink(lse, sink)
+        result = result * left[:, None]
     out_row = given.out_ptr + row * given.out_row_stride + head * given.out_head_stride
     tl.store(
         out_row[:, None] + dim[None, :],

@@ -1,9 +1,22 @@
-"""The softmax of a KV step, the same in either kernel: scores in, weights and the new state out."""
+"""The softmax, the same in all kernels: caps on scores, a KV step, and what a sink adds."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def capped(scores, given):
+    """What `qk_scale` is the factor of: the scores, or where the layer has a cap, their tanh.
+
+    Before any score is masked: a cap would make a small number of -inf.
+    """
+    if given.tanh_scale is not None:
+        scores = 1.0 - 2.0 / (1.0 + tl.exp2(scores * given.tanh_scale))
+    return scores
 
 
 @triton.jit
@@ -19,3 +32,18 @@ def softmax_step(scores, running_max, running_sum, qk_scale, MAY_BE_UNSEEN: tl.c
     rescale = tl.exp2(running_max - reference)
     weights = tl.exp2(scores * qk_scale - reference[:, None])
     return weights, rescale, new_max, running_sum * rescale + tl.sum(weights, 1)
+
+
+@triton.jit
+def join_sink(lse, sink):
+    """What to multiply rows of this LSE with when a sink takes part in the sum; the LSE with it.
+
+    A row without tokens stays one.
+    """
+    sink = sink.to(tl.float32) * LOG2_E
+    is_empty = lse == -float("inf")
+    above = sink - tl.where(is_empty, 0.0, lse)
+    smaller = tl.exp2(-tl.abs(above))  # of the two, compared with the larger one
+    left = tl.where(above > 0.0, smaller, 1.0) / (1.0 + smaller)
+    joined = tl.maximum(sink, lse) + tl.log2(1.0 + smaller)
+    return left, tl.where(is_empty, lse, joined)

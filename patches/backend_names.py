@@ -1,7 +1,8 @@
-"""Read `--attention-backend codec` as what it means: decode with codec, prefill with a default."""
+"""What the name `codec` means to SGLang's arguments: decode with codec, prefill with a default."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -31,12 +32,50 @@ def name_the_decode_backend(server_args: Any) -> None:
         server_args.attention_backend = CodecConfig.from_env().prefill_backend if prefills else None
 
 
+def fit_to_the_model(original: Callable[..., Any], server_args: Any) -> Any:
+    """AROUND hook: while SGLang fits its arguments to a model, decode goes by the prefill's name.
+
+    Why: gpt-oss and Gemma 4 allow certain names only, and a model's own default backend is chosen
+    only where no name is given. What codec does not decode is decoded by the prefill backend.
+    Upstream: the function reads the names, and declares a base name.
+    Remove when: SGLang asks a registered backend what it can do.
+    """
+    if server_args.decode_attention_backend != BACKEND_NAME:
+        return original(server_args)
+    _decode_with(server_args, server_args.prefill_attention_backend)
+    try:
+        return original(server_args)
+    finally:
+        _decode_with(server_args, BACKEND_NAME)
+
+
 def name_backends_before_resolution() -> None:
-    """Register the hook; SGLang applies it once all plugins are loaded. Idempotent."""
+    """Register the hooks; SGLang applies them once all plugins are loaded. Idempotent."""
     from sglang.srt.server_args import ServerArgs
 
+    of_class = "sglang.srt.server_args.ServerArgs."
     # a class made by msgspec never calls a hooked __post_init__, and resolves in a method
     method = "resolve_once" if hasattr(ServerArgs, "resolve_once") else "__post_init__"
-    target = f"sglang.srt.server_args.ServerArgs.{method}"
-    if all(hook is not name_the_decode_backend for _, hook, _ in HookRegistry._hooks[target]):
-        HookRegistry.register(target, name_the_decode_backend, HookType.BEFORE)
+    _register(of_class + method, name_the_decode_backend, HookType.BEFORE)
+    fitting = "_handle_model_specific_adjustments"
+    if hasattr(ServerArgs, fitting):
+        _register(of_class + fitting, fit_to_the_model, HookType.AROUND)
+    else:
+        target = "sglang.srt.arg_groups.model_hook." + fitting[1:]
+        _register(target, fit_to_the_model, HookType.AROUND)
+
+
+def _decode_with(server_args: Any, name: str | None) -> None:
+    if getattr(
+        server_args, "_input_frozen", False
+    ):  # from 0.5.21 on decisions lie beside the input
+        from sglang.srt.arg_groups.overrides import declare_resolution
+
+        declare_resolution(server_args, BACKEND_NAME, decode_attention_backend=name)
+    else:
+        server_args.decode_attention_backend = name
+
+
+def _register(target: str, apply: Callable[..., Any], kind: HookType) -> None:
+    if all(hook is not apply for _, hook, _ in HookRegistry._hooks[target]):
+        HookRegistry.register(target, apply, kind)

@@ -23,6 +23,8 @@ def prefix_shared_attention(
     sm_scale: float,
     config: LaunchConfig,
     lse: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    soft_cap: float | None = None,
 ) -> None:
     """Attend with the plan in `buffers`; two launches, no host synchronisation.
 
@@ -30,6 +32,9 @@ def prefix_shared_attention(
         q, out: ``[B, Hq, D]``; rows that the plan does not know become zero.
         k_buffer, v_buffer: ``[num_slots, Hkv, D]``.
         lse: fp32 ``[B, Hq]``, base 2, or None.
+        sinks: ``[Hq]`` floats, for each query head a logit that takes part in the softmax and has
+            no value; `sm_scale` is not for them. A row without tokens stays zero.
+        soft_cap: scaled scores are bent into (-soft_cap, soft_cap) by tanh; None for no cap.
 
     Raises:
         ValueError: fewer rows than the plan has, or shapes, dtypes or strides that do not match.
@@ -41,7 +46,10 @@ def prefix_shared_attention(
         )
     if q.stride()[-1] != 1:
         q = q.contiguous()
-    key = (k_buffer.data_ptr(), v_buffer.data_ptr(), sm_scale, alike(q, k_buffer, v_buffer, out))
+    of_tensors = alike(q, k_buffer, v_buffer, out)
+    key = (k_buffer.data_ptr(), v_buffer.data_ptr(), sm_scale, soft_cap, of_tensors)
+    if sinks is not None:
+        key += sinks.data_ptr(), alike(sinks)
     if lse is None and out.shape[0] == q.shape[0] and (kept := buffers.launches.get(key)):
         pac_again, por_again, config_then = kept
         if config is config_then:
@@ -65,6 +73,8 @@ def prefix_shared_attention(
         num_slots=layout.num_slots,
         sm_scale=sm_scale,
         config=config,
+        sinks=sinks,
+        soft_cap=soft_cap,
     )
     por_again = por(
         out,
@@ -74,6 +84,7 @@ def prefix_shared_attention(
         buffers.plan,
         merges_offset=layout.merges,
         early_launch=config.early_launch,
+        sinks=sinks,
     )
     if pac_again and por_again:
         buffers.launches[key] = pac_again, por_again, config

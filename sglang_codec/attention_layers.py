@@ -123,8 +123,7 @@ _KNOWN: dict[str, Callable[[Any], bool]] = {
     # of the layer's shape, which `shape_support` judges
     "sliding_window_size": _any,
     "logit_cap": _any,
-    # how to cap: nothing without a cap
-    "logit_capping_method": _any,
+    "logit_capping_method": lambda method: method == "tanh",
     "xai_temperature_len": lambda length: length is None or length <= 0,
     "attn_type": _is_causal,
     "pos_encoding_mode": lambda mode: mode == "NONE",

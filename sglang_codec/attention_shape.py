@@ -18,7 +18,7 @@ class AttentionShape:
     """What layers must have in common to be served by one plan and one launch.
 
     A property is served once `shape_support` knows of a kernel that honours it; a layer that has
-    another one is left to SGLang's backend.
+    another one is left to SGLang's backend. Sinks are none: they come with each call, as q does.
 
     Args:
         num_qo_heads: query heads of this rank. num_kv_heads: its KV heads.
@@ -26,7 +26,6 @@ class AttentionShape:
         dtype: of queries and output, by torch's name. kv_dtype: of K and V in the pool.
         window: tokens before its own that a query sees; None for all of them.
         soft_cap: scores are bent into (-soft_cap, soft_cap) by tanh; None for no cap.
-        sinks: a logit per query head takes part in the softmax.
         query_rows: newest tokens of a request that attend in one step.
     """
 
@@ -38,7 +37,6 @@ class AttentionShape:
     kv_dtype: str
     window: int | None = None
     soft_cap: float | None = None
-    sinks: bool = False
     query_rows: int = 1
 
     @classmethod
@@ -67,4 +65,5 @@ class AttentionShape:
         dims = dict.fromkeys((self.key_dim, self.value_dim))
         dtypes = dict.fromkeys((self.dtype, self.kv_dtype))
         heads = f"{self.num_qo_heads}/{self.num_kv_heads} heads of {'/'.join(map(str, dims))}"
-        return f"{heads}, {' over '.join(dtypes)}"
+        cap = f", capped at {self.soft_cap:g}" if self.soft_cap is not None else ""
+        return f"{heads}, {' over '.join(dtypes)}{cap}"

@@ -151,7 +151,8 @@ class CodecDecodeBackend(AttentionBackend):
         group = self._group(layer)
         if save_kv_cache and k is not None:
             group.write(layer, k, v, forward_batch.out_cache_loc)
-        return group.attend(q, layer, getattr(forward_batch, "_attn_output", None))
+        out = getattr(forward_batch, "_attn_output", None)
+        return group.attend(q, layer, out=out, sinks=kwargs.get("sinks"))
 
     def forward_extend(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         raise RuntimeError(

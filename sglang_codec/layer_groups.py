@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sglang_codec.attention_layers import attention_layers, is_off, why_unknown
 from sglang_codec.attention_shape import AttentionShape
+from sglang_codec.kernels.given import are_sinks
 from sglang_codec.refusals import UnsupportedConfiguration
 from sglang_codec.shape_support import why_unsupported
 
@@ -100,18 +103,27 @@ def shape_of(layer: Any, model_runner: Any) -> AttentionShape:
     )
 
 
-def given_arguments(arguments: Mapping[str, Any]) -> list[str]:
-    """Names of the arguments beyond q, k and v that say something."""
-    return [name for name, value in arguments.items() if not is_off(value)]
+def unknown_arguments(layer: Any, arguments: Mapping[str, Any]) -> str | None:
+    """What a call passes beyond q, k and v that the kernels do not take; None if they take all.
+
+    They take sinks, a float for each query head, in any call or none.
+    """
+    unknown = [name for name, value in arguments.items() if name != "sinks" and not is_off(value)]
+    sinks = arguments.get("sinks")
+    if isinstance(sinks, torch.Tensor) and not are_sinks(sinks, layer.tp_q_head_num):
+        unknown.append(f"sinks {tuple(sinks.shape)} of {sinks.dtype}")
+    elif not (isinstance(sinks, torch.Tensor) or is_off(sinks)):
+        unknown.append(f"sinks as {type(sinks).__name__}")
+    return f"passes {', '.join(unknown)}" if unknown else None
 
 
 def check_arguments(layer: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise for attention arguments (sinks, score_mod, ...) that the kernels do not have.
+    """Raise for attention arguments (score_mod, ...) that the kernels do not have.
 
     Layers that pass some in every call were delegated when the server started.
     """
-    if given := given_arguments(arguments):
+    if unknown := unknown_arguments(layer, arguments):
         raise UnsupportedConfiguration(
-            f"layer {layer.layer_id} passes {', '.join(given)}, which codec does not support; "
-            "choose another --attention-backend for this model"
+            f"layer {layer.layer_id} {unknown}, which codec does not support; choose another "
+            "--attention-backend for this model"
         )

@@ -13,16 +13,21 @@ def decode_attention(
     v_buffer: torch.Tensor,
     rows: Sequence[torch.Tensor],
     sm_scale: float,
+    *,
+    soft_cap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Exact attention of each row over its own KV slots, in float64.
 
     Args:
         q: ``[B, Hq, D]``. k_buffer, v_buffer: ``[num_slots, Hkv, D]``.
         rows: for each row its KV slots, in token order.
+        soft_cap: scaled scores are bent into (-soft_cap, soft_cap) by tanh.
+        sinks: ``[Hq]``, for each query head one more score, whose value is zero.
 
     Returns:
-        float64 ``[B, Hq, D]`` and the base-2 log-sum-exp ``[B, Hq]``. A row without tokens is zero
-        with LSE -inf.
+        float64 ``[B, Hq, D]`` and the base-2 log-sum-exp ``[B, Hq]``, sinks included. A row without
+        tokens is zero with LSE -inf.
     """
     batch, num_qo_heads, head_dim = q.shape
     num_kv_heads = k_buffer.shape[1]
@@ -35,6 +40,11 @@ def decode_attention(
         k, v = k_buffer[slots].double(), v_buffer[slots].double()
         grouped = q[row].double().view(num_kv_heads, -1, head_dim)
         scores = torch.einsum("hgd,nhd->hgn", grouped, k) * sm_scale
+        if soft_cap is not None:
+            scores = soft_cap * (scores / soft_cap).tanh()
+        if sinks is not None:
+            sink = sinks.double().view(num_kv_heads, -1, 1)
+            scores, v = torch.cat([scores, sink], -1), torch.cat([v, torch.zeros_like(v[:1])])
         out[row] = torch.einsum("hgn,nhd->hgd", scores.softmax(-1), v).reshape(-1, head_dim)
         lse[row] = (scores.logsumexp(-1) / 0.6931471805599453).reshape(-1)
     return out, lse

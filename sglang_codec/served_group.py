@@ -91,9 +91,18 @@ class ServedGroup:
         update_lengths(self.buffers)
 
     def attend(
-        self, q: torch.Tensor, layer: Any, out: torch.Tensor | None = None
+        self,
+        q: torch.Tensor,
+        layer: Any,
+        *,
+        out: torch.Tensor | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """``q [..., Hq, Dk]`` or ``[..., Hq * Dk]`` of one layer -> ``[B, Hq * Dv]``, in `out`."""
+        """``q [..., Hq, Dk]`` or ``[..., Hq * Dk]`` of one layer -> ``[B, Hq * Dv]``, in `out`.
+
+        Args:
+            sinks: ``[Hq]`` floats, or None.
+        """
         shape = self.group.shape
         q = q.reshape(-1, shape.num_qo_heads, shape.key_dim)
         values = (*q.shape[:2], shape.value_dim)
@@ -106,6 +115,8 @@ class ServedGroup:
             self.buffers,
             sm_scale=layer.scaling,
             config=self._config,
+            sinks=sinks,
+            soft_cap=shape.soft_cap,
         )
         return out.view(len(q), -1)
 

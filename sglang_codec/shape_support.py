@@ -67,6 +67,12 @@ def _dtypes(shape: AttentionShape, interpreted: bool) -> str | None:
     return None
 
 
+def _soft_cap(shape: AttentionShape, _interpreted: bool) -> str | None:
+    if shape.soft_cap is not None and not 0 < shape.soft_cap < float("inf"):
+        return f"logit cap {shape.soft_cap}, it must be a finite number greater than 0"
+    return None
+
+
 # properties that the kernels take as they come, within what these functions allow
 _HONOURED: dict[str, Callable[[AttentionShape, bool], str | None]] = {
     "num_qo_heads": _heads,
@@ -75,10 +81,9 @@ _HONOURED: dict[str, Callable[[AttentionShape, bool], str | None]] = {
     "value_dim": _head_dims,
     "dtype": _dtypes,
     "kv_dtype": _dtypes,
+    "soft_cap": _soft_cap,
 }
 _WORDS = {
     "window": "sliding window of {} tokens",
-    "soft_cap": "logit cap {}",
-    "sinks": "attention sinks",
     "query_rows": "{} query rows per request",
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sglang_codec.layer_groups import given_arguments
+from sglang_codec.layer_groups import unknown_arguments
 from sglang_codec.refusals import UnsupportedConfiguration
 
 logger = logging.getLogger(__name__)
@@ -93,12 +93,12 @@ def _watched(backend: Any) -> Iterator[SeenStep]:
         if layer.layer_id in backend.layers.delegated:
             return forward_decode(q, k, v, layer, *args, **arguments)
         forward_batch, save, extra = _split(*args, **arguments)
-        if given := given_arguments(extra):
-            seen.reasons[layer.layer_id] = f"passes {', '.join(given)}"
+        if unknown := unknown_arguments(layer, extra):
+            seen.reasons[layer.layer_id], extra = unknown, {}
         if not backend.layers.serves(layer.layer_id):
             seen.reasons[layer.layer_id] = "is not among the model's modules"
             return q.new_zeros(forward_batch.batch_size, layer.tp_q_head_num * layer.v_head_dim)
-        return forward_decode(q, k, v, layer, forward_batch, save)
+        return forward_decode(q, k, v, layer, forward_batch, save, **extra)
 
     backend.forward_decode = noting
     try:

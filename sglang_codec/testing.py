@@ -169,17 +169,22 @@ class Problem:
     v_buffer: torch.Tensor
     rows: list[torch.Tensor]  # KV slots of each row
     sm_scale: float
+    soft_cap: float | None = None
+    sinks: torch.Tensor | None = None  # [Hq]
 
     def exact(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The fp64 output and base-2 LSE."""
         k, v = without_pages(self.k_buffer), without_pages(self.v_buffer)
-        return decode_attention(self.q, k, v, self.rows, self.sm_scale)
+        of_layer = {"soft_cap": self.soft_cap, "sinks": self.sinks}
+        return decode_attention(self.q, k, v, self.rows, self.sm_scale, **of_layer)
 
     def eager(self) -> torch.Tensor:
         """What plain torch makes of it in the dtype of the tensors, on the host."""
         # compute-sanitizer does not see what cuBLAS writes in bf16, and reports who reads it
         q, k, v = (tensor.cpu() for tensor in (self.q, self.k_buffer, self.v_buffer))
-        eager = eager_attention(q, without_pages(k), without_pages(v), self.rows, self.sm_scale)
+        k, v = without_pages(k), without_pages(v)
+        of_layer = {"soft_cap": self.soft_cap, "sinks": self.sinks}
+        eager = eager_attention(q, k, v, self.rows, self.sm_scale, **of_layer)
         return eager.to(self.q.device)
 
 
@@ -228,6 +233,9 @@ def eager_attention(
     v_buffer: torch.Tensor,
     rows: Sequence[torch.Tensor],
     sm_scale: float,
+    *,
+    soft_cap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The oracle's computation with every intermediate in the dtype of `q`."""
     out = torch.zeros_like(q)
@@ -238,7 +246,13 @@ def eager_attention(
         slots = slots.to(q.device, torch.int64)
         grouped = q[row].view(num_kv_heads, -1, head_dim)
         scores = torch.einsum("hgd,nhd->hgn", grouped, k_buffer[slots]) * sm_scale
-        out[row] = torch.einsum("hgn,nhd->hgd", scores.softmax(-1), v_buffer[slots]).flatten(0, 1)
+        if soft_cap is not None:
+            scores = soft_cap * (scores / soft_cap).tanh()
+        if sinks is not None:
+            sink = sinks.to(scores).view(num_kv_heads, -1, 1)
+            scores = torch.cat([scores, sink], -1)
+        weights = scores.softmax(-1)[..., : len(slots)]
+        out[row] = torch.einsum("hgn,nhd->hgd", weights, v_buffer[slots]).flatten(0, 1)
     return out
 
 

@@ -12,6 +12,7 @@ from sglang_codec.attention import prefix_shared_attention, update_lengths
 from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import cost_model, describe_device, plan_spec
+from sglang_codec.kernels.given import are_sinks
 from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.forest import PrefixForest
@@ -105,17 +106,23 @@ class PrefixSharedDecodeWrapper:
         self._fixed = capacity is not None
         self._buffers = self._allocate(capacity) if capacity is not None else None
         self._captured: CapturedLimits | None = None
-        self._sm_scale = 0.0
+        self._of_scores: dict[str, float] = {}  # of the plan, by the names of its arguments
         self._highest_slot = -1
 
     def plan(
-        self, forest: PrefixForest, sm_scale: float | None = None, *, cut: Cut | None = None
+        self,
+        forest: PrefixForest,
+        sm_scale: float | None = None,
+        *,
+        logits_soft_cap: float | None = None,
+        cut: Cut | None = None,
     ) -> Plan:
         """Plan a batch and upload the plan.
 
         Args:
             forest: from `PrefixForest.from_paths` or `PrefixForest.from_kv_indices`.
             sm_scale: factor of the scores; ``1 / sqrt(head_dim)`` by default.
+            logits_soft_cap: scaled scores are bent into (-cap, cap) by tanh; 0 or None for no cap.
             cut: another way to cut and schedule the tasks, for comparisons.
 
         Returns:
@@ -123,18 +130,23 @@ class PrefixSharedDecodeWrapper:
 
         Raises:
             PlanCapacityError: the plan does not fit the buffers and they must not move.
-            ValueError: a forest without slots or with negative ones, another `sm_scale` than the
-                captured one, or more rows or higher slots than a captured `run` has. The wrapper
-                keeps the plan that it had.
+            ValueError: a forest without slots or with negative ones, another `sm_scale` or
+                `logits_soft_cap` than the captured one, or more rows or higher slots than a
+                captured `run` has. The wrapper keeps the plan that it had.
         """
         scale = 1.0 / math.sqrt(self.shape.key_dim) if sm_scale is None else float(sm_scale)
         if not (math.isfinite(scale) and scale > 0):
             raise ValueError(f"sm_scale = {scale} must be a finite number greater than 0")
-        if self._captured and scale != self._sm_scale:
-            raise ValueError(
-                f"sm_scale = {scale}, but a CUDA graph was captured with {self._sm_scale}; capture "
-                "again, or use another wrapper"
-            )
+        cap = float(logits_soft_cap or 0.0)
+        if not (math.isfinite(cap) and cap >= 0):
+            raise ValueError(f"logits_soft_cap = {cap} must be a finite number, 0 for no cap")
+        of_scores = {"sm_scale": scale, "logits_soft_cap": cap}
+        for name, value in of_scores.items():
+            if self._captured and value != self._of_scores[name]:
+                raise ValueError(
+                    f"{name} = {value}, but a CUDA graph was captured with "
+                    f"{self._of_scores[name]}; capture again, or use another wrapper"
+                )
         may_grow = not (self._fixed or self._captured)
         limits = _UNLIMITED if may_grow else self._buffers.capacity
         plan = Planner(self.spec, self.cost_model, limits, cut).make_plan(forest)
@@ -152,7 +164,7 @@ class PrefixSharedDecodeWrapper:
         if len(kv_index):
             buffers.kv_index[: len(kv_index)].copy_(torch.from_numpy(kv_index), non_blocking=False)
         update_lengths(buffers)
-        self._sm_scale = scale
+        self._of_scores = of_scores
         self._highest_slot = highest
         self.launch_plan = plan
         return plan
@@ -163,6 +175,7 @@ class PrefixSharedDecodeWrapper:
         k_buffer: torch.Tensor,
         v_buffer: torch.Tensor,
         *,
+        sinks: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
         return_lse: bool = False,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -174,9 +187,13 @@ class PrefixSharedDecodeWrapper:
             k_buffer, v_buffer: ``[num_slots, num_kv_heads, head_dim]``, or with pages
                 ``[num_pages, page_size, num_kv_heads, head_dim]`` (a slot is
                 ``page * page_size + offset``). The last dimension is contiguous.
+            sinks: ``[num_qo_heads]`` floats, for each query head a logit that takes part in the
+                softmax and has no value; neither scaled nor capped. None for no sinks. A captured
+                graph reads this tensor's memory again.
             out: like q, and other memory; allocated if None.
-            return_lse: also return the log-sum-exp of the scaled scores, fp32
-                ``[B, num_qo_heads]``, in base 2 (as FlashInfer's).
+            return_lse: also return the log-sum-exp of the scaled and capped scores and the sink,
+                fp32 ``[B, num_qo_heads]``, in base 2 (as FlashInfer's): with it a result can be
+                merged with that of other tokens without sinks. A row without tokens has -inf.
 
         Raises:
             RuntimeError: no plan yet. ValueError: a shape, dtype or device that does not match.
@@ -185,6 +202,7 @@ class PrefixSharedDecodeWrapper:
             raise RuntimeError("run() before plan(): call plan(forest) for this batch first")
         k_buffer, v_buffer = _without_pages(k_buffer), _without_pages(v_buffer)
         self._check(q, k_buffer, v_buffer, out)
+        self._check_sinks(sinks)
         if out is None:
             out = torch.empty_like(q)
         lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
@@ -194,9 +212,11 @@ class PrefixSharedDecodeWrapper:
             v_buffer,
             out,
             self._buffers,
-            sm_scale=self._sm_scale,
+            sm_scale=self._of_scores["sm_scale"],
             config=self.config,
             lse=lse,
+            sinks=sinks,
+            soft_cap=self._of_scores["logits_soft_cap"] or None,
         )
         if _is_capturing(self.device):
             slots = min(len(k_buffer), len(v_buffer))
@@ -205,6 +225,16 @@ class PrefixSharedDecodeWrapper:
 
     def _allocate(self, capacity: PlanCapacity) -> PlanBuffers:
         return PlanBuffers(PlanLayout.of(capacity, self.spec), self.shape, self.device)
+
+    def _check_sinks(self, sinks: torch.Tensor | None) -> None:
+        heads = self.shape.num_qo_heads
+        if not are_sinks(sinks, heads):
+            raise ValueError(
+                f"sinks has shape {tuple(sinks.shape)}, strides {sinks.stride()} and dtype "
+                f"{sinks.dtype}, expected [{heads}], contiguous, of floats"
+            )
+        if sinks is not None and sinks.device != self.device:
+            raise ValueError(f"sinks is on {sinks.device}, the wrapper on {self.device}")
 
     def _check(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor | None

@@ -7,6 +7,8 @@ from triton.experimental.gluon import language as gl
 
 from sglang_codec.kernels.hopper.rows import ROWS, held_by, product_layout
 from sglang_codec.kernels.hopper.walk import batch_rows, tile_rows
+from sglang_codec.kernels.results import sinks_of
+from sglang_codec.kernels.softmax import capped, join_sink
 
 COLUMNS = gl.constexpr(32)  # of the output that are computed at a time
 
@@ -26,6 +28,9 @@ def repair(given, task, kv_head, lse, VARIANT: gl.constexpr):
     query, head, valid = tile_rows(task, tile_row, kv_head, VARIANT)
     row = batch_rows(given, task, tile_row, VARIANT).to(gl.int64)
     lse = gl.convert_layout(lse, rows)
+    if given.sinks_ptr is not None:
+        _, joined = join_sink(lse, sinks_of(given, head))
+        lse = gl.where(task.part < 0, joined, lse)
     lse = gl.where(lse == -float("inf"), 0.0, lse)
     q_rows = given.q_ptr + row * given.q_row_stride + head * given.q_head_stride
     k_head_ptr = given.k_ptr + kv_head.to(gl.int64) * given.k_head_stride
@@ -43,7 +48,7 @@ def repair(given, task, kv_head, lse, VARIANT: gl.constexpr):
                 )
                 k = gl.load(k_head_ptr + at * given.k_slot_stride + of_key + column)
                 score += gl.sum(q.to(gl.float32) * k.to(gl.float32)[None, :], 1)
-            weight = gl.exp2(score * given.qk_scale - lse)
+            weight = gl.exp2(capped(score, given) * given.qk_scale - lse)
             v = gl.load(v_head_ptr + at * given.v_slot_stride + begin + column).to(gl.float32)
             values += gl.where(is_seen[:, None], weight[:, None] * v[None, :], 0.0)
         if task.part < 0:

@@ -24,7 +24,7 @@ from sglang_codec.kernels.hopper.walk import (
     walk_of,
 )
 from sglang_codec.kernels.hopper.warp_roles import role_barrier
-from sglang_codec.kernels.results import store_partials, store_rows
+from sglang_codec.kernels.results import sinks_of, store_partials, store_rows
 
 
 @gluon.jit
@@ -66,6 +66,8 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
         is_last = is_both | (((step + steps + 1 + WARPGROUP) & (WARPGROUPS - 1)) == 0)
         if is_last | is_shared:
             row = batch_rows(given, task, base + places.row, VARIANT)
+            # before the steps, which hide that it comes from memory
+            sink = sinks_of(given, tile_rows(task, base + places.row, kv_head, VARIANT).head)
             share = Share(base, own, stride, buffer, phase)
             result, lse, last = read_steps(
                 given, ring, task, share, places, step, steps, is_both, is_bundle, VARIANT
@@ -74,7 +76,7 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
                 if steps > 0:
                     release(ring.empty.index(last), is_both)
                 if WARPGROUPS == 2:
-                    if is_shared:
+                    if is_shared:  # noqa: SIM102  the other is known to the compiler
                         stage = (step + steps - 2) % STAGES
                         result, lse = take_over(ring, states, result, lse, stage, shared, VARIANT)
                 rows = tile_rows(task, base + places.row, kv_head, VARIANT)
@@ -83,7 +85,7 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
                     # a weight of zero times the NaN or infinity of another row is NaN: once more
                     # then, token by token, so that it stays with the rows that see the token
                     is_spoiled = gl.max(gl.max((result != result).to(gl.int32), 1), 0)
-                _store(given, task, row, rows, places.dim, result, lse, VARIANT)
+                _store(given, task, row, rows, places.dim, result, lse, sink, VARIANT)
                 if is_spoiled > 0:
                     role_barrier()
                     repair(given, task, kv_head, lse, VARIANT)
@@ -95,12 +97,12 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
 
 
 @gluon.jit
-def _store(given, task, row, rows, dim, result, lse, VARIANT: gl.constexpr):
+def _store(given, task, row, rows, dim, result, lse, sink, VARIANT: gl.constexpr):
     """Store what was found of a task: `rows` of its tile, batch rows `row`."""
     query, head, valid = rows
     lse = gl.convert_layout(lse, gl.SliceLayout(1, product_layout(VARIANT.HEAD_DIM)))
     if task.part < 0:
-        store_rows(given, row.to(gl.int64), head, dim, valid, result, lse, VARIANT)
+        store_rows(given, row.to(gl.int64), head, dim, valid, result, lse, sink, VARIANT)
     else:
         part = task.part + query
         store_partials(given, part, head, dim, valid, result, lse, KEPT, VARIANT)

@@ -79,7 +79,7 @@ def make_ring(dtype: gl.constexpr, VARIANT: gl.constexpr):
 
 @gluon.jit
 def place_of(step, OF_V: gl.constexpr, VARIANT: gl.constexpr):
-    """Where K or V of a step is, which of the barriers are its own, and the parity of their uses."""
+    """Where K or V of a step is, which barriers are its own, and the parity of their uses."""
     STAGES: gl.constexpr = VARIANT.STAGES
     if computing_warpgroups(VARIANT.HEAD_DIM) == 2:
         barrier = step % STAGES

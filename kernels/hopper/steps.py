@@ -16,7 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from sglang_codec.kernels.hopper.ring import place_of, release
 from sglang_codec.kernels.hopper.rows import ROWS, computing_warpgroups, held_by, product_layout
-from sglang_codec.kernels.softmax import softmax_step
+from sglang_codec.kernels.softmax import capped, softmax_step
 
 
 @gluon.constexpr_function
@@ -64,9 +64,9 @@ def places_of(VARIANT: gl.constexpr):
 def read_steps(
     given, ring, task, share, places, step, steps, is_both, is_bundle, VARIANT: gl.constexpr
 ):
-    """Output ``[64, D]`` and LSE ``[64]`` from a share's steps, and the barrier of V of the last one.
+    """Output ``[64, D]`` and LSE ``[64]`` from a share's steps, and the barrier of the last V.
 
-    That is not let go of; the queries are. `step` is the first of the task, of `steps`.
+    That V is not let go of; the queries are. `step` is the first of the task, of `steps`.
     """
     HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
     STAGES: gl.constexpr = VARIANT.STAGES
@@ -97,6 +97,7 @@ def read_steps(
                 q, k.permute((1, 0)), places.no_scores, use_acc=False, is_async=True
             )
             scores, values = warpgroup_mma_wait(0, deps=(pending, accumulator))
+            scores = capped(scores, given)
             if half == 0:
                 if nth > share.own:
                     release(ring.empty.index(last), is_both)

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from sglang_codec.kernels.portable.products import add_values
+from sglang_codec.kernels.softmax import capped
 
 
 @triton.jit
@@ -43,7 +44,7 @@ def attend_alone(
             mask=is_own[:, None],
             other=0.0,
         )
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * given.qk_scale
+        scores = capped(tl.dot(q, tl.trans(k), input_precision="ieee"), given) * given.qk_scale
         scores = tl.where(is_own[None, :], scores, -float("inf"))
         weights = tl.exp2(scores - reference[:, None])
         alone = add_values(alone, weights, v, VARIANT.EXACT_WEIGHTS)

@@ -8,8 +8,8 @@ import triton.language as tl
 from sglang_codec.kernels.portable.bundle_repair import attend_alone
 from sglang_codec.kernels.portable.products import add_values
 from sglang_codec.kernels.records import TASK_INTS
-from sglang_codec.kernels.results import store_partials, store_rows
-from sglang_codec.kernels.softmax import softmax_step
+from sglang_codec.kernels.results import sinks_of, store_partials, store_rows
+from sglang_codec.kernels.softmax import capped, softmax_step
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def attend(
         )
         following = start + BLOCK_KV + token
         slot = tl.load(index + following, mask=following < kv_len, other=0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores = capped(tl.dot(q, tl.trans(k), input_precision="ieee"), given)
         if IS_BUNDLE:
             low = readers & 0xFFFF
             high = readers >> 16
@@ -117,6 +117,7 @@ def attend(
     if part < 0:
         # the only part of its row; read again rather than kept in registers throughout the loop
         row = tl.load(order, mask=valid, other=0, volatile=True).to(tl.int64)
-        store_rows(given, row, head, offs_dim, valid, result, lse, VARIANT)
+        sink = sinks_of(given, head)
+        store_rows(given, row, head, offs_dim, valid, result, lse, sink, VARIANT)
     else:
         store_partials(given, part + query, head, offs_dim, valid, result, lse, "", VARIANT)

@@ -158,7 +158,12 @@ def plan_buffers(gpu: Gpu, config: LaunchConfig, shape: AttentionShape) -> PlanB
 
 
 def attention_launches(
-    gpu: Gpu, config: LaunchConfig, shape: AttentionShape, *, return_lse: bool
+    gpu: Gpu,
+    config: LaunchConfig,
+    shape: AttentionShape,
+    *,
+    return_lse: bool,
+    has_sinks: bool = False,
 ) -> tuple[Launch, Launch]:
     """PAC and POR."""
     heads, dtype = shape.num_qo_heads, getattr(torch, shape.dtype)
@@ -166,7 +171,9 @@ def attention_launches(
     buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.key_dim, dtype=dtype)
     lse = tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None
     buffers = plan_buffers(gpu, config, shape)
-    of_launch = {"sm_scale": 0.088, "config": config, "lse": lse}
+    sinks = tensor(heads, dtype=torch.bfloat16) if has_sinks else None
+    of_layer = {"sm_scale": 0.088, "sinks": sinks, "soft_cap": shape.soft_cap}
+    of_launch = of_layer | {"config": config, "lse": lse}
     pac, por = record(lambda: prefix_shared_attention(q, buffer, buffer, q, buffers, **of_launch))
     return pac, por
 
@@ -320,9 +327,12 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
     for gpu in (GPUS[arch] for arch in options.arch):
         for dtype, dim, group in itertools.product(options.dtype, options.head_dim, options.group):
             shape = AttentionShape.plain(NUM_KV_HEADS * group, NUM_KV_HEADS, dim, DTYPES[dtype])
+            shape = dataclasses.replace(shape, soft_cap=options.soft_cap)
             config = launch_config(gpu.capability, shape, warp_roles=not options.no_warp_roles)
             for return_lse in (False, True):
-                pac, por = attention_launches(gpu, config, shape, return_lse=return_lse)
+                pac, por = attention_launches(
+                    gpu, config, shape, return_lse=return_lse, has_sinks=options.sinks
+                )
                 if return_lse == options.lse:
                     tiles, ctas = tile_names(config), config.ctas_per_sm
                     yield examine(pac, gpu, shape=shape, tiles=tiles, ctas_per_sm=ctas)
@@ -359,6 +369,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", choices=sorted(DTYPES), default=list(DTYPES))
     parser.add_argument("--group", type=int, nargs="+", default=[1, 4, 8], help="GQA group sizes")
     parser.add_argument("--lse", action="store_true", help="compile the variant that returns LSE")
+    parser.add_argument("--sinks", action="store_true", help="of layers with attention sinks")
+    parser.add_argument("--soft-cap", type=float, help="of layers with this cap on their scores")
     parser.add_argument(
         "--no-warp-roles", action="store_true", help="the kernels for a Triton without Gluon"
     )

@@ -6,6 +6,8 @@ parts, padded rows, growing tails, exact weights, and the repair of a bundle wit
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from planned import plan_batch, unused_slot
@@ -14,6 +16,7 @@ from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.kernels.launch import LaunchConfig, launch_config
 from sglang_codec.testing import (
     Counts,
+    Problem,
     assert_within_low_precision_error,
     make_problem,
     with_slots,
@@ -36,6 +39,15 @@ SHAPES = {
     "256 columns": (8, 256),
     "256 columns, exact weights": (1, 256),
 }
+LAYERS = {"plain": None, "sinks and a cap": 20.0}
+
+
+def of_layer(problem: Problem, layer: str) -> Problem:
+    """With sinks and a cap, if the layer has them."""
+    if LAYERS[layer] is None:
+        return problem
+    sinks = 2 * torch.randn(problem.q.shape[1], device=problem.q.device) + 3
+    return dataclasses.replace(problem, sinks=sinks, soft_cap=LAYERS[layer])
 
 
 @pytest.fixture(params=[True, False], ids=["warp roles", "plain"])
@@ -53,10 +65,11 @@ def config_for(device: torch.device, roles: bool, group: int, head_dim: int) -> 
     return config
 
 
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", BATCHES)
 def test_a_padded_step_of_growing_rows(
-    name: str, shape: str, roles: bool, device: torch.device, dtype: torch.dtype
+    name: str, shape: str, layer: str, roles: bool, device: torch.device, dtype: torch.dtype
 ) -> None:
     counts, (group, head_dim) = BATCHES[name], SHAPES[shape]
     config = config_for(device, roles, group, head_dim)
@@ -71,6 +84,7 @@ def test_a_padded_step_of_growing_rows(
         device=device,
         padding=PADDING - 1,  # the row of the new slots is padding too
     )
+    problem = of_layer(problem, layer)
     new = problem.rows.pop()
     planned = plan_batch(paths[:rows], problem, tail_headroom=HEADROOM, config=config)
     assert planned.plan.num_bundles > 0 or name != "bundles"
@@ -85,14 +99,16 @@ def test_a_padded_step_of_growing_rows(
     assert (out[rows:] == 0).all()
 
 
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("head_dim", [64, 256])
 def test_a_nan_stays_with_its_row(
-    head_dim: int, roles: bool, device: torch.device, dtype: torch.dtype
+    head_dim: int, layer: str, roles: bool, device: torch.device, dtype: torch.dtype
 ) -> None:
     config = config_for(device, roles, 4, head_dim)
     paths = with_slots(BATCHES["bundles"], seed=2)
     heads = {"num_qo_heads": 4 * KV_HEADS, "num_kv_heads": KV_HEADS, "head_dim": head_dim}
     problem = make_problem(paths, **heads, dtype=dtype, device=device)
+    problem = of_layer(problem, layer)
     problem.v_buffer[problem.rows[17][-1]] = float("nan")
     out, _ = plan_batch(paths, problem, config=config).attend(problem)
     assert out[17].isnan().all()

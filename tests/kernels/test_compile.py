@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "kernels" / "compile_kernels.py"
+SUNK = ("--sinks", "--soft-cap", "30")
 
 
 def run_compiled(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -79,8 +80,16 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
         ),
         ("--arch", "89", "--dtype", "bf16", "--group", "8"),
         ("--arch", "90", "--dtype", "bf16", "--group", "4", "--no-warp-roles"),
+        ("--arch", "80", "90", "100", "--head-dim", "64", "--dtype", "bf16", "--group", "8", *SUNK),
+        ("--arch", "90", "--head-dim", "128", "--dtype", "bf16", "--group", "1", "4", *SUNK),
     ],
-    ids=["other groups, with LSE", "a GPU with little shared memory", "a Triton without Gluon"],
+    ids=[
+        "other groups, with LSE",
+        "a GPU with little shared memory",
+        "a Triton without Gluon",
+        "sinks and a cap",
+        "sinks and a cap, wide heads",
+    ],
 )
 def test_other_variants_compile_and_fit(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done, kernels = compile_kernels(tmp_path, *arguments)

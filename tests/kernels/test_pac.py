@@ -8,6 +8,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -187,7 +188,9 @@ def pac_tensors(device: torch.device, dtype: torch.dtype) -> dict[str, torch.Ten
     return tensors | {"partial_out": torch.zeros(4, 4, 64, device=device)}
 
 
-def launch(tensors: dict[str, torch.Tensor], config: LaunchConfig = INTERPRETED) -> None:
+def launch(
+    tensors: dict[str, torch.Tensor], config: LaunchConfig = INTERPRETED, **of_layer: Any
+) -> None:
     """PAC with a plan of nothing."""
     device = tensors["out"].device
     ints = torch.zeros(1000, dtype=torch.int32, device=device)
@@ -201,6 +204,7 @@ def launch(tensors: dict[str, torch.Tensor], config: LaunchConfig = INTERPRETED)
         num_slots=2,
         sm_scale=1.0,
         config=config,
+        **of_layer,
     )
 
 
@@ -288,7 +292,7 @@ def test_both_kernels_are_given_the_same(group: int, monkeypatch: pytest.MonkeyP
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         tensors |= {"lse": None, "partial_out": q}
         for config in (INTERPRETED, launch_config((9, 0), SHAPE)):
-            launch(tensors, config)
+            launch(tensors, config, sinks=q[0, :, 0].clone(), soft_cap=30.0)
     pairs = list(zip(portable.launches, hopper._pac_hopper_kernel.launches, strict=True))
     assert len(pairs) == len(dtypes)
     for dtype, ((grid, given, variant), (other_grid, other_given, other)) in zip(
@@ -306,7 +310,8 @@ def test_both_kernels_are_given_the_same(group: int, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("kernel", ["portable", "hopper"])
 def test_no_kernel_ignores_an_argument(kernel: str) -> None:
     folder = Path(pac_module.__file__).parent
-    files = [*folder.joinpath(kernel).glob("*.py"), folder / "results.py"]
+    shared = (folder / "results.py", folder / "softmax.py")
+    files = [*folder.joinpath(kernel).glob("*.py"), *shared]
     read = re.findall(r"\bgiven\.(\w+)", "".join(file.read_text() for file in files))
     assert set(read) == set(PacArguments._fields)
 

@@ -61,11 +61,10 @@ def check(
     wrapper: PrefixSharedDecodeWrapper, problem: Problem, forest: PrefixForest
 ) -> torch.Tensor:
     """Plan, run and compare output and LSE with fp64; returns the output."""
-    wrapper.plan(forest, sm_scale=problem.sm_scale)
+    wrapper.plan(forest, sm_scale=problem.sm_scale, logits_soft_cap=problem.soft_cap)
     poisoned = torch.full_like(problem.q, float("nan"))
-    out, lse = wrapper.run(
-        problem.q, problem.k_buffer, problem.v_buffer, out=poisoned, return_lse=True
-    )
+    tensors = (problem.q, problem.k_buffer, problem.v_buffer)
+    out, lse = wrapper.run(*tensors, sinks=problem.sinks, out=poisoned, return_lse=True)
     assert out is poisoned
     exact, exact_lse = problem.exact()
     assert_within_low_precision_error(out, exact, problem.eager())
@@ -107,6 +106,51 @@ def test_every_dtype_and_head_dim(head_dim: int, dtype: torch.dtype, device: tor
     if device.type == "cuda" and (head_dim == 32 or dtype == torch.float32):
         pytest.skip("CPU only")
     solve(BATCHES["two levels"], device, dtype, head_dim=head_dim, num_kv_heads=2, group=2)
+
+
+@pytest.mark.parametrize("name", ["few-shot", "two levels", "rows without tokens"])
+def test_sinks_and_a_cap(name: str, device: torch.device) -> None:
+    dtype = torch.float16 if device.type == "cpu" else torch.bfloat16
+    paths = with_slots(BATCHES[name], seed=5, spare=30)
+    problem = make_problem(
+        paths, num_qo_heads=4, num_kv_heads=2, head_dim=64, dtype=dtype, device=device, padding=1
+    )
+    wrapper, forest = wrapper_for(problem, 2), PrefixForest.from_paths(paths)
+    sinks = torch.tensor([1.0, 5.0, -float("inf"), -2.0], device=device)
+    for of_layer in ({"sinks": sinks}, {"soft_cap": 1.5}, {"sinks": sinks.to(dtype)}, {}):
+        check(wrapper, dataclasses.replace(problem, **of_layer), forest)
+
+
+@pytest.mark.parametrize(
+    ("sinks", "words"),
+    [
+        (torch.zeros(2), r"shape \(2,\).*expected \[4\]"),
+        (torch.zeros(1, 4), r"shape \(1, 4\).*expected \[4\]"),
+        (torch.zeros(4, dtype=torch.int64), "torch.int64.* of floats"),
+        (torch.zeros(8)[::2], r"strides \(2,\).*contiguous"),
+        (torch.zeros(4, device="meta"), "sinks is on meta"),
+    ],
+    ids=["heads", "dimensions", "dtype", "strides", "device"],
+)
+def test_sinks_that_do_not_match_are_refused(
+    sinks: torch.Tensor, words: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    paths, problem = few_shot(device, dtype)
+    wrapper = wrapper_for(problem, 1)
+    wrapper.plan(PrefixForest.from_paths(paths))
+    if sinks.device.type == "cpu" and sinks.is_contiguous():
+        sinks = sinks.to(device)
+    with pytest.raises(ValueError, match=words):
+        wrapper.run(problem.q, problem.k_buffer, problem.v_buffer, sinks=sinks)
+
+
+@pytest.mark.parametrize("cap", [-1.0, float("nan"), float("inf")])
+def test_a_cap_that_is_none_is_refused(
+    cap: float, device: torch.device, dtype: torch.dtype
+) -> None:
+    paths, problem = few_shot(device, dtype)
+    with pytest.raises(ValueError, match=f"logits_soft_cap = {cap} must be a finite number"):
+        wrapper_for(problem, 1).plan(PrefixForest.from_paths(paths), logits_soft_cap=cap)
 
 
 @pytest.mark.parametrize("page_size", [1, 16])
@@ -424,7 +468,7 @@ def test_what_a_captured_call_replays_stays_within_its_tensors(
             assert rows > 4
         q, out = torch.ones_like(memory)[:4], memory[:4]
         prefix_shared_attention(
-            q, kv, kv, out, wrapper._buffers, sm_scale=wrapper._sm_scale, config=wrapper.config
+            q, kv, kv, out, wrapper._buffers, sm_scale=0.125, config=wrapper.config
         )
         assert (memory[:4] == 0).all()
         assert (memory[4:] == 7).all()

@@ -73,7 +73,7 @@ def test_a_step_was_seen_before_serving_and_not_counted(report: Report) -> None:
 
 
 def test_a_step_shows_what_layers_pass_and_who_decodes_them(report: Report) -> None:
-    assert report["seen"] == {"reached": [0, 1], "reasons": {"1": "passes sinks"}}
+    assert report["seen"] == {"reached": [0, 1], "reasons": {"1": "passes score_mod"}}
 
 
 def test_tree_is_read_not_skipped(report: Report) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from backend_bench import SHARED, Batch, Bench
+from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sglang_codec.batch_planner import Totals
@@ -199,7 +200,8 @@ def test_a_group_that_a_first_step_empties_is_no_longer_planned() -> None:
     stock = object()
     bench = Bench(q_heads=(4, 8, 8), ordinary=stock)
     largest, _ = bench.backend.groups
-    bench.backend.serve(bench.backend.layers.without({0: "passes sinks", 2: "passes sinks"}))
+    reasons = dict.fromkeys((0, 2), "passes score_mod")
+    bench.backend.serve(bench.backend.layers.without(reasons))
     assert bench.backend.groups == (largest,)
     assert largest.group.layer_ids == (1,)
     assert bench.backend.ordinary is stock
@@ -207,6 +209,27 @@ def test_a_group_that_a_first_step_empties_is_no_longer_planned() -> None:
     batch = next(steps(bench))
     bench.eager(batch)
     assert len(bench.backend.planner.made) == 1
+
+
+def test_a_layer_may_pass_sinks_in_one_step_and_none_in_another() -> None:
+    bench = Bench()
+    series, drawn = steps(bench), 3 * torch.randn(2, 4)
+    for sinks in (None, *drawn, None, drawn[0].bfloat16()):
+        bench.sinks = {0: sinks, 1: drawn[1]}
+        bench.eager(next(series))
+        bench.replay(next(series), 4)
+    assert len(bench.backend.groups) == 1
+
+
+def test_layers_with_caps_beside_others() -> None:
+    def cap(layer: RadixAttention) -> None:
+        layer.logit_cap = (0.0, 2.0, 0.5)[layer.layer_id]
+
+    bench = Bench(q_heads=(4, 4, 4), change_layer=cap)
+    bench.sinks = {1: torch.randn(4)}
+    for batch, _ in zip(steps(bench), range(2), strict=False):
+        bench.replay(batch, 4)
+    assert len(bench.backend.groups) == 3
 
 
 def test_a_layer_that_nobody_knew_of_is_refused_by_name() -> None:

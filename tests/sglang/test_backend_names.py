@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 from sglang_versions import VERSIONS, run_python
 
 from sglang_codec.config import InvalidConfiguration
-from sglang_codec.patches.backend_names import name_the_decode_backend
+from sglang_codec.patches.backend_names import fit_to_the_model, name_the_decode_backend
 
 Names = tuple[str | None, str | None, str | None]
 
@@ -74,6 +75,29 @@ def test_resolved_arguments_are_left_alone() -> None:
     found._resolution_finished = True
     name_the_decode_backend(found)
     assert found.attention_backend == "codec"
+
+
+@pytest.mark.parametrize("prefill", [None, "fa3"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_sees_the_name_that_prefills(prefill: str | None, fails: bool) -> None:
+    """As long as SGLang fits the arguments to it, also if it refuses them."""
+    found = arguments((None, prefill, "codec"))
+
+    def fit(given: SimpleNamespace) -> str:
+        assert given is found
+        assert given == arguments((None, prefill, prefill))
+        if fails:
+            raise AssertionError("requires one of others")
+        return "fitted"
+
+    with pytest.raises(AssertionError, match="one of others") if fails else nullcontext():
+        assert fit_to_the_model(fit, found) == "fitted"
+    assert found == arguments((None, prefill, "codec"))
+
+
+def test_other_names_are_shown_to_a_model_as_they_are() -> None:
+    found = arguments(("codec", None, "fa3"))
+    assert fit_to_the_model(vars, found) == vars(arguments(("codec", None, "fa3")))
 
 
 PARSE = """

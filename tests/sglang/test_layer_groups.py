@@ -44,6 +44,13 @@ def test_layers_of_equal_shape_are_a_group_and_the_largest_comes_first() -> None
     assert found.num_layers == 5
 
 
+def test_layers_of_one_cap_are_a_group() -> None:
+    found = groups(*(layer(i, logit_cap=cap) for i, cap in enumerate((30.0, 50.0, 30.0, 0.0))))
+    assert [group.layer_ids for group in found.groups] == [(0, 2), (1,), (3,)]
+    assert [group.shape.soft_cap for group in found.groups] == [30.0, 50.0, None]
+    assert [str(group).endswith("capped at 30") for group in found.groups] == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -52,7 +59,8 @@ def test_layers_of_equal_shape_are_a_group_and_the_largest_comes_first() -> None
         ({"heads": 32, "kv_heads": 1}, ["32 query heads", "limit is 16"]),
         ({"heads": 6, "kv_heads": 4}, ["6 query heads", "4 KV heads"]),
         ({"sliding_window_size": 512}, ["sliding window of 512 tokens"]),
-        ({"logit_cap": 30.0}, ["logit cap 30.0"]),
+        ({"logit_cap": float("inf")}, ["logit cap inf", "finite"]),
+        ({"logit_cap": 30.0, "logit_capping_method": "other"}, ["logit_capping_method other"]),
         ({"is_cross_attention": True}, ["cross attention"]),
     ],
 )
@@ -94,13 +102,13 @@ def test_a_layer_that_shares_its_id_with_another_kind_is_not_served() -> None:
 
 def test_what_a_call_showed_leaves_the_groups() -> None:
     found = groups(layer(0), layer(1), layer(2, heads=8), layer(3, heads=8))
-    fewer = found.without({0: "passes sinks", 2: "passes sinks", 3: "passes sinks"})
+    fewer = found.without({0: "passes score_mod", 2: "passes score_mod", 3: "passes score_mod"})
     assert fewer.groups == (LayerGroup(AttentionShape.plain(4, 2, 64), (1,)),)
     assert list(fewer.delegated) == [0, 2, 3]
     assert (found.num_layers, fewer.num_layers) == (4, 4)
     assert found.delegated == {}
-    with pytest.raises(UnsupportedConfiguration, match="none .* 4 .*passes sinks"):
-        fewer.without({1: "passes sinks"})
+    with pytest.raises(UnsupportedConfiguration, match="none .* 4 .*passes score_mod"):
+        fewer.without({1: "passes score_mod"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,7 @@ def test_a_property_that_no_kernel_honours_is_refused() -> None:
     heads = (4, 2, 64, 64, "bfloat16", "bfloat16")
     assert why_unsupported(WithSlope(*heads), interpreted=False) is None
     assert why_unsupported(WithSlope(*heads, slope=0.5), interpreted=False) == "slope 0.5"
-    for name, value in {"window": 9, "soft_cap": 3.0, "sinks": True, "query_rows": 2}.items():
+    for name, value in {"window": 9, "soft_cap": -3.0, "query_rows": 2}.items():
         assert why_unsupported(AttentionShape(*heads, **{name: value}), interpreted=False), name
     assert "float8" in why_unsupported(
         AttentionShape(*heads[:5], "float8_e4m3fn"), interpreted=False

@@ -18,15 +18,15 @@ from sglang_codec.step_probe import see_a_step
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_probe("sinks_probe", tmp_path_factory.mktemp("sinks"))[0]
+    return run_probe("arguments_probe", tmp_path_factory.mktemp("arguments"))[0]
 
 
-def test_a_layer_that_passes_sinks_is_delegated_before_serving(report: dict[str, Any]) -> None:
-    assert report["delegated"] == {"1": "passes sinks"}
+def test_a_layer_that_passes_more_is_delegated_before_serving(report: dict[str, Any]) -> None:
+    assert report["delegated"] == {"1": "passes score_mod"}
     assert report["calls_at_start"] == 0
 
 
-def test_the_stock_backend_gets_the_sinks_and_no_other_layer(report: dict[str, Any]) -> None:
+def test_the_stock_backend_gets_the_argument_and_no_other_layer(report: dict[str, Any]) -> None:
     assert report["calls"] == [[1, True]]
 
 
@@ -76,17 +76,27 @@ def test_unknown_arguments_are_left_out_and_named() -> None:
 
     def step() -> None:
         for one in layers.values():
-            backend.forward_decode(1, 2, 3, one, "batch", False, sinks=4, return_lse=False)
+            backend.forward_decode(1, 2, 3, one, "batch", False, score_mod=4, return_lse=False)
 
     runner = EagerRunner(step)
     seen = see_a_step(runner, backend)
     assert seen is not None
-    assert (seen.reached, seen.reasons) == ({3, 7}, {3: "passes sinks"})
-    stock = (7, ("batch", False), {"sinks": 4, "return_lse": False})
+    assert (seen.reached, seen.reasons) == ({3, 7}, {3: "passes score_mod"})
+    stock = (7, ("batch", False), {"score_mod": 4, "return_lse": False})
     assert backend.got == [(3, ("batch", False), {}), stock]
     # one row for each rank of an attention group, and afterwards the backend is as before
     assert runner.rows == [(2, None, "buffers for 2")]
     assert "forward_decode" not in vars(backend)
+
+
+def test_sinks_are_passed_on() -> None:
+    backend, sinks = Backend(), torch.zeros(4)
+    layer = SimpleNamespace(layer_id=3, tp_q_head_num=4)
+    seen = see_a_step(
+        EagerRunner(lambda: backend.forward_decode(1, 2, 3, layer, "batch", sinks=sinks)), backend
+    )
+    assert (seen.reached, seen.reasons) == ({3}, {})
+    assert backend.got == [(3, ("batch", True), {"sinks": sinks})]
 
 
 def test_a_step_that_fails_without_the_arguments_names_them() -> None:
@@ -142,6 +152,23 @@ def test_a_layer_that_was_not_found_is_named_and_its_step_goes_on() -> None:
 
 
 def test_a_later_argument_is_named() -> None:
-    check_arguments(SimpleNamespace(layer_id=2), {"sinks": None, "return_lse": False})
+    layer = SimpleNamespace(layer_id=2, tp_q_head_num=4)
+    for sinks in (None, torch.zeros(4), torch.zeros(4, dtype=torch.bfloat16)):
+        check_arguments(layer, {"sinks": sinks, "return_lse": False})
     with pytest.raises(UnsupportedConfiguration, match="layer 2 passes score_mod"):
-        check_arguments(SimpleNamespace(layer_id=2), {"score_mod": len})
+        check_arguments(layer, {"sinks": torch.zeros(4), "score_mod": len})
+
+
+@pytest.mark.parametrize(
+    ("sinks", "words"),
+    [
+        (torch.zeros(8), r"sinks \(8,\) of torch.float32"),
+        (torch.zeros(2, 4), r"sinks \(2, 4\) of torch.float32"),
+        (torch.zeros(4, dtype=torch.int32), r"sinks \(4,\) of torch.int32"),
+        ([0.0] * 4, "sinks as list"),
+    ],
+)
+def test_sinks_of_another_form_are_named(sinks: Any, words: str) -> None:
+    layer = SimpleNamespace(layer_id=2, tp_q_head_num=4)
+    with pytest.raises(UnsupportedConfiguration, match=f"layer 2 passes {words}"):
+        check_arguments(layer, {"sinks": sinks})

@@ -102,7 +102,11 @@ memory = [torch.zeros(2 * SLOTS, KV_HEADS, DIM, dtype=torch.bfloat16) for _ in r
 CACHES = [*memory, memory[0][::2], memory[1][: SLOTS + 1]]
 cache = st.sampled_from(range(len(CACHES)))
 width = st.sampled_from([0, 1, 8, 64])
-call = st.tuples(st.integers(1, ROWS), width, width, width, width, cache, cache, st.booleans())
+SINKS = [None, memory[0][0, 0], memory[0][1, 0], memory[0][0, 0].view(torch.float16)]
+layer = st.tuples(st.sampled_from(range(len(SINKS))), st.sampled_from([None, 30.0, 50.0]))
+call = st.tuples(
+    st.integers(1, ROWS), width, width, width, width, cache, cache, layer, st.booleans()
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -115,14 +119,25 @@ def launches_are_the_same(roles: bool, group: int, calls: list[Any]) -> None:
     layout = PlanLayout(capacity, 3, len(config.tiles) + bool(config.bundle), bool(config.bundle))
     buffers = PlanBuffers(layout, shape, torch.device("cpu"))
     writers: dict[tuple[int, int], KVWriter] = {}
-    for rows, q_wider, q_first, out_wider, out_first, k, v, is_int32 in calls:
+    for rows, q_wider, q_first, out_wider, out_first, k, v, (sinks, soft_cap), is_int32 in calls:
         if roles:  # rows begin at multiples of 16 bytes
             q_wider, q_first = q_wider // 8 * 8, q_first // 8 * 8
         q = rows_of(rows, group * KV_HEADS, q_wider, q_first)
         out = rows_of(rows, group * KV_HEADS, out_wider, out_first)
 
-        def attend(q: Any = q, out: Any = out, k: Any = CACHES[k], v: Any = CACHES[v]) -> None:
-            prefix_shared_attention(q, k, v, out, buffers, sm_scale=0.5, config=config)
+        of_layer = {"sinks": SINKS[sinks], "soft_cap": soft_cap}
+        if sinks:
+            of_layer["sinks"] = SINKS[sinks][: group * KV_HEADS]
+
+        def attend(
+            q: Any = q,
+            out: Any = out,
+            k: Any = CACHES[k],
+            v: Any = CACHES[v],
+            of_layer: Any = of_layer,
+        ) -> None:
+            given = {"sm_scale": 0.5, "config": config} | of_layer
+            prefix_shared_attention(q, k, v, out, buffers, **given)
 
         check(attend, buffers.launches)
         writer = writers.setdefault((k, v), KVWriter(Pool(CACHES[k], CACHES[v]), config))

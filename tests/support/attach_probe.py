@@ -58,7 +58,7 @@ def main(model_folder: str, output: str, server_args: str) -> None:
         "fallbacks": counts,
         "late_join": late,
         "stale_leaves": _leaves_after_eviction(engine, reader, steps),
-        "seen": _see_a_step_with_sinks(engine),
+        "seen": _see_a_step_with_a_score_mod(engine),
         "outputs": {rid: list(req.output_ids) for rid, req in engine.requests.items()},
     }
     Path(output).write_text(json.dumps(report))
@@ -110,14 +110,14 @@ class Request:
     """Only who it is matters."""
 
 
-def _see_a_step_with_sinks(engine: InprocScheduler) -> dict[str, Any]:
-    """A dummy step of a model whose second layer passes sinks."""
+def _see_a_step_with_a_score_mod(engine: InprocScheduler) -> dict[str, Any]:
+    """A dummy step of a model whose second layer passes a score_mod."""
     from sglang_codec.attention_layers import attention_layers
     from sglang_codec.step_probe import see_a_step
 
     layer = next(one for one in attention_layers(engine.model_runner.model) if one.layer_id == 1)
     forward = layer.forward
-    layer.forward = lambda *args, **more: forward(*args, **more, sinks=object(), mask=None)
+    layer.forward = lambda *args, **more: forward(*args, **more, score_mod=object(), mask=None)
     seen = see_a_step(engine.model_runner.eager_runner, engine.decode_backend)
     del layer.forward
     return {"reached": sorted(seen.reached), "reasons": seen.reasons}

@@ -93,6 +93,7 @@ class Bench:
         self.backend = CodecDecodeBackend(self.runner, CodecConfig(), lambda: ordinary)
         self.runner.attn_backend = self.backend
         self._next_slot = 1
+        self.sinks: dict[int, torch.Tensor | None] = {}  # what layers pass, by their ids
 
     def start(self, lengths: Sequence[int], pool_rows: Sequence[int]) -> None:
         """Give the requests at `pool_rows` KV slots: the first `SHARED` are the same ones."""
@@ -185,7 +186,8 @@ class Bench:
             heads = layer.tp_q_head_num
             given = torch.randn(rows, heads * HEAD_DIM) if q is None else q
             k, v = torch.randn(2, rows, KV_HEADS, HEAD_DIM)
-            out = self.backend.forward_decode(given, k, v, layer, batch)
+            sinks = self.sinks.get(layer.layer_id)
+            out = self.backend.forward_decode(given, k, v, layer, batch, sinks=sinks)
             assert out.shape == (rows, heads * HEAD_DIM)
             self._check(given.reshape(rows, heads, HEAD_DIM), out, layer, real)
         return out
@@ -209,6 +211,8 @@ class Bench:
             self.pool.get_value_buffer(layer.layer_id),
             rows,
             layer.scaling,
+            soft_cap=layer.logit_cap or None,
+            sinks=self.sinks.get(layer.layer_id),
         )
         got = out[:count].view(count, layer.tp_q_head_num, HEAD_DIM).double()
         torch.testing.assert_close(got, exact, atol=1e-5, rtol=1e-5)

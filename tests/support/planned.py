@@ -52,6 +52,8 @@ class Planned:
             sm_scale=problem.sm_scale,
             config=self.config,
             lse=lse,
+            sinks=problem.sinks,
+            soft_cap=problem.soft_cap,
         )
         return out, lse
 

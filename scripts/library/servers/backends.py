@@ -24,7 +24,8 @@ def has_gpu() -> bool:
     """True if torch can use a CUDA device."""
     import torch
 
-    return torch.cuda.is_available()
+    # counts without touching CUDA, which processes that are forked from here could not use then
+    return torch.cuda.device_count() > 0
 
 
 def gpu_name() -> str:

@@ -1,6 +1,6 @@
-"""Serve a model whose second layer passes sinks in decode, and write down who decoded it.
+"""Serve a model whose second layer passes a score_mod in decode, and write down who decoded it.
 
-Run as a program, since a process serves one scheduler: python sinks_probe.py MODEL OUTPUT.json
+Run as a program, since a process serves one scheduler: python arguments_probe.py MODEL OUTPUT.json
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def main(model_folder: str, output: str) -> None:
     calls: list[tuple[int, bool]] = []
 
     class Native(TorchNativeAttnBackend):
-        """A stock backend that knows sinks, and that these have no weight."""
+        """A stock backend that takes a score_mod, and knows that this one changes nothing."""
 
         def get_cuda_graph_seq_len_fill_value(self) -> int:
             return 1
 
-        def forward_decode(self, *args: Any, sinks: Any = None, **more: Any) -> Any:
+        def forward_decode(self, *args: Any, score_mod: Any = None, **more: Any) -> Any:
             layer = more["layer"] if "layer" in more else args[3]
-            calls.append((layer.layer_id, sinks is not None))
+            calls.append((layer.layer_id, score_mod is not None))
             return super().forward_decode(*args, **more)
 
     ATTENTION_BACKENDS["torch_native"] = Native
@@ -38,7 +38,7 @@ def main(model_folder: str, output: str) -> None:
 
     def passing(self: Any, q: Any, k: Any, v: Any, batch: Any, *args: Any, **more: Any) -> Any:
         if self.layer_id == PASSING and batch.forward_mode.is_decode():
-            more["sinks"] = object()
+            more["score_mod"] = object()
         return forward(self, q, k, v, batch, *args, **more)
 
     RadixAttention.forward = passing
@@ -63,7 +63,7 @@ def main(model_folder: str, output: str) -> None:
 
 
 def _refusals(engine: InprocScheduler) -> list[str]:
-    """What start-up says if every layer passes sinks, and if codec is routed around."""
+    """What start-up says if every layer passes one, and if codec is routed around."""
     from sglang_codec.refusals import UnsupportedConfiguration
     from sglang_codec.step_probe import SeenStep, see_a_step, settle
 
