@@ -75,8 +75,8 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
             if is_last:
                 if steps > 0:
                     release(ring.empty.index(last), is_both)
-                if WARPGROUPS == 2:
-                    if is_shared:  # noqa: SIM102  the other is known to the compiler
+                if WARPGROUPS == 2:  # noqa: SIM102  known to the compiler, unlike the other
+                    if is_shared:
                         stage = (step + steps - 2) % STAGES
                         result, lse = take_over(ring, states, result, lse, stage, shared, VARIANT)
                 rows = tile_rows(task, base + places.row, kv_head, VARIANT)
