@@ -124,7 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--cases", nargs="+", help=f"test ids below {KERNELS}, in place of the chosen ones")
     add("--timeout", type=float, default=TIMEOUT_S, help="seconds for each tool")
     add("--sanitizer", help="path of compute-sanitizer")
-    add("--json", type=Path, default=REPOSITORY / "docs/results/sanitizer_h100.json")
+    add("--json", type=Path, default=REPOSITORY / "out/sanitizer.json")
     return parser
 
 

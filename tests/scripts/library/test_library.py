@@ -7,9 +7,10 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
+import torch
 from library import programs, results
 from library.options import positive, positive_number, some_of
-from library.servers.backends import as_flags, machine_arguments
+from library.servers.backends import as_flags, has_gpu, machine_arguments
 from library.trees import join, parse_tree
 
 
@@ -72,3 +73,16 @@ def test_a_document_is_written_whole_and_tells_its_command(
     assert (document["gpu"], document["commit"], document["ratio"]) == ("H100", "abc", None)
     assert {"python", "torch", "sglang"} <= document["versions"].keys()
     assert [file.name for file in path.parent.iterdir()] == ["x.json"]
+
+
+def test_gpus_are_counted_without_touching_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is forked from a process that has touched CUDA cannot use it, nor import SGLang."""
+
+    def touch() -> None:
+        raise AssertionError("CUDA was touched")
+
+    monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "_cached_device_count", None)
+    monkeypatch.setattr(torch.cuda, "_is_compiled", lambda: True)
+    monkeypatch.setattr(torch._C, "_cuda_getDeviceCount", touch, raising=False)
+    assert has_gpu()
