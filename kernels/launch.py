@@ -109,6 +109,9 @@ _PLAIN_HOPPER = LaunchConfig(
 )
 # without bundles, on which Triton's passes for its tensor cores fail (3.6 and 3.7)
 _BLACKWELL = LaunchConfig((Tile(16, 64), Tile(64, 64)), None, stages=3, num_warps=4, ctas_per_sm=2)
+# with a cap and a sink ptxas may forget to write a register of its tensor cores, which tiles of 32
+# rows do not use
+_CAPPED_BLACKWELL = dataclasses.replace(_BLACKWELL, tiles=(Tile(16, 64), Tile(32, 64)))
 # 164 KB of shared memory per multiprocessor
 _AMPERE = LaunchConfig(
     (Tile(16, 64), Tile(64, 32)), Tile(64, 32), stages=3, num_warps=4, ctas_per_sm=2
@@ -140,13 +143,15 @@ def launch_config(
     """The configuration for a GPU of this compute capability.
 
     Args:
-        shape: of the layers; those with more than 128 columns have configurations of their own.
+        shape: of the layers; those with more than 128 columns, or with a cap on some GPUs, have their own.
         warp_roles: whether `hopper` can be used, where it is the better kernel.
     """
     is_wide = shape.key_dim > 128
     if capability in ((8, 6), (8, 9), (12, 0), (12, 1)):
         return _WIDE_SMALL_SHARED if is_wide else _SMALL_SHARED
     if capability[0] >= 10:
+        if shape.soft_cap is not None and not is_wide:
+            return _CAPPED_BLACKWELL
         return _WIDE_BLACKWELL if is_wide else _BLACKWELL
     if capability >= (9, 0) and warp_roles:
         return _WIDE_HOPPER if is_wide else _HOPPER
