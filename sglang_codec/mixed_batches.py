@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
+from sglang_codec.attention_layers import is_off
 from sglang_codec.backend import CodecDecodeBackend
-from sglang_codec.layer_groups import check_arguments, given_arguments
+from sglang_codec.layer_groups import check_arguments
 from sglang_codec.mixed_views import cut, holds_decoding_rows, why_not_cut
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.patches.forward_batch import ATTACHER
@@ -140,7 +141,7 @@ class MixedBatches:
     def _why_unfit(self, layer: Any, arguments: dict[str, Any]) -> str | None:
         layers = self._decode.layers
         if layer.layer_id in layers.delegated:
-            given = set(given_arguments(arguments)) - _OF_ALL_TOKENS
+            given = {n for n, v in arguments.items() if not is_off(v)} - _OF_ALL_TOKENS
             return f"a layer passes {', '.join(sorted(given))}" if given else None
         if not layers.serves(layer.layer_id):
             return f"layer {layer.layer_id} is not among the model's modules"
