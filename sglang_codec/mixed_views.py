@@ -44,6 +44,9 @@ class MixedViews:
 
 def holds_decoding_rows(forward_batch: Any) -> bool:
     """Whether this batch, which SGLang gives to a prefill backend, is described as such."""
+    mode = getattr(forward_batch, "forward_mode", None)
+    if mode is not None and mode.is_decode_or_idle():  # a hybrid of this backend alone
+        return False
     return getattr(forward_batch, "codec_batch", None) is not None
 
 

@@ -101,7 +101,7 @@ def test_each_call_reaches_the_delegate(call: str) -> None:
     for name in FORWARDED:  # those of newer versions too
         setattr(ordinary, name, MagicMock(name=name))
     ordinary.shared_read_ends.return_value = SharedReadEnds.POST_REPLAY
-    bench = Bench(change_layer=cap_second, ordinary=ordinary)
+    bench = Bench(change_layer=change_second, ordinary=ordinary)
     bench.start([60], [1])
     values = {"batch": bench.batch([61], [1], None), "delegated layer": bench.layers[1]}
     values |= dict.fromkeys("qkv", torch.zeros(1, 64))
@@ -116,14 +116,14 @@ def test_each_call_reaches_the_delegate(call: str) -> None:
         assert answer is asked.return_value
 
 
-def cap_second(layer: Any) -> None:
+def change_second(layer: Any) -> None:
     if layer.layer_id == 1:
-        layer.logit_cap = 30.0
+        layer.unheard_of = 1
 
 
 def test_capture_is_told_to_the_delegate() -> None:
     ordinary = MagicMock(spec=AttentionBackend)
-    bench = Bench(change_layer=cap_second, ordinary=ordinary)
+    bench = Bench(change_layer=change_second, ordinary=ordinary)
     batch = bench.batch([1], [0], None)
     bench.backend.init_forward_metadata_out_graph(batch, in_capture=True)
     ordinary.init_forward_metadata_out_graph.assert_called_once_with(batch, in_capture=True)
@@ -131,7 +131,7 @@ def test_capture_is_told_to_the_delegate() -> None:
 
 def test_a_served_layer_is_not_the_delegates_business() -> None:
     ordinary = MagicMock(spec=AttentionBackend)
-    bench = Bench(change_layer=cap_second, ordinary=ordinary)
+    bench = Bench(change_layer=change_second, ordinary=ordinary)
     bench.start([60, 70], [1, 2])
     bench.eager(bench.batch([61, 71], [1, 2], None))
     ordinary.forward_decode.assert_not_called()
@@ -142,7 +142,7 @@ def test_the_reads_end_when_the_later_of_both_has_read() -> None:
     for end in (SharedReadEnds.PRE_REPLAY, SharedReadEnds.IN_REPLAY, SharedReadEnds.UNKNOWN):
         ordinary = MagicMock(spec=AttentionBackend)
         ordinary.shared_read_ends.return_value = end
-        backend = Bench(change_layer=cap_second, ordinary=ordinary).backend
+        backend = Bench(change_layer=change_second, ordinary=ordinary).backend
         assert backend.shared_read_ends(ForwardMode.DECODE) is end
     alone = Bench().backend
     assert alone.shared_read_ends(ForwardMode.DECODE) is SharedReadEnds.PRE_REPLAY
@@ -151,7 +151,7 @@ def test_the_reads_end_when_the_later_of_both_has_read() -> None:
 
 def test_the_translator_of_kv_slots_is_the_delegates() -> None:
     ordinary = SimpleNamespace(kv_index_translator=None)
-    backend = Bench(change_layer=cap_second, ordinary=ordinary).backend
+    backend = Bench(change_layer=change_second, ordinary=ordinary).backend
     backend.kv_index_translator = translator = object()
     assert ordinary.kv_index_translator is backend.kv_index_translator is translator
     alone = Bench().backend
@@ -159,7 +159,7 @@ def test_the_translator_of_kv_slots_is_the_delegates() -> None:
     assert alone.kv_index_translator is None
 
 
-CAPPED = {"layer": {"logit_cap": 1.0}}
+CHANGED = {"layer": {"unheard_of": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def stock_outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], A
 
     @functools.cache
     def outputs(stock: str) -> Any:
-        return serve(tmp_path_factory.mktemp("stock"), stock, CAPPED)["outputs"]
+        return serve(tmp_path_factory.mktemp("stock"), stock, CHANGED)["outputs"]
 
     return outputs
 
@@ -183,9 +183,9 @@ def stock_outputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], A
 def test_delegated_layers_decode_without_graphs(
     version: str, stock: str, tmp_path: Path, stock_outputs: Callable[[str], Any]
 ) -> None:
-    """Real stock backends; the second layer has a logit cap, as Gemma 2's have."""
+    """Real stock backends; the second layer has what codec does not know."""
     prefill = {"SGLANG_CODEC_PREFILL_BACKEND": stock}
-    ours = serve(tmp_path, "codec", CAPPED, sglang=version, **prefill)
+    ours = serve(tmp_path, "codec", CHANGED, sglang=version, **prefill)
     assert ours["outputs"] == stock_outputs(stock)
     assert ours["delegated"] == [1]
     assert ours["fallbacks"] == {}
