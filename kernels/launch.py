@@ -143,7 +143,8 @@ def launch_config(
     """The configuration for a GPU of this compute capability.
 
     Args:
-        shape: of the layers; those with more than 128 columns, or with a cap on some GPUs, have their own.
+        shape: of the layers; those with more than 128 columns, or a cap on some GPUs, have their
+            own.
         warp_roles: whether `hopper` can be used, where it is the better kernel.
     """
     is_wide = shape.key_dim > 128

@@ -33,13 +33,14 @@ class KVWriter:
         k_buffer = self._pool.get_key_buffer(layer.layer_id)
         v_buffer = self._pool.get_value_buffer(layer.layer_id)
         k, v = _rows(k, slots, k_buffer), _rows(v, slots, v_buffer)
-        key = (k_buffer.data_ptr(), v_buffer.data_ptr(), alike(k, v, k_buffer, v_buffer, slots))
-        if again := self._launches.get(key):
-            again(k, v, slots)
-            return True
-        if self._is_early and _is_copied(k, k_buffer) and _is_copied(v, v_buffer):
-            self._launches[key] = store_kv(k, v, k_buffer, v_buffer, slots, early_launch=True)
-            return True
+        if self._is_early:
+            key = (k_buffer.data_ptr(), v_buffer.data_ptr(), alike(k, v, k_buffer, v_buffer, slots))
+            if again := self._launches.get(key):
+                again(k, v, slots)
+                return True
+            if _is_copied(k, k_buffer) and _is_copied(v, v_buffer):
+                self._launches[key] = store_kv(k, v, k_buffer, v_buffer, slots, early_launch=True)
+                return True
         self._pool.set_kv_buffer(layer, slots, k, v, layer.k_scale, layer.v_scale)
         return False
 
