@@ -52,6 +52,11 @@ class AttentionShape:
         return self.num_qo_heads // self.num_kv_heads
 
     @property
+    def seen_tokens(self) -> int:
+        """The newest tokens that a query sees, its own included; 0 for all."""
+        return 0 if self.window is None else self.window + 1
+
+    @property
     def kv_token_bytes(self) -> int:
         """K and V of one token for one KV head."""
         return (self.key_dim + self.value_dim) * _ELEMENT_BYTES[self.kv_dtype]
@@ -65,5 +70,6 @@ class AttentionShape:
         dims = dict.fromkeys((self.key_dim, self.value_dim))
         dtypes = dict.fromkeys((self.dtype, self.kv_dtype))
         heads = f"{self.num_qo_heads}/{self.num_kv_heads} heads of {'/'.join(map(str, dims))}"
+        window = f", window of {self.seen_tokens}" if self.window is not None else ""
         cap = f", capped at {self.soft_cap:g}" if self.soft_cap is not None else ""
-        return f"{heads}, {' over '.join(dtypes)}{cap}"
+        return f"{heads}, {' over '.join(dtypes)}{window}{cap}"

@@ -76,6 +76,7 @@ class PlanMaker:
     ) -> None:
         self.spec, self.cost_model, self.layout = spec, cost_model, layout
         self.staging, self._host_rows = staging, host_rows
+        self._window = spec.shape.seen_tokens
         planner = Planner(spec, cost_model, layout.capacity)
         if why := make_ready():
             FALLBACKS.record("the planner is not compiled", why)
@@ -118,10 +119,10 @@ class PlanMaker:
     def _with_all_sharing(self, paths: RadixPaths, lengths: np.ndarray, _: Any) -> MadePlan:
         staging = self.staging()
         packed = self._pack_paths(paths, lengths, self.layout, staging.numpy())
-        return MadePlan(staging, packed, lengths, lambda: _forest(paths, lengths), self._plan)
+        return MadePlan(staging, packed, lengths, lambda: self._forest(paths, lengths), self._plan)
 
     def _with_less_sharing(self, paths: RadixPaths, lengths: np.ndarray, _: Any) -> MadePlan:
-        forest = _forest(paths, lengths)
+        forest = self._forest(paths, lengths)
         return self._made(forest, self._frugal(forest), lengths)
 
     def _without_sharing(self, _paths: RadixPaths, lengths: np.ndarray, _: Any) -> MadePlan:
@@ -132,7 +133,7 @@ class PlanMaker:
         """Rows may hold the same slots without a proof of it; their distinct slots always fit."""
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         slots = np.concatenate(self._host_rows(pool_rows, lengths))
-        forest = PrefixForest.from_kv_indices(indptr, slots)
+        forest = PrefixForest.from_kv_indices(indptr, slots).through_window(self._window)
         try:
             plan = self._plan(forest)
         except PlanCapacityError:
@@ -144,7 +145,12 @@ class PlanMaker:
         staging, private = self.staging(), RadixPaths.private(len(lengths))
         packed = pack(forest, plan, self.layout, staging.numpy())
         return MadePlan(
-            staging, packed, lengths, lambda: forest or _forest(private, lengths), lambda _: plan
+            staging, packed, lengths, lambda: forest or self._forest(private, lengths), lambda _: plan
+        )
+
+    def _forest(self, paths: RadixPaths, lengths: np.ndarray) -> PrefixForest:
+        return PrefixForest.from_radix_paths(
+            paths, lengths, private_tokens=PRIVATE_TOKENS, window=self._window
         )
 
     def _frugal(self, forest: PrefixForest) -> Plan:
@@ -159,7 +165,3 @@ def read_paths(codec_batch: Any, rows: int) -> RadixPaths:
         except Exception as error:
             FALLBACKS.record(f"reading the tree failed with {type(error).__name__}", error)
     return RadixPaths.private(rows)
-
-
-def _forest(paths: RadixPaths, lengths: np.ndarray) -> PrefixForest:
-    return PrefixForest.from_radix_paths(paths, lengths, private_tokens=PRIVATE_TOKENS)

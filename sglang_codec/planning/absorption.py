@@ -7,6 +7,7 @@ import numpy as np
 from sglang_codec.planning.compiled import compiled, leaf
 from sglang_codec.planning.structure import Forest
 from sglang_codec.planning.tables import WAY, ints, view
+from sglang_codec.planning.windows import Edges
 
 
 @compiled
@@ -40,13 +41,21 @@ def ways_of(forest: Forest, units: np.ndarray, unit_of: np.ndarray) -> np.ndarra
 
 
 @leaf
-def absorb(forest: Forest, machine: np.record, ways: np.ndarray, eager: float) -> None:
+def absorb(
+    forest: Forest,
+    machine: np.record,
+    ways: np.ndarray,
+    edges: Edges,
+    has_bundles: bool,
+    eager: float,
+) -> None:
     """Decides which runs each of their children reads again in front of its own tokens.
 
     A run of ``l`` tokens with ``s`` readers and ``c`` children, read on its own, saves
     ``(c - 1) l`` tokens of KV traffic and costs ``s`` more partial results, each written once and
     read once. It is absorbed while the saving is at most `eager` times the cost; 0 is for none.
-    Tokens that an absorbed ancestor passed down count as the run's own.
+    Tokens that an absorbed ancestor passed down count as the run's own. A run that the window of
+    one of its readers may leave is not absorbed above bundles, which know no windows.
 
     Args:
         ways: `start` and `absorbed` are written.
@@ -55,8 +64,10 @@ def absorb(forest: Forest, machine: np.record, ways: np.ndarray, eager: float) -
         node, way = forest.nodes[n], ways[n]
         way.start = node.start
         if node.parent >= 0 and ways[node.parent].absorbed:
-            way.start = ways[node.parent].start
+            way.start = max(ways[node.parent].start, edges.least[n])
         if n >= forest.num_shared or eager == 0 or way.last <= way.first:
+            continue
+        if has_bundles and way.start < edges.passed[n]:
             continue
         tokens = float(node.start + node.length - way.start)
         saved = (way.children - 1) * tokens * machine.kv_token_bytes

@@ -66,9 +66,19 @@ def refuse_paths(
 
 
 def checked_forest(
-    order: Any, lengths: Any, parent: Any, start: Any, length: Any, first: Any, last: Any
+    order: Any,
+    lengths: Any,
+    parent: Any,
+    start: Any,
+    length: Any,
+    first: Any,
+    last: Any,
+    window: int = 0,
 ) -> tuple[np.ndarray, ...]:
     """The arrays of a `PrefixForest`, all int32, in the order of the arguments.
+
+    Args:
+        window: newest tokens that a row sees; 0 for all.
 
     Raises:
         ValueError: they break what `PrefixForest` promises; names the first place.
@@ -101,7 +111,8 @@ def checked_forest(
     _all("length", length[:shared], length[:shared] >= 1, "be 1 or more of a shared run")
     _all("length", length, length >= 0, "be 0 or more")
     end = start.astype(np.int64) + length
-    _all("start", start, start == np.append(end, 0)[parent], "be where its parent ends")
+    is_free = (parent < 0) & (window > 0)
+    _all("start", start, is_free | (start == np.append(end, 0)[parent]), "be where its parent ends")
     _all("length", length[shared:], end[shared:] == lengths[order], "end a tail with its row")
 
     low, high = np.append(first, 0)[parent], np.append(last, batch)[parent]
@@ -111,6 +122,10 @@ def checked_forest(
     _all("first", first[shared:], own, "be the tail's own position")
     below = np.flatnonzero(parent >= 0)
     readers = last - first
+    edge = start.copy()
+    for root in np.flatnonzero(is_free).tolist():
+        edge[root] = max(int(lengths[order[first[root] : last[root]]].min()) - window, 0)
+    _all("start", start, start == edge, "be the first token that a reader of a root sees")
     covered = np.bincount(parent[below], readers[below], minlength=shared)
     _all("last", last[:shared], covered == readers[:shared], "have the readers of its children")
     return order, lengths, parent, start, length, first, last

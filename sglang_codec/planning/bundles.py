@@ -10,6 +10,7 @@ from sglang_codec.planning.compiled import compiled, leaf
 from sglang_codec.planning.machine import task_us, token_us, up
 from sglang_codec.planning.structure import Forest
 from sglang_codec.planning.tables import MOST_POINTS, UNIT, ints, view
+from sglang_codec.planning.windows import Edges
 
 MOST_PER_SLOT = 4
 MOST_TAIL = 1024.0  # tokens of a tail in a bundle, where a bundle costs no more a token
@@ -37,13 +38,14 @@ def single_units(batch: int) -> Units:
 
 
 @compiled
-def bundle_tails(forest: Forest, machine: np.record) -> Units:
+def bundle_tails(forest: Forest, machine: np.record, edges: Edges) -> Units:
     """Part the rows into units such that the slots have the least to do.
 
     A task costs its start-up before its first token, and a private tail has few query rows: tails
     of neighbouring positions, each seen by its own row only, can share a query tile. A bundle is
     not cut, so tails whose tokens by far outweigh the start-up stay on their own; nor does it cross
-    the edge of a long shared run with many readers, which would have to be read for both sides.
+    the edge of a long shared run with many readers, which would have to be read for both sides, or
+    of one that the window of a reader may leave.
     """
     batch, shared, nodes = len(forest.order), forest.num_shared, forest.nodes
     fitting = machine.bundle_rows // machine.group
@@ -77,7 +79,8 @@ def bundle_tails(forest: Forest, machine: np.record) -> Units:
         readers = node.last - node.first
         other += up(readers, fitting) * task_us(machine, kind, node.length)
         # two such runs do not fit into a bundle, so it would be read twice
-        if node.length > worth and 2 * readers > fitting:
+        is_long = node.length > worth and 2 * readers > fitting
+        if is_long or node.start < edges.passed[n]:
             is_edge[node.first] = is_edge[node.last] = 1
     rows, segments = ints(batch), 0  # short tails of each segment between edges
     for p in range(batch):

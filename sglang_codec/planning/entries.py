@@ -9,9 +9,10 @@ from sglang_codec.planning.compiled import Entry, compiled
 from sglang_codec.planning.packing import Places, pack, put, put_pieces
 from sglang_codec.planning.reading import Reading, given_reading
 from sglang_codec.planning.schedules import Schedule, schedule_reading
-from sglang_codec.planning.structure import Forest, are_paths, depth_of, forest_of
+from sglang_codec.planning.structure import Forest, are_paths, depth_of, first_seen, forest_of
 from sglang_codec.planning.tables import MACHINE, NODE, RUN, SPAN, ints, view
 from sglang_codec.planning.ways import plan_forest
+from sglang_codec.planning.windows import no_tail
 
 INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
 # what a plan is reported to be: numbers in this order
@@ -38,12 +39,17 @@ MOST_ROOM = 2**31 - 1  # of a plan without rows
 
 
 def _build_forest(
-    parent: np.ndarray, end: np.ndarray, leaf: np.ndarray, lengths: np.ndarray, private_tokens: int
+    parent: np.ndarray,
+    end: np.ndarray,
+    leaf: np.ndarray,
+    lengths: np.ndarray,
+    private_tokens: int,
+    window: int,
 ) -> tuple[bool, np.ndarray, np.ndarray]:
     """Radix paths -> if they are any, `order`, int64 ``[B]``, and each `NODE`'s fields, int64."""
     if not are_paths(parent, end, leaf, lengths):
         return False, ints(0), ints(0)
-    forest = forest_of(parent, end, leaf, lengths, private_tokens)
+    forest = forest_of(parent, end, leaf, lengths, private_tokens, window)
     return True, forest.order, view(forest.nodes, np.int64)
 
 
@@ -90,16 +96,18 @@ def _plan(
     plan = assemble(forest, reading, best, machine)
     if len(places):
         to = Places(places[0], places[1], places[2], places[3], places[4], places[5])
-        report[2] = pack(forest, reading, plan, machine.headroom, to, out)
+        report[2] = pack(forest, reading, plan, machine, to, out)
         if report[2] > to.size:
             report[0] = 0
             return False, nothing, no_us
     _report(forest, reading, best, plan, report)
     tokens, least = 0, MOST_ROOM
     for row in range(len(lengths)):
-        room = machine.headroom if reading.append_base[row] >= 0 else 0
+        has_tail = reading.append_base[row] > no_tail(machine.window)
+        room = machine.headroom if has_tail else 0
         max_lengths[row] = lengths[row] + room
-        tokens, least = tokens + lengths[row], min(least, room)
+        tokens += lengths[row] - first_seen(lengths[row], machine.window)
+        least = min(least, room)
     report[15], report[16] = tokens, least
     if len(places):
         return True, nothing, no_us
@@ -153,6 +161,6 @@ def _arrays(
     return out, us
 
 
-build_forest = Entry(_build_forest, (*[INT32] * 4, int))
+build_forest = Entry(_build_forest, (*[INT32] * 4, int, int))
 plan = Entry(_plan, (INT64, INT32, *[INT64] * 4, int, MACHINE, INT64, INT32, INT32, INT64))
 ENTRIES = (build_forest, plan)

@@ -34,6 +34,9 @@ class PrefixForest:
         kv_slots: int32 ``[unique tokens]`` KV slot ids, node after node, or None when the slots are
             known to the device only (SGLang's ``req_to_token``).
         kv_offset: int64 ``[N]``, where each node begins in ``kv_slots``.
+        window: newest tokens that a row sees, 0 for all. Then the nodes tile what a row sees, roots
+            begin at the first token that a reader sees, and some readers of a node may see only its
+            end, or nothing of it.
     """
 
     order: np.ndarray
@@ -45,6 +48,7 @@ class PrefixForest:
     last: np.ndarray
     kv_slots: np.ndarray | None = field(default=None, repr=False)
     kv_offset: np.ndarray | None = field(default=None, repr=False)
+    window: int = 0
 
     @property
     def batch(self) -> int:
@@ -70,7 +74,7 @@ class PrefixForest:
 
     @property
     def total_tokens(self) -> int:
-        """KV tokens that are read if every row reads its own sequence."""
+        """KV tokens that are read if every row reads its own sequence, whatever its window."""
         return int(self.lengths.sum())
 
     @property
@@ -84,7 +88,7 @@ class PrefixForest:
 
     @classmethod
     def from_radix_paths(
-        cls, paths: RadixPaths, lengths: np.ndarray, *, private_tokens: int = 0
+        cls, paths: RadixPaths, lengths: np.ndarray, *, private_tokens: int = 0, window: int = 0
     ) -> PrefixForest:
         """Build the forest of a batch whose KV slots only the device knows.
 
@@ -93,12 +97,13 @@ class PrefixForest:
             lengths: ``[B]`` KV tokens of each row.
             private_tokens: tokens at each row's end that are private whatever the paths say (the
                 token being decoded). A path node that reaches into them is not used for that row.
+            window: newest tokens that a row sees, 0 for all.
 
         Raises:
             ValueError: the paths are no tree, or `lengths` are not those of their rows.
         """
         *arrays, lengths = path_arrays(paths.parent, paths.end, paths.leaf, lengths)
-        return cls(**_structure(RadixPaths(*arrays), lengths, private_tokens))
+        return cls(**_structure(RadixPaths(*arrays), lengths, private_tokens, window))
 
     @classmethod
     def from_paths(cls, paths: Sequence[Sequence[tuple[Hashable, Any]]]) -> PrefixForest:
@@ -181,13 +186,39 @@ class PrefixForest:
             _structure(radix, lengths), lambda row, start, stop: [rows[row][start:stop]]
         )
 
+    def through_window(self, window: int) -> PrefixForest:
+        """What rows that see their `window` newest tokens read of it; 0 for all."""
+        if window == self.window:
+            return self
+        if self.window:
+            raise ValueError(f"the forest is one of windows of {self.window} tokens, not {window}")
+        forest, shared = self.checked(), self.num_shared
+        end, leaf = forest.start + forest.length, np.empty(self.batch, np.int32)
+        leaf[forest.order] = forest.parent[shared:]
+        paths = RadixPaths(forest.parent[:shared], end[:shared], leaf)
+        structure = _structure(paths, forest.lengths, 0, window)
+        if forest.kv_slots is None:
+            return PrefixForest(**structure)
+        position = np.argsort(forest.order)
+
+        def slots_of(row: int, start: int, stop: int) -> list[np.ndarray]:
+            pieces, node = [], shared + int(position[row])
+            while node >= 0 and end[node] > start:
+                begin = max(start, int(forest.start[node]))
+                at = int(forest.kv_offset[node]) - int(forest.start[node])
+                pieces.append(forest.kv_slots[at + begin : at + min(stop, int(end[node]))])
+                node = int(forest.parent[node])
+            return pieces[::-1]
+
+        return _with_slots(structure, slots_of)
+
     def checked(self) -> PrefixForest:
         """The same forest in contiguous int32 arrays, each index proven to be one.
 
         Raises:
             ValueError: the arrays break what this class promises; names the first place.
         """
-        arrays = checked_forest(*(getattr(self, name) for name in _ARRAYS))
+        arrays = checked_forest(*(getattr(self, name) for name in _ARRAYS), self.window)
         forest = replace(self, **dict(zip(_ARRAYS, arrays, strict=True)))
         if self.kv_slots is None:
             return forest
@@ -204,11 +235,13 @@ class PrefixForest:
 
     def to_dict(self) -> dict[str, Any]:
         """The structure (not the slots) as JSON-ready lists; `from_dict` is the inverse."""
-        return {name: getattr(self, name).tolist() for name in _ARRAYS}
+        arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
+        return arrays | ({"window": self.window} if self.window else {})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PrefixForest:
-        return cls(**{name: np.asarray(data[name], np.int32) for name in data})
+        arrays = {name: np.asarray(data[name], np.int32) for name in data if name != "window"}
+        return cls(**arrays, window=data.get("window", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,19 +290,19 @@ def _slot_array(values: Any, what: str) -> np.ndarray:
 
 
 def _structure(
-    paths: RadixPaths, lengths: np.ndarray, private_tokens: int = 0
-) -> dict[str, np.ndarray]:
+    paths: RadixPaths, lengths: np.ndarray, private_tokens: int = 0, window: int = 0
+) -> dict[str, Any]:
     """Everything but the slots of a `PrefixForest`."""
     arrays = paths.parent, paths.end, paths.leaf, lengths
-    found, order, nodes = build_forest(*arrays, private_tokens)
+    found, order, nodes = build_forest(*arrays, private_tokens, window)
     if not found:
         refuse_paths(*arrays)
     columns = np.ascontiguousarray(nodes.reshape(-1, len(NODE.names)).T, np.int32)
     named = dict(zip(NODE.names, columns, strict=True))
-    return {"order": order.astype(np.int32), "lengths": lengths, **named}
+    return {"order": order.astype(np.int32), "lengths": lengths, **named, "window": window}
 
 
-def _with_slots(structure: dict[str, np.ndarray], slots_of: Any) -> PrefixForest:
+def _with_slots(structure: dict[str, Any], slots_of: Any) -> PrefixForest:
     pieces: list[np.ndarray] = [np.zeros(0, np.int32)]
     offset = np.zeros(len(structure["parent"]) + 1, np.int64)
     np.cumsum(structure["length"], out=offset[1:])

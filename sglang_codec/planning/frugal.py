@@ -22,6 +22,7 @@ from sglang_codec.planning.plan import (
 )
 from sglang_codec.planning.planner import GivenRuns, Planner
 from sglang_codec.planning.tables import RUN, SPAN
+from sglang_codec.planning.windows import no_tail
 
 _LEVELS = 24  # of the price of a part, each twice the one before
 
@@ -48,7 +49,7 @@ def frugal_plan(
     paths, widest = HeavyPaths.of(forest), spec.row_tiles[-1] // spec.group
     # more copies of a token cost entries of the index only
     for fan in FANS:
-        uncut = _reading(forest, spec, paths, _cut(paths, math.inf, fan, widest))
+        uncut = _reading(forest, spec, paths, _cut(forest, paths, math.inf, fan, widest))
         if uncut.kv_entries <= capacity.kv_index:
             break
     capacity.check(kv_index=uncut.kv_entries)
@@ -58,7 +59,7 @@ def frugal_plan(
         if level == _LEVELS:
             return uncut
         price = 2 * spec.shape.partial_bytes / spec.shape.kv_token_bytes * 2**level
-        return _reading(forest, spec, paths, _cut(paths, price, fan, widest))
+        return _reading(forest, spec, paths, _cut(forest, paths, price, fan, widest))
 
     def lowest_price(room: int) -> int:
         return bisect_left(
@@ -92,11 +93,13 @@ class _Cuts:
     is_copied: np.ndarray
 
 
-def _cut(paths: HeavyPaths, price: float, fan: int, widest: int) -> _Cuts:
+def _cut(
+    forest: PrefixForest, paths: HeavyPaths, price: float, fan: int, widest: int
+) -> _Cuts:
     """The cuts that save most, a part being worth `price` tokens, and the clusters of a fan."""
     nodes, batch = len(paths.node), len(paths.above)
     is_cut, begin, after = np.zeros(nodes, bool), np.zeros(nodes, np.int64), [0] * nodes
-    base, is_copied = [0] * batch, [False] * batch
+    base, is_copied = forest.start[paths.node[paths.top[:-1]]].tolist(), [False] * batch
     root = [0] * batch  # readers at the root of the path's cluster
     top, path_of, end = paths.top.tolist(), paths.path.tolist(), paths.end.tolist()
     readers = paths.readers.tolist()
@@ -180,7 +183,7 @@ def _reading(forest: PrefixForest, spec: PlanSpec, paths: HeavyPaths, cuts: _Cut
     has_tail = forest.length[tail] > 0
     entries = aligned(listed + has_tail * spec.tail_headroom)
     # a path lies behind the one that it leaves, so behind as many entries as its first token is: no
-    # entry of token 0 lies before the index
+    # entry of token 0 lies before the index, unless a window has left it behind
     offset = np.cumsum(entries) - entries
 
     cut = np.flatnonzero(cuts.is_cut)
@@ -200,8 +203,9 @@ def _reading(forest: PrefixForest, spec: PlanSpec, paths: HeavyPaths, cuts: _Cut
     place, end, first, last, begin = (a[some] for a in (place, end, first, last, begin))
     path, node = paths.path[place], paths.node[place]
 
-    append_base = np.full(forest.batch, -1, np.int64)
-    append_base[forest.order[position]] = np.where(has_tail, offset - cuts.base, -1)
+    none = no_tail(spec.shape.seen_tokens)
+    append_base = np.full(forest.batch, none, np.int64)
+    append_base[forest.order[position]] = np.where(has_tail, offset - cuts.base, none)
     absorbed = np.ones(forest.num_nodes, bool)
     absorbed[paths.node[cut]] = False
     table, spans = np.zeros(len(node), RUN), np.zeros(int((listed > 0).sum()), SPAN)

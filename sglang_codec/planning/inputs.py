@@ -73,6 +73,7 @@ def machine_table(
         "cut": ("", "division", "pages", "splits").index(cut.into) if cut else 0,
         "cut_size": cut.size if cut else 0,
         "in_turn": cut.in_turn if cut else False,
+        "window": spec.shape.seen_tokens,
         "kv_token_bytes": spec.shape.kv_token_bytes,
         "partial_bytes": spec.shape.partial_bytes,
         "l2_tokens": spec.l2_tokens,

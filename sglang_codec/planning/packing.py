@@ -11,6 +11,7 @@ from sglang_codec.planning.compiled import compiled, leaf
 from sglang_codec.planning.reading import Reading
 from sglang_codec.planning.structure import Forest
 from sglang_codec.planning.tables import ints, view
+from sglang_codec.planning.windows import no_tail
 
 SLOT_INTS, TASK_INTS, PIECE_INTS, SPAN_INTS, MERGE_INTS = 8, 8, 4, 4, 4  # as in plan.py
 
@@ -31,7 +32,7 @@ def pack(
     forest: Forest,
     reading: Reading,
     plan: Assembled,
-    headroom: int,
+    machine: np.record,
     places: Places,
     out: np.ndarray,
 ) -> int:
@@ -52,12 +53,12 @@ def pack(
     _list_merges(plan, batch, parts, out[places.merges : places.append_base])
     put(out, places.append_base, reading.append_base)
     for row in range(batch, places.rows):
-        out[places.append_base + row] = -1
+        out[places.append_base + row] = no_tail(machine.window)
     put(out, places.tasks, view(plan.tasks, np.int64))
     # a bundle names its first piece by where that lies in the packed plan
     for t in range(count - len(reading.bundles), count):
         out[places.tasks + TASK_INTS * t + 6] = pieces + PIECE_INTS * plan.tasks[t].open_base
-    put_pieces(out, pieces, forest, reading, headroom)
+    put_pieces(out, pieces, forest, reading, machine.headroom)
     put(out, parts, plan.part_rows)
     put(out, spans, view(reading.spans, np.int64))
     return used

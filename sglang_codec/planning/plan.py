@@ -9,6 +9,7 @@ import numpy as np
 
 from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.planning.border import check_output
+from sglang_codec.planning.windows import no_tail
 
 # columns of a task; the kernels read them in this order
 TASK_FIELDS = (
@@ -44,6 +45,9 @@ MERGE_INTS = 4
 def aligned(entries: np.ndarray) -> np.ndarray:
     """Entries of runs or bundles, rounded up so that the next one begins where it may."""
     return -(-entries // ALIGNED_ENTRIES) * ALIGNED_ENTRIES
+
+
+_INT32_MAX = np.iinfo(np.int32).max
 
 
 class PlanCapacityError(ValueError):
@@ -133,7 +137,7 @@ class Plan:
             task writes to the output directly.
         num_parts: partial rows that the tasks write.
         append_base: int32 ``[B]``, the KV index entry of token ``t`` of row ``r``'s tail is
-            ``append_base[r] + t``.
+            ``append_base[r] + t``; `no_tail` of a row without one.
         max_lengths: int32 ``[B]``, KV tokens up to which the plan serves each row.
         spans: int32 ``[S, 4]``, how the KV index is filled: ``(batch row, first token, tokens,
             first entry)``.
@@ -145,6 +149,7 @@ class Plan:
         slot: int32 ``[T]``; us: float ``[T]`` predicted microseconds.
         row_tiles: M sizes of the query tiles.
         absorbed: bool ``[num_shared]`` nodes that joined their children.
+        window: newest tokens that a row sees; 0 for all.
     """
 
     order: np.ndarray
@@ -168,6 +173,7 @@ class Plan:
     row_tiles: tuple[int, ...]
     absorbed: np.ndarray
     lengths: np.ndarray = field(repr=False)
+    window: int = 0
 
     @property
     def batch(self) -> int:
@@ -204,7 +210,7 @@ class Plan:
     @property
     def kv_tokens_stock(self) -> int:
         """KV tokens that a backend reading every row's own sequence would read."""
-        return int(self.lengths.sum())
+        return int(np.minimum(self.lengths, self.window or _INT32_MAX).sum(dtype=np.int64))
 
     def summary(self) -> dict[str, Any]:
         """The figures that describe a plan in one line."""
@@ -356,7 +362,7 @@ class PlanLayout:
         merges[1 : listed + 1, 2] = plan.part_indptr[rows + 1] + parts
         merges[1 : listed + 1, 3] = 0
         out[self.append_base : self.append_base + batch] = plan.append_base
-        out[self.append_base + batch : self.append_base + self.capacity.rows] = -1
+        out[self.append_base + batch : self.append_base + self.capacity.rows] = no_tail(plan.window)
         tasks = out[self.tasks : pieces].reshape(plan.tasks.shape)
         tasks[:] = plan.tasks
         # a bundle names its first piece by where that lies in the packed plan

@@ -130,7 +130,9 @@ class Planner:
             self._layout = layout, self._places(layout)
         check_output(out, layout.size)
         max_lengths, places = np.empty(batch, np.int32), self._layout[1]
-        found, order, nodes = build_forest(*arrays, PRIVATE_TOKENS)
+        found, order, nodes = build_forest(
+            *arrays, PRIVATE_TOKENS, self.spec.shape.seen_tokens
+        )
         if not found:
             refuse_paths(*arrays)
         _, _, report = self._planned(
@@ -268,4 +270,5 @@ def _plan(
         us=us,
         row_tiles=spec.row_tiles,
         lengths=forest.lengths,
+        window=spec.shape.seen_tokens,
     )

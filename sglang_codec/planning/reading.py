@@ -12,6 +12,7 @@ from sglang_codec.planning.compiled import compiled, leaf
 from sglang_codec.planning.machine import aligned
 from sglang_codec.planning.structure import Forest
 from sglang_codec.planning.tables import BUNDLE, PIECE, RUN, SPAN, WAY, ints, view
+from sglang_codec.planning.windows import Edges, no_tail
 
 
 class Reading(NamedTuple):
@@ -36,14 +37,16 @@ class Reading(NamedTuple):
 
 
 @compiled
-def read_forest(forest: Forest, units: Units, machine: np.record, eager: float) -> Reading:
+def read_forest(
+    forest: Forest, units: Units, machine: np.record, edges: Edges, eager: float
+) -> Reading:
     """Decide for every node of the forest how its tokens reach its readers.
 
     A run whose readers are whole units is read once for them, or absorbed by what is below it. A
     run that begins or ends inside a bundle is a piece of that bundle.
 
     Args:
-        eager: see `absorb`.
+        edges: of the forest. eager: see `absorb`.
     """
     shared, nodes, order, parts = forest.num_shared, forest.nodes, forest.order, units.units
     batch, unit_of = len(order), ints(len(order))
@@ -51,7 +54,7 @@ def read_forest(forest: Forest, units: Units, machine: np.record, eager: float) 
         for p in range(parts[u].first, parts[u].last):
             unit_of[p] = u
     ways = ways_of(forest, parts, unit_of)
-    absorb(forest, machine, ways, eager)
+    absorb(forest, machine, ways, edges, units.bundles > 0, eager)
 
     runs = view(ints(7 * (shared + batch)), RUN)
     pieces = view(ints(8 * (2 * shared + units.bundles + batch)), PIECE)
@@ -98,7 +101,7 @@ def read_forest(forest: Forest, units: Units, machine: np.record, eager: float) 
         is_bundled = parts[u].last - parts[u].first > 1
         # a bundle reads absorbed ancestors as a piece, a single row in front of its tail
         start, end = node.start if is_bundled else ways[n].start, node.start + node.length
-        append_base[row] = -1
+        append_base[row] = no_tail(machine.window)
         if end <= start:
             continue
         append_base[row] = entry - start

@@ -40,12 +40,18 @@ def forest_of(
     leaf_of: np.ndarray,
     tokens: np.ndarray,
     private_tokens: int,
+    window: int,
 ) -> Forest:
     """Prune, merge and order path nodes.
+
+    Rows that have left a node behind their windows do not read it. Where none of those below a node
+    sees what is above it, they are a tree of their own, which begins at the first token that any of
+    them sees.
 
     Args:
         above_of, end, leaf_of: `RadixPaths.parent`, `end` and `leaf`. tokens: ``[B]`` of each row.
         private_tokens: tokens at each row's end that are private whatever the paths say.
+        window: newest tokens that a row sees; 0 for all.
     """
     batch, num_paths = len(leaf_of), len(end)
     # runs nest, and each has two readers and other ones than its parent: fewer runs than rows
@@ -54,25 +60,35 @@ def forest_of(
     deepest = ints(batch)  # node that each row uses, or num_paths
     run = ints(num_paths + 1)  # readers of each node, then its run or -1
     inner = ints(most_shared + 1)  # at n + 1: readers of the runs below run n
+    edge = ints(num_paths + 1)  # of each node, the first token that any of its readers sees
 
+    if window:
+        for n in range(num_paths):
+            edge[n] = end[n]
     # nodes are a token or longer: at most `private_tokens` steps from a leaf within its row
     for row in range(batch):
         n, limit = leaf_of[row], tokens[row] - private_tokens
         while n >= 0 and end[n] > limit:
             n = above_of[n]
-        used = num_paths if n < 0 else n
+        first = first_seen(tokens[row], window)
+        used = num_paths if n < 0 or (window and end[n] <= first) else n
         deepest[row] = used
         run[used] += 1
+        edge[used] = min(edge[used], first)
     run[num_paths] = -1
     for n in range(num_paths - 1, -1, -1):
-        if above_of[n] >= 0:
-            run[above_of[n]] += run[n]
+        above = above_of[n]
+        if above >= 0 and not _is_left_behind(end[above], edge[n], window):
+            run[above] += run[n]
+            edge[above] = min(edge[above], edge[n])
 
     # a node survives with two readers; it joins its parent when the readers are the same
     shared = 0
     for n in range(num_paths):
         readers = run[n]
-        above = -1 if above_of[n] < 0 else run[above_of[n]]
+        above = above_of[n]
+        is_top = above < 0 or _is_left_behind(end[above], edge[n], window)
+        above = -1 if is_top else run[above]
         if readers < 2 or (above >= 0 and nodes[above].last == readers):
             run[n] = above
             if readers >= 2:
@@ -80,7 +96,7 @@ def forest_of(
             continue
         node = nodes[shared]
         node.parent = above
-        node.start = 0 if above < 0 else nodes[above].start + nodes[above].length
+        node.start = edge[n] if above < 0 else nodes[above].start + nodes[above].length
         node.length = end[n] - node.start
         node.last = readers
         inner[above + 1] += readers
@@ -108,11 +124,25 @@ def forest_of(
         order[position] = row
         tail = nodes[shared + position]
         tail.parent = above
-        tail.start = 0 if above < 0 else nodes[above].start + nodes[above].length
+        tail.start = first_seen(tokens[row], window)
+        if above >= 0:
+            tail.start = nodes[above].start + nodes[above].length
         tail.length = tokens[row] - tail.start
         tail.first = position
         tail.last = position + 1
     return Forest(order, nodes[: shared + batch], shared)
+
+
+@leaf
+def first_seen(tokens: int, window: int) -> int:
+    """The first token that a row of so many tokens sees."""
+    return max(tokens - window, 0) if window > 0 else 0
+
+
+@leaf
+def _is_left_behind(end: int, edge: int, window: int) -> bool:
+    """Whether a node that ends there is behind the windows of rows whose least edge this is."""
+    return window > 0 and end <= edge
 
 
 @compiled

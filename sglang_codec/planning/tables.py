@@ -25,7 +25,7 @@ MACHINE = np.dtype(
         [
             *_record(
                 "group bundle_rows block_kv num_slots headroom num_tiles points "
-                "most_pieces most_tasks most_parts most_kv most_bundle cut cut_size in_turn",
+                "most_pieces most_tasks most_parts most_kv most_bundle cut cut_size in_turn window",
                 "kv_token_bytes partial_bytes l2_tokens",
             ).descr,
             ("row_tiles", np.int64, (MOST_TILES,)),

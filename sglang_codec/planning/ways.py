@@ -23,6 +23,7 @@ from sglang_codec.planning.schedules import (
 from sglang_codec.planning.structure import Forest
 from sglang_codec.planning.tables import RUN, SPAN, WAY, ints, view
 from sglang_codec.planning.tiles import tile_share
+from sglang_codec.planning.windows import edges_of
 
 # with bundles, then every row on its own from SINGLE on; how eagerly runs are absorbed by what is
 # below them. Where all are, each row or bundle reads all of its tokens; where none is and there are
@@ -42,7 +43,8 @@ def plan_forest(
     Args:
         refused: int64 ``[2]``, see `schedule_reading`.
     """
-    single, units = single_units(len(forest.order)), bundle_tails(forest, machine)
+    edges = edges_of(forest, machine)
+    single, units = single_units(len(forest.order)), bundle_tails(forest, machine, edges)
     best, last, has_last = no_schedule(), view(ints(0), WAY), False
     best_reading = given_reading(view(ints(0), RUN), view(ints(0), SPAN), ints(0), 0)
     for way in range(0 if units.bundles else SINGLE, len(WAYS)):
@@ -51,7 +53,7 @@ def plan_forest(
             break  # only where nothing else fits
         if way == SINGLE:
             units = single
-        reading = read_forest(forest, units, machine, eager)
+        reading = read_forest(forest, units, machine, edges, eager)
         if not _fits(reading, machine, refused):
             continue
         if best.found and _least_us(reading, machine) >= best.us:

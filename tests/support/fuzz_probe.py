@@ -56,11 +56,15 @@ class Fuzz:
         paths, lengths = self.given.paths, self.given.lengths
         self.batch = TokenRows.of_paths(paths, lengths, PRIVATE_TOKENS)
         self.private = TokenRows.of_paths(RadixPaths.private(len(lengths)), lengths, 1)
-        self.forest = PrefixForest.from_radix_paths(paths, lengths, private_tokens=PRIVATE_TOKENS)
         rng, given = self.rng, self.given
+        self.window = given.spec.shape.seen_tokens
+        self.forest = PrefixForest.from_radix_paths(
+            paths, lengths, private_tokens=PRIVATE_TOKENS, window=self.window
+        )
         capacity = self._capacity()
         self.counts["batches"] += 1
         self.counts[f"tree: {given.tree}"] += 1
+        self.counts["windows"] += self.window > 0
         self.counts[f"buffers: {self.buffers}"] += 1
         self.counts["largest batch"] = max(self.counts["largest batch"], len(lengths))
         if not self._plan("all sharing", capacity, self._all_sharing):
@@ -152,7 +156,8 @@ class Fuzz:
         return pack(None, plain_plan(self.given.lengths, self.given.spec), layout, out)
 
     def _by_slots(self, slots: np.ndarray, layout: PlanLayout, out: np.ndarray) -> PackedPlan:
-        forest = PrefixForest.from_kv_indices(np.append(0, np.cumsum(self.batch.lengths)), slots)
+        indptr = np.append(0, np.cumsum(self.batch.lengths))
+        forest = PrefixForest.from_kv_indices(indptr, slots).through_window(self.window)
         try:
             plan = self._planner(layout.capacity).make_plan(forest)
         except PlanCapacityError:

@@ -37,7 +37,10 @@ def bundle_tokens(view: PackedView, tokens: np.ndarray) -> np.ndarray:
 
 
 def reads(view: PackedView, now: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``row``, ``first entry`` and ``tokens`` of each run that a row of `now` tokens reads."""
+    """``row``, ``first entry`` and ``tokens`` of each run for a row of `now` tokens.
+
+    What its window has left is among them, see `left_behind`.
+    """
     queries = view.chunks[:, 3].astype(np.int64)
     chunk = np.repeat(np.arange(len(view.chunks)), queries)
     position = expand(view.chunks[:, 2].astype(np.int64), queries)
@@ -55,6 +58,27 @@ def reads(view: PackedView, now: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
         np.concatenate([view.chunks[chunk, 0].astype(np.int64), start[piece]]),
         np.concatenate([chunk_tokens(view, now)[chunk], piece_tokens(view, now)[piece]]),
     )
+
+
+def left_behind(view: PackedView, now: np.ndarray, tokens: np.ndarray, window: int) -> np.ndarray:
+    """Of each of `reads` the first tokens that a row of `now` tokens does not see, as PAC masks.
+
+    It masks chunks by where the plan says that they begin, and bundles' tails by their row's own
+    entries; what rows share in a bundle it does not mask.
+    """
+    if not window:
+        return np.zeros_like(tokens)
+    queries = view.chunks[:, 3].astype(np.int64)
+    row, start, _ = reads(view, now)
+    token = np.full(len(row), 1 << 40)  # behind every edge
+    token[: int(queries.sum())] = np.repeat(view.chunks[:, 6].astype(np.int64), queries)
+    piece = _pieces(view)
+    low, high = view.pieces[piece, 3] & 0xFFFF, view.pieces[piece, 3] >> 16
+    open_row = np.repeat(view.pieces[piece, 2], high - low)
+    of_pieces = token[int(queries.sum()) :]
+    of_tails = start[int(queries.sum()) :] - view.append_base[open_row].astype(np.int64)
+    of_pieces[:] = np.where(open_row >= 0, of_tails, of_pieces)
+    return np.clip(np.asarray(now)[row] - window - token, 0, tokens)
 
 
 def _pieces(view: PackedView) -> np.ndarray:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from packed_reads import bundle_tokens, chunk_tokens, expand, piece_tokens, reads
+from packed_reads import bundle_tokens, chunk_tokens, expand, left_behind, piece_tokens, reads
 from packed_view import PackedView, require
 from token_rows import TokenRows
 
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.packed import PackedPlan, pack
 from sglang_codec.planning.plan import ALIGNED_ENTRIES, Plan, PlanCapacity, PlanLayout, PlanSpec
+from sglang_codec.planning.windows import no_tail
 
 _BEHIND_ALL = 1 << 40  # tokens: a bundle's part comes last
 _PADDING, _STALE = 2, -77
@@ -51,13 +52,13 @@ def check_packed(
     once = np.bincount(view.order, minlength=rows) == 1
     require(once, "row {} is not in the order once", np.arange(rows))
     _check_slots(view, spec)
-    room = _room_to_grow(view, made, batch, spec.tail_headroom)
+    room = _room_to_grow(view, made, batch, spec)
     later = batch.grown(room)
-    index = _filled_index(view, batch, later, layout.capacity)
+    index = _filled_index(view, batch, later, layout.capacity, no_tail(spec.shape.seen_tokens))
     _check_bundle_room(view, later.lengths, layout.capacity)
-    _check_reads(view, index, batch, later, spec.tail_headroom)
+    _check_reads(view, index, batch, later, spec)
     _check_parts(view, index, later, layout.capacity)
-    _check_figures(view, made, batch)
+    _check_figures(view, made, batch, spec.shape.seen_tokens)
     begin, tiles = np.unique(view.chunks[:, 0], return_counts=True)
     is_cut = np.isin(begin, view.chunks[:, 0] + view.chunks[:, 1])
     return Counter(
@@ -102,29 +103,30 @@ def _check_slots(view: PackedView, spec: PlanSpec) -> None:
 
 
 def _room_to_grow(
-    view: PackedView, made: PackedPlan, batch: TokenRows, headroom: int
+    view: PackedView, made: PackedPlan, batch: TokenRows, spec: PlanSpec
 ) -> np.ndarray:
     """int64 ``[B]``: tokens by which each row may grow, proven to be the headroom."""
     rows, row = len(batch.lengths), np.arange(len(batch.lengths))
+    none = no_tail(spec.shape.seen_tokens)
     padding = view.append_base[rows:]
-    require(padding == -1, "append_base is {} of a row that pads the batch", padding)
+    require(padding == none, "append_base is {} of a row that pads the batch", padding)
     base = view.append_base[:rows].astype(np.int64)
-    require(base >= -1, "append_base of row {} is {}", row, base)
+    require(base >= none, "append_base of row {} is {}", row, base)
     # a row whose last token is its own decodes it; others may be left as they are
     some = batch.lengths > 0
     last = batch.names[(batch.begin + batch.lengths - 1)[some]]
     is_own = np.zeros(rows, bool)
     is_own[some] = np.bincount(batch.names)[last] == 1
-    require(~is_own | (base >= 0), "row {} has no append_base and cannot grow", row)
+    require(~is_own | (base > none), "row {} has no append_base and cannot grow", row)
     most = np.asarray(made.max_lengths, np.int64)
     assert most.shape == (rows,), f"max_lengths has shape {most.shape}"
-    wanted = batch.lengths + np.where(base >= 0, headroom, 0)
+    wanted = batch.lengths + np.where(base > none, spec.tail_headroom, 0)
     require(most == wanted, "row {} may grow to {} tokens, not to {}", row, most, wanted)
     return most - batch.lengths
 
 
 def _filled_index(
-    view: PackedView, batch: TokenRows, later: TokenRows, capacity: PlanCapacity
+    view: PackedView, batch: TokenRows, later: TokenRows, capacity: PlanCapacity, none: int
 ) -> np.ndarray:
     """int64 ``[kv_index]``: names of the tokens when all rows have grown, -1 where there is none.
 
@@ -141,7 +143,7 @@ def _filled_index(
     require((entry >= 0) & (end <= limit), says, span, end, limit)
 
     base = view.append_base[:rows].astype(np.int64)
-    grows = np.flatnonzero(base >= 0)
+    grows = np.flatnonzero(base > none)
     now, room = batch.lengths[grows], (later.lengths - batch.lengths)[grows]
     appended, new = expand(base[grows] + now, room), expand(later.begin[grows] + now, room)
     says = "a row that grows needs {} kv_index entries, the buffers hold {}"
@@ -173,9 +175,10 @@ def _check_bundle_room(view: PackedView, lengths: np.ndarray, capacity: PlanCapa
 
 
 def _check_reads(
-    view: PackedView, index: np.ndarray, batch: TokenRows, later: TokenRows, headroom: int
+    view: PackedView, index: np.ndarray, batch: TokenRows, later: TokenRows, spec: PlanSpec
 ) -> None:
-    """Every row sees each of its tokens once and nothing else, however far the rows have grown."""
+    """Every row sees each token of its window once and nothing else, however far it has grown."""
+    headroom, window = spec.tail_headroom, spec.shape.seen_tokens
     of_bundles = bundle_tokens(view, piece_tokens(view, batch.lengths))
     tokens = np.append(chunk_tokens(view, batch.lengths), of_bundles)
     said, task = view.tasks[:, 1], np.arange(len(tokens))
@@ -209,15 +212,19 @@ def _check_reads(
         now = np.minimum(batch.lengths + growth, later.lengths)
         _, _, tokens = reads(view, now)
         require(tokens <= most, "row {} reads fewer tokens as it grows", row)
+        left = left_behind(view, now, tokens, window)
+        edge = np.maximum(now - window, 0) if window else np.zeros_like(now)
         # one more reader where a run begins, one less where it ends; of the rows themselves too
-        more, less = np.append(place, later.begin + now), np.append(place + tokens, later.begin)
+        more = np.append(place + left, later.begin + now)
+        less = np.append(place + tokens, later.begin + edge)
         if not np.array_equal(np.sort(more), np.sort(less)):
             reader = np.repeat(np.arange(len(now)), later.lengths)
             at = np.arange(len(reader)) - later.begin[reader]
             more, less = (np.bincount(ends, minlength=len(at) + 1) for ends in (more, less))
-            times = np.cumsum(more - less)[:-1] + (at < now[reader])
+            is_seen = (at < now[reader]) & (at >= edge[reader])
+            times = np.cumsum(more - less)[:-1] + is_seen
             says = f"token {{}} of row {{}} is read {{}} times ({growth} tokens later)"
-            require(times == (at < now[reader]), says, at, reader, times)
+            require(times == is_seen, says, at, reader, times)
 
 
 def _check_parts(
@@ -269,13 +276,15 @@ def _check_parts(
     require(listed == part[along], says, row[along], listed, part[along])
 
 
-def _check_figures(view: PackedView, made: PackedPlan, batch: TokenRows) -> None:
+def _check_figures(view: PackedView, made: PackedPlan, batch: TokenRows, window: int) -> None:
     """What the host remembers of the plan."""
-    num_shared, depth = batch.runs()
+    # a row may be among the readers of a run that it has left, so with windows nobody else knows
+    num_shared, depth = (made.num_shared, made.depth) if window else batch.runs()
+    seen = np.minimum(batch.lengths, window) if window else batch.lengths
     expected = {
         "longest_span": int(view.spans[:, 2].max(initial=0)),
         "kv_tokens_read": int(view.tasks[:, 1].sum(dtype=np.int64)),
-        "kv_tokens_stock": int(batch.lengths.sum()),
+        "kv_tokens_stock": int(seen.sum()),
         "num_shared": num_shared,
         "depth": depth,
     }

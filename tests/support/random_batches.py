@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,13 +111,15 @@ def random_rows(rng: Rng, tree: str, rows: int) -> tuple[RadixPaths, np.ndarray]
 def random_spec(rng: Rng) -> PlanSpec:
     """A machine and an attention shape, or what no machine has."""
     row_tiles = ROW_TILES[rng.integers(len(ROW_TILES))]
+    shape = AttentionShape.plain(
+        8 * int(rng.choice((1, 2, 3, 4, 4, 5, 7, 8, 16))),
+        8,
+        int(rng.choice((64, 128, 256))),
+        str(rng.choice(("float8_e4m3fn", "bfloat16", "float32"))),
+    )
+    window = int(log_uniform(rng, 1, 5000)) - 1 if rng.random() < 0.4 else None
     return PlanSpec(
-        AttentionShape.plain(
-            8 * int(rng.choice((1, 2, 3, 4, 4, 5, 7, 8, 16))),
-            8,
-            int(rng.choice((64, 128, 256))),
-            str(rng.choice(("float8_e4m3fn", "bfloat16", "float32"))),
-        ),
+        dataclasses.replace(shape, window=window),
         row_tiles=row_tiles,
         block_kv=int(rng.choice((16, 32, 64, 128))),
         num_slots=int(log_uniform(rng, 1, 132)),
