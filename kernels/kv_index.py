@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from sglang_codec.kernels.given import refuse
+from sglang_codec.kernels.records import NO_TAIL, NO_TAIL_BEHIND_WINDOW
 
 _GATHER_BLOCK = 1024
 _APPEND_BLOCK = 128
@@ -42,6 +43,7 @@ def _append_slots_kernel(
     seq_lens_ptr,  # [B] integers, the new token included
     new_slots_ptr,  # [B] integers, the new token's KV slot
     batch,
+    NO_TAIL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One program records the length and the newest slot of one block of rows."""
@@ -49,11 +51,12 @@ def _append_slots_kernel(
     within = row < batch
     length = tl.load(seq_lens_ptr + row, mask=within, other=0).to(tl.int32)
     tl.store(row_lengths_ptr + row, length, mask=within)
-    base = tl.load(plan_ptr + append_base_offset + row, mask=within, other=-1)
+    base = tl.load(plan_ptr + append_base_offset + row, mask=within, other=NO_TAIL)
     slot = tl.load(new_slots_ptr + row, mask=within, other=0).to(tl.int32)
-    # rows that the plan does not know (padding of a captured batch) have base -1
+    # nor has padding of a captured batch, rows that the plan does not know
+    has_tail = base > NO_TAIL
     entry = base + length - 1
-    tl.store(kv_index_ptr + tl.where(base >= 0, entry, 0), slot, mask=within & (base >= 0))
+    tl.store(kv_index_ptr + tl.where(has_tail, entry, 0), slot, mask=within & has_tail)
 
 
 def gather_slots(
@@ -106,6 +109,7 @@ def append_slots(
     new_slots: torch.Tensor,
     *,
     append_base_offset: int,
+    windowed: bool = False,
 ) -> None:
     """Record ``seq_lens`` ``[B]`` and put each row's newest slot at the end of its tail.
 
@@ -114,6 +118,7 @@ def append_slots(
         row_lengths: int32 ``[capacity]``, as many rows as a plan may have. Those of a batch beyond
             them are padding, and left alone.
         seq_lens: ``[B]`` integers, the new token included. new_slots: ``[B]`` integer KV slots.
+        windowed: whether the plan is one of layers with a window.
 
     Raises:
         ValueError: fewer slots than rows, or another dtype or layout.
@@ -142,5 +147,6 @@ def append_slots(
         seq_lens,
         new_slots,
         batch,
+        NO_TAIL=NO_TAIL_BEHIND_WINDOW.value if windowed else NO_TAIL.value,
         BLOCK=_APPEND_BLOCK,
     )

@@ -11,6 +11,8 @@ from sglang_codec.kernels.records import PIECE_INTS, TASK_INTS
 
 _TASK_BLOCK = 128
 _TOKEN_BLOCK = 128
+# of windows, where each task looks at all of its rows, in one load
+_WINDOW_TASK_BLOCK, _QUERY_BLOCK = 8, 128
 _PROGRAMS = 264
 _PER_BUNDLE = 8  # programs that lay out one bundle, block by block in turn
 _INTERPRETED_PROGRAMS = 2
@@ -27,13 +29,19 @@ def _follow_lengths_kernel(
     append_base_offset,
     chunks_at,  # where the plan says how many tasks are not bundles
     tasks_at,  # and how many tasks there are
+    order_offset,  # of the plan's order; None without windows
+    WINDOW: tl.constexpr,  # newest tokens that a row sees, 0 for all
     BUNDLES: tl.constexpr,
     PER_BUNDLE: tl.constexpr,
     MOST_PIECES: tl.constexpr,
     TASK_BLOCK: tl.constexpr,
     TOKEN_BLOCK: tl.constexpr,
+    QUERY_BLOCK: tl.constexpr,
 ):
-    """Each program takes every n-th block of open chunks, then its blocks of every n-th bundle."""
+    """Each program takes every n-th block of open chunks, then its blocks of every n-th bundle.
+
+    With windows chunks move on: they begin at the first token that any of their rows sees.
+    """
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     num_chunks = tl.load(plan_ptr + chunks_at)
@@ -44,6 +52,28 @@ def _follow_lengths_kernel(
         is_open = row >= 0
         base = tl.load(record + 6, mask=is_open, other=0)
         most = tl.load(record + 7, mask=is_open, other=0)
+        if WINDOW:
+            is_chunk = task < num_chunks
+            base = tl.load(record + 6, mask=is_chunk, other=0)
+            most = tl.load(record + 7, mask=is_chunk, other=0)
+            first = tl.load(record + 2, mask=is_chunk, other=0)
+            queries = tl.load(record + 3, mask=is_chunk, other=0)
+            shortest = tl.full([TASK_BLOCK], 2147483647, tl.int32)
+            for begin in tl.range(0, tl.max(queries, 0), QUERY_BLOCK, num_stages=1):
+                query = begin + tl.arange(0, QUERY_BLOCK)
+                is_query = query[None, :] < queries[:, None]
+                order = plan_ptr + order_offset + first[:, None] + query[None, :]
+                reader = tl.load(order, mask=is_query, other=0)
+                tokens = tl.load(row_lengths_ptr + reader, mask=is_query, other=2147483647)
+                shortest = tl.minimum(shortest, tl.min(tokens, 1))
+            left = tl.minimum(tl.maximum(shortest - WINDOW - base, 0), most)
+            base += left
+            most -= left
+            kv_start = tl.load(record, mask=is_chunk, other=0)
+            tl.store(record, kv_start + left, mask=is_chunk)
+            tl.store(record + 1, most, mask=is_chunk & ~is_open)
+            tl.store(record + 6, base, mask=is_chunk)
+            tl.store(record + 7, most, mask=is_chunk)
         length = tl.load(row_lengths_ptr + row, mask=is_open, other=0)
         # a chunk that its row has not reached yet is empty
         now = tl.maximum(tl.minimum(length - base, most), 0)
@@ -69,6 +99,12 @@ def _follow_lengths_kernel(
             tokens = tl.where(
                 is_open, tl.maximum(tl.minimum(base + length - kv_start, most), 0), most
             )
+            if WINDOW:
+                # a tail's own; what its rows share in a bundle they all see, says the planner
+                left = tl.minimum(tl.maximum(base + length - WINDOW - kv_start, 0), tokens)
+                left = tl.where(is_open, left, 0)
+                kv_start += left
+                tokens -= left
             end = tl.cumsum(tokens, 0)
             begin = end - tokens
             total = tl.sum(tokens, 0)
@@ -98,6 +134,8 @@ def follow_lengths(
     task_counts: tuple[int, int],
     most_pieces: int,
     has_bundles: bool,
+    order_offset: int | None = None,
+    window: int = 0,
 ) -> None:
     """Write the tasks' lengths for `row_lengths`, and every bundle's tokens back to back.
 
@@ -111,6 +149,10 @@ def follow_lengths(
         task_counts: where in the plan the number of tasks that are no bundles stands, and that of
             all tasks.
         most_pieces: pieces of a bundle, a power of two.
+        order_offset: where the plan's order begins; needed for a window.
+        window: newest tokens that a row sees, 0 for all. Chunks then begin at the first token that
+            any of their rows sees, closed ones too: what they lose they do not get back, so
+            `row_lengths` must not shrink while a plan lives.
 
     Raises:
         ValueError: another dtype, or another number of readers than of index entries.
@@ -139,10 +181,13 @@ def follow_lengths(
         tasks_offset,
         append_base_offset,
         *task_counts,
+        order_offset,
+        WINDOW=window,
         BUNDLES=has_bundles,
         PER_BUNDLE=min(_PER_BUNDLE, programs),
         MOST_PIECES=most_pieces,
-        TASK_BLOCK=_TASK_BLOCK,
+        TASK_BLOCK=_WINDOW_TASK_BLOCK if window else _TASK_BLOCK,
         TOKEN_BLOCK=_TOKEN_BLOCK,
+        QUERY_BLOCK=_QUERY_BLOCK,
         num_warps=8,
     )

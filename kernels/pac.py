@@ -37,6 +37,7 @@ class PacArguments(NamedTuple):
     kv_index_ptr: torch.Tensor  # [entries] int32
     bundle_index_ptr: torch.Tensor  # [entries] int32
     bundle_readers_ptr: torch.Tensor  # [entries] int32
+    row_lengths_ptr: torch.Tensor | None  # [B] int32, where rows have windows
     order_offset: int
     tasks_offset: int
     qk_scale: float  # of the scores or their tanh, for a softmax in base 2
@@ -65,6 +66,7 @@ class PacVariant(NamedTuple):
     CLASSES: tuple[tuple[int, int, int, bool], ...]  # LaunchConfig.execution_order
     STAGES: int  # KV steps in shared memory, or on their way there
     EARLY_LAUNCH: bool
+    WINDOW: int  # newest tokens that a row sees; 0 for all
 
 
 def pac(
@@ -87,6 +89,8 @@ def pac(
     config: LaunchConfig,
     sinks: torch.Tensor | None = None,
     soft_cap: float | None = None,
+    row_lengths: torch.Tensor | None = None,
+    window: int = 0,
 ) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
     """Run every task of a packed plan, with the lengths that `follow_lengths` wrote into it.
 
@@ -103,6 +107,8 @@ def pac(
         sm_scale: factor of the scores before the softmax, greater than 0.
         sinks: ``[Hq]`` contiguous, a logit per head that joins the sum of rows with one part.
         soft_cap: scaled scores are bent into (-soft_cap, soft_cap) by tanh; None for no cap.
+        row_lengths: int32 ``[B]``, needed for a window. window: newest tokens that a row sees, 0
+            for all; a plan of such rows, with what `follow_lengths` made of it for this window.
 
     Rows with one part are written to `out` (and `lse`); the others leave partials for `por`.
 
@@ -125,6 +131,7 @@ def pac(
         and q.dtype == k_buffer.dtype == v_buffer.dtype == out.dtype
         and is_lse(lse, shape[:2])
         and are_sinks(sinks, shape[1])
+        and (not window or (row_lengths is not None and row_lengths.dtype == torch.int32))
         and not (config.warp_roles and _begin_anywhere(q, k_buffer, v_buffer, strides))
         and not (config.warp_roles and shape[2] > 128 and 128 in config.row_tiles)
     ):
@@ -133,7 +140,8 @@ def pac(
             "q and out [rows, Hq, D], k_buffer and v_buffer [num_slots, Hkv, D], of one dtype, the "
             "last dimension contiguous (on Hopper rows that begin at multiples of "
             f"{_COPIED_BYTES} bytes, and no tiles of 128 rows for more than 128 columns), lse "
-            "[rows, Hq] fp32 contiguous, and sinks [Hq] contiguous floats",
+            "[rows, Hq] fp32 contiguous, sinks [Hq] contiguous floats, and with a window the rows' "
+            "lengths, int32",
             q=q,
             k_buffer=k_buffer,
             v_buffer=v_buffer,
@@ -141,6 +149,7 @@ def pac(
             lse=lse,
             sinks=sinks,
             partial_out=partial_out,
+            row_lengths=row_lengths,
         )
     _, num_qo_heads, head_dim = shape
     num_kv_heads = k_row[0]
@@ -158,6 +167,7 @@ def pac(
         kv_index,
         bundle_index,
         bundle_readers,
+        row_lengths if window else None,
         order_offset,
         tasks_offset,
         LOG2_E.value * (soft_cap or sm_scale),
@@ -176,6 +186,7 @@ def pac(
         CLASSES=config.execution_order,
         STAGES=config.stages,
         EARLY_LAUNCH=config.early_launch,
+        WINDOW=window,
     )
     kernel, options = _pac_kernel, {"num_stages": config.stages}
     if config.warp_roles:

@@ -75,6 +75,8 @@ def prefix_shared_attention(
         config=config,
         sinks=sinks,
         soft_cap=soft_cap,
+        row_lengths=buffers.row_lengths if buffers.window else None,
+        window=buffers.window,
     )
     por_again = por(
         out,
@@ -93,7 +95,8 @@ def prefix_shared_attention(
 def update_lengths(buffers: PlanBuffers) -> None:
     """Make the plan in `buffers` follow its `row_lengths`; once per step, before the first layer.
 
-    Closed chunks keep their lengths, so a plan without headroom needs this once.
+    Closed chunks keep their lengths, so a plan without headroom needs this once; those of layers
+    with a window move on with their rows, whose lengths must be there and must not shrink.
     """
     layout = buffers.layout
     follow_lengths(
@@ -107,4 +110,6 @@ def update_lengths(buffers: PlanBuffers) -> None:
         task_counts=layout.task_counts,
         most_pieces=MOST_PIECES,
         has_bundles=layout.has_bundles,
+        order_offset=layout.order if buffers.window else None,
+        window=buffers.window,
     )

@@ -23,7 +23,7 @@ class PlanBuffers:
 
     def __init__(self, layout: PlanLayout, shape: AttentionShape, device: torch.device) -> None:
         capacity = layout.capacity
-        self.layout = layout
+        self.layout, self.window = layout, shape.seen_tokens
         self.device = device
         self.batch = 0  # rows of the plan that was sent last
         self.launches: dict[Hashable, tuple[Any, ...]] = {}  # on these buffers, to be repeated

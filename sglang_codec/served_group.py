@@ -87,6 +87,7 @@ class ServedGroup:
             seq_lens,
             slots,
             append_base_offset=self.buffers.layout.append_base,
+            windowed=self.buffers.window > 0,
         )
         update_lengths(self.buffers)
 

@@ -171,11 +171,12 @@ class Problem:
     sm_scale: float
     soft_cap: float | None = None
     sinks: torch.Tensor | None = None  # [Hq]
+    window: int = 0  # newest tokens that a row sees, 0 for all
 
     def exact(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The fp64 output and base-2 LSE."""
         k, v = without_pages(self.k_buffer), without_pages(self.v_buffer)
-        of_layer = {"soft_cap": self.soft_cap, "sinks": self.sinks}
+        of_layer = {"soft_cap": self.soft_cap, "sinks": self.sinks, "window": self.window}
         return decode_attention(self.q, k, v, self.rows, self.sm_scale, **of_layer)
 
     def eager(self) -> torch.Tensor:
@@ -184,7 +185,8 @@ class Problem:
         q, k, v = (tensor.cpu() for tensor in (self.q, self.k_buffer, self.v_buffer))
         k, v = without_pages(k), without_pages(v)
         of_layer = {"soft_cap": self.soft_cap, "sinks": self.sinks}
-        eager = eager_attention(q, k, v, self.rows, self.sm_scale, **of_layer)
+        rows = [slots[-self.window :] for slots in self.rows]
+        eager = eager_attention(q, k, v, rows, self.sm_scale, **of_layer)
         return eager.to(self.q.device)
 
 

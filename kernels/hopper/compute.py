@@ -38,12 +38,12 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
         states = rows_of_values(ring, VARIANT)
 
     walk = walk_of(given, slot, VARIANT)
-    task = task_of(walk, 0)
+    task = task_of(walk, 0, VARIANT)
     step = 0
     used = 0  # query buffers so far
     shared = 0  # tasks so far of which both have computed a part
     for turn in range(walk.total):
-        task1 = task_of(walk, turn + 1)
+        task1 = task_of(walk, turn + 1, VARIANT)
         is_both = task.kind == LARGE
         is_bundle = task.kind == BUNDLE
         steps = (task.kv_len + ROWS - 1) // ROWS

@@ -54,14 +54,14 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
     v_head_ptr = given.v_ptr + kv_head.to(gl.int64) * given.v_head_stride
 
     walk = walk_of(given, slot, VARIANT)
-    task = task_of(walk, 0)
-    task1 = task_of(walk, 1)
+    task = task_of(walk, 0, VARIANT)
+    task1 = task_of(walk, 1, VARIANT)
     found = _find(given, task, rows, VARIANT)
     step = 0
     used = 0  # query buffers so far
     for turn in range(walk.total):
         found1 = _find(given, task1, rows, VARIANT)
-        task2 = task_of(walk, turn + 2)
+        task2 = task_of(walk, turn + 2, VARIANT)
 
         _load_queries(given, ring, task, found.low, held, kv_head, used, dim, VARIANT)
         used += 1
@@ -74,6 +74,9 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
             k_place, of_k, k_uses = place_of(step, 0, VARIANT)
             v_place, of_v, v_uses = place_of(step, 1, VARIANT)
             within = (start + held < task.kv_len)[:, None]
+            if VARIANT.WINDOW:
+                # nor what all rows of the tile have left: it may be another request's
+                within = within & (start + held >= task.head)[:, None]
             here = at
             at = _slots(found.index, start + ROWS, rows, VARIANT)
             mbarrier.wait(ring.empty.index(of_k), k_uses ^ 1)

@@ -16,6 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from sglang_codec.kernels.hopper.ring import place_of, release
 from sglang_codec.kernels.hopper.rows import ROWS, computing_warpgroups, held_by, product_layout
+from sglang_codec.kernels.hopper.walk import batch_rows
 from sglang_codec.kernels.softmax import capped, softmax_step
 
 
@@ -79,6 +80,13 @@ def read_steps(
     values_rows: gl.constexpr = gl.SliceLayout(1, of_values)
     dtype: gl.constexpr = given.k_ptr.dtype.element_ty
     query = (share.base + places.scores_row) // VARIANT.GROUP
+    edge = query
+    masked = 0
+    if VARIANT.WINDOW:
+        # the first token that each row sees, counted as the steps count; behind all: no masks
+        row = batch_rows(given, task, share.base + places.scores_row, VARIANT)
+        edge = gl.load(given.row_lengths_ptr + row) - VARIANT.WINDOW - task.start
+        masked = gl.where(is_bundle, 0, gl.max(edge, 0))
     running_max = gl.full([ROWS], -float("inf"), gl.float32, rows)
     running_sum = gl.zeros([ROWS], gl.float32, rows)
     accumulator = warpgroup_mma_init(gl.zeros([ROWS, HEAD_DIM], gl.float32, of_values))
@@ -115,6 +123,11 @@ def read_steps(
                 token = nth * ROWS + held_by(half * TOKENS + places.column, HEAD_DIM)
                 within = (token < task.kv_len)[None, :]
                 scores = gl.where(within, scores, -float("inf"))
+            if VARIANT.WINDOW:  # noqa: SIM102  known to the compiler, unlike the other
+                if nth * ROWS < masked:
+                    token = nth * ROWS + held_by(half * TOKENS + places.column, HEAD_DIM)
+                    seen = token[None, :] >= edge[:, None]
+                    scores = gl.where(seen, scores, -float("inf"))
             weights, rescale, running_max, running_sum = softmax_step(
                 scores, running_max, running_sum, given.qk_scale, True
             )
@@ -142,4 +155,9 @@ def read_steps(
     is_empty = running_sum == 0.0
     inverse = 1.0 / gl.where(is_empty, 1.0, running_sum)
     lse = gl.where(is_empty, -float("inf"), running_max + gl.log2(running_sum))
-    return values * gl.convert_layout(inverse, values_rows)[:, None], lse, last
+    result = values * gl.convert_layout(inverse, values_rows)[:, None]
+    if VARIANT.WINDOW:
+        # not what zero times a NaN is of tokens that others see
+        is_unseen = gl.convert_layout(is_empty, values_rows)[:, None]
+        result = gl.where(is_unseen, 0.0, result)
+    return result, lse, last

@@ -34,6 +34,8 @@ class Task(NamedTuple):
     first: Any
     queries: Any
     part: Any
+    head: Any  # of windows: entries in front of the chunk, because it has to begin aligned
+    start: Any  # and where in its rows the first of these entries would be; else None
 
 
 class TileRows(NamedTuple):
@@ -70,7 +72,7 @@ def walk_of(given, slot, VARIANT: gl.constexpr):
 
 
 @gluon.jit
-def task_of(walk, turn):
+def task_of(walk, turn, VARIANT: gl.constexpr):
     """The task of a turn; of no tokens and no queries beyond the last."""
     is_task = turn < walk.total
     kind = SMALL
@@ -83,13 +85,19 @@ def task_of(walk, turn):
         task = turn + walk.to_class[1]
     record = walk.records + task * TASK_INTS
     kv_start = gl.load(record, mask=is_task, other=0, eviction_policy=KEPT)
+    kv_len = gl.load(record + 1, mask=is_task, other=0, eviction_policy=KEPT)
+    head = None
+    start = None
+    if VARIANT.WINDOW:
+        head = kv_start % ALIGNED_ENTRIES
+        start = gl.load(record + 6, mask=is_task, other=0, eviction_policy=KEPT) - head
+        kv_len += gl.where(kv_len > 0, head, 0)
     # the planner aligns it: so many slots can be loaded at once
     kv_start = kv_start // ALIGNED_ENTRIES * ALIGNED_ENTRIES
-    kv_len = gl.load(record + 1, mask=is_task, other=0, eviction_policy=KEPT)
     first = gl.load(record + 2, mask=is_task, other=0, eviction_policy=KEPT)
     queries = gl.load(record + 3, mask=is_task, other=0, eviction_policy=KEPT)
     part = gl.load(record + 4, mask=is_task, other=0, eviction_policy=KEPT)
-    return Task(kind, kv_start, kv_len, first, queries, part)
+    return Task(kind, kv_start, kv_len, first, queries, part, head, start)
 
 
 @gluon.jit

@@ -50,6 +50,11 @@ def attend(
     running_max = tl.full([ROWS], -float("inf"), tl.float32)
     running_sum = tl.zeros([ROWS], tl.float32)
     accumulator = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    IS_WINDOWED: tl.constexpr = VARIANT.WINDOW > 0 and not IS_BUNDLE
+    if IS_WINDOWED:
+        # the first token that each row sees, counted from the chunk's own
+        lengths = tl.load(given.row_lengths_ptr + row, mask=valid, other=0)
+        edge = lengths - VARIANT.WINDOW - tl.load(record + 6)
     # the slots of a step are loaded a step ahead, into registers: K and V then wait for nothing in
     # their own step, and the compiler can load them `num_stages - 1` steps ahead. An explicit
     # number of stages on the loop would make it pipeline the slots too, and wait for all of them.
@@ -79,10 +84,13 @@ def attend(
             seen = (query[:, None] >= low[None, :]) & (query[:, None] < high[None, :])
             scores = tl.where(seen, scores, -float("inf"))
             readers = tl.load(readers_of + following, mask=following < kv_len, other=0)
+        elif IS_WINDOWED:
+            seen = within[None, :] & ((start + token)[None, :] >= edge[:, None])
+            scores = tl.where(seen, scores, -float("inf"))
         else:
             scores = tl.where(within[None, :], scores, -float("inf"))
         weights, rescale, running_max, running_sum = softmax_step(
-            scores, running_max, running_sum, given.qk_scale, IS_BUNDLE
+            scores, running_max, running_sum, given.qk_scale, IS_BUNDLE or IS_WINDOWED
         )
         accumulator = accumulator * rescale[:, None]
         accumulator = add_values(accumulator, weights, v, VARIANT.EXACT_WEIGHTS)
@@ -113,6 +121,9 @@ def attend(
     is_empty = running_sum == 0.0
     result = accumulator / tl.where(is_empty, 1.0, running_sum)[:, None]
     lse = tl.where(is_empty, -float("inf"), running_max + tl.log2(running_sum))
+    if IS_WINDOWED:
+        # not what zero times a NaN is of tokens that others see
+        result = tl.where(is_empty[:, None], 0.0, result)
 
     if part < 0:
         # the only part of its row; read again rather than kept in registers throughout the loop

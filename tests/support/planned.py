@@ -74,6 +74,7 @@ class Planned:
             lengths,
             slots,
             append_base_offset=self.buffers.layout.append_base,
+            windowed=self.buffers.window > 0,
         )
 
 
@@ -101,13 +102,14 @@ def plan_batch(
     _, num_qo_heads, head_dim = problem.q.shape
     dtype = str(problem.q.dtype).removeprefix("torch.")
     shape = AttentionShape.plain(num_qo_heads, num_kv_heads, head_dim, dtype)
+    shape = dataclasses.replace(shape, window=problem.window - 1 if problem.window else None)
     machine = describe_device(device, shape)
     # on a whole GPU every task of a small batch has a program for itself, and no bundle pays
     machine = dataclasses.replace(
         machine, num_sms=min(machine.num_sms, MOST_SMS), config=config or machine.config
     )
     spec = plan_spec(machine, shape, tail_headroom=tail_headroom)
-    forest = PrefixForest.from_paths(paths)
+    forest = PrefixForest.from_paths(paths).through_window(problem.window)
     costs = cost_model(machine, spec)
     if make_plan is None:
         unlimited = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
