@@ -85,6 +85,8 @@ def _why_windowed(layer: Any, model_runner: Any) -> str | None:
         return "chunked attention"
     if getattr(pool, "layers_mapping", {}).get(layer.layer_id, (0, False))[1]:
         return "KV in the sliding-window pool"
+    if layer.sliding_window_size is not None and layer.sliding_window_size > -1:
+        return None  # it says so itself: a part of its shape
     # from 0.5.21 on the ids are the runner's, before that the model configuration's
     for owner in (getattr(model_runner, "layer_info", None), config):
         if layer.layer_id in (getattr(owner, "swa_attention_layer_ids", None) or ()):

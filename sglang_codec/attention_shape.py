@@ -24,7 +24,8 @@ class AttentionShape:
         num_qo_heads: query heads of this rank. num_kv_heads: its KV heads.
         key_dim: elements of a query or key head. value_dim: of a value head.
         dtype: of queries and output, by torch's name. kv_dtype: of K and V in the pool.
-        window: tokens before its own that a query sees; None for all of them.
+        window: tokens before its own that a query sees, as SGLang and FlashInfer count; None for
+            all of them.
         soft_cap: scores are bent into (-soft_cap, soft_cap) by tanh; None for no cap.
         query_rows: newest tokens of a request that attend in one step.
     """

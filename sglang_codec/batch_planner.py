@@ -18,6 +18,9 @@ from sglang_codec.planning.plan import SPAN_INTS
 from sglang_codec.profiled import profiled
 
 
+_ENDLESS = np.iinfo(np.int32).max  # a window of all tokens
+
+
 class StepTimes:
     """Host seconds of the latest step's way to the device; each stage begins where one ended."""
 
@@ -109,8 +112,9 @@ class MovedRows:
 class _Live:
     """A batch's plans, one for each layer group, and the paths that they were made of.
 
-    `saved`: KV tokens of a step that they save; it stays, because tails grow as the rows do. `held`
-    are the rows' at its latest step, and `next_lengths` what an int32 array of their lengths holds
+    `saved`: KV tokens of a step that they save; it stays, because tails grow as the rows do (what
+    rows share in a window shrinks, which the next plan counts). `held` are those that the rows see
+    at its latest step, `growth` more at each one, and `next_lengths` what an int32 array of their lengths holds
     at the next one, after which the plans serve for `steps_left - 1` more.
     """
 
@@ -120,6 +124,7 @@ class _Live:
     saved: int
     steps_left: int
     held: int
+    growth: int
     next_lengths: bytes = b""
 
     def is_next_step(self, lengths: np.ndarray) -> bool:
@@ -134,7 +139,7 @@ class _Live:
         """A step of the batch: its first one, or the next."""
         if not is_new:
             self.steps_left -= 1
-            self.held += len(lengths)
+            self.held += self.growth
         self.signature, self.next_lengths = signature, (lengths + 1).tobytes()
 
 
@@ -227,12 +232,17 @@ class BatchPlanner:
             return live, moved
         made = tuple(maker.make(paths, lengths, pool_rows) for maker in self.makers)
         packed = [one.packed for one in made]
-        saved = sum(
-            weight * (one.kv_tokens_stock - one.kv_tokens_read)
-            for weight, one in zip(self._weights, packed, strict=True)
-        )
-        room, held = min(one.room for one in packed), packed[0].kv_tokens_stock
-        return _Live(None, paths, made, saved // sum(self._weights), room, held), []
+        saved = self._mean([one.kv_tokens_stock - one.kv_tokens_read for one in packed])
+        room = min(one.room for one in packed)
+        held = self._mean([one.kv_tokens_stock for one in packed])
+        windows = [maker.spec.shape.seen_tokens for maker in self.makers]
+        growth = self._mean([int((lengths < (w or _ENDLESS)).sum()) for w in windows])
+        return _Live(None, paths, made, saved, room, held, growth), []
+
+    def _mean(self, tokens: Sequence[int]) -> int:
+        """In the mean of layers and KV heads, from those of each group."""
+        total = sum(weight * one for weight, one in zip(self._weights, tokens, strict=True))
+        return total // sum(self._weights)
 
     def _live_plan(self, signature: Hashable, lengths: np.ndarray) -> _Live | None:
         """The plan that serves this very batch, if there is one."""

@@ -11,6 +11,8 @@ MAX_GROUP = 16
 GPU_HEAD_DIMS = (64, 128, 256)
 GPU_DTYPES = ("bfloat16", "float16")
 MIN_INTERPRETED_HEAD_DIM = 16
+# tokens: after a shorter window's worth of its own text a row shares nothing that it sees
+MIN_WINDOW = 1024
 
 
 def why_unsupported(shape: AttentionShape, *, interpreted: bool) -> str | None:
@@ -73,6 +75,12 @@ def _soft_cap(shape: AttentionShape, _interpreted: bool) -> str | None:
     return None
 
 
+def _window(shape: AttentionShape, _interpreted: bool) -> str | None:
+    if shape.window is None or shape.seen_tokens >= MIN_WINDOW:
+        return None
+    return f"sliding window of {shape.seen_tokens} tokens, codec serves {MIN_WINDOW} and more"
+
+
 # properties that the kernels take as they come, within what these functions allow
 _HONOURED: dict[str, Callable[[AttentionShape, bool], str | None]] = {
     "num_qo_heads": _heads,
@@ -82,8 +90,8 @@ _HONOURED: dict[str, Callable[[AttentionShape, bool], str | None]] = {
     "dtype": _dtypes,
     "kv_dtype": _dtypes,
     "soft_cap": _soft_cap,
+    "window": _window,
 }
 _WORDS = {
-    "window": "sliding window of {} tokens",
     "query_rows": "{} query rows per request",
 }

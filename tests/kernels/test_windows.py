@@ -40,12 +40,12 @@ BATCHES: dict[str, tuple[Counts, int]] = {
     "tails longer than the window": ([[("run", 50), (f"tail {r}", 400)] for r in range(3)], 100),
     "a tail that is split": ([[("alone", 3000)]], 2500),
     "one token": ([[("run", 40), (f"tail {r}", r)] for r in range(4)], 1),
-    "bundles": ([[(f"group {r // 5}", 40), (f"tail {r}", 3 + r % 7)] for r in range(60)], 48),
+    "bundles": ([[(f"group {r // 5}", 40), (f"tail {r}", 3 + r % 7)] for r in range(36)], 48),
     "bundles with whole runs": (
-        [[("prompt", 300), (f"g{r // 3}", 9), (f"tail {r}", 3 + r % 7)] for r in range(60)],
+        [[("prompt", 300), (f"g{r // 3}", 9), (f"tail {r}", 3 + r % 7)] for r in range(36)],
         120,
     ),
-    "tails of bundles are left": ([[("run", 40), (f"t{r}", 2 + r % 3)] for r in range(60)], 3),
+    "tails of bundles are left": ([[("run", 40), (f"t{r}", 2 + r % 3)] for r in range(36)], 3),
 }
 
 
@@ -69,11 +69,22 @@ def windowed(
     return plan_batch(paths[: len(counts)], problem, **of_plan), problem, slots
 
 
+def check(planned: Planned, problem: Problem) -> None:
+    """Compare with fp64, in fp32 so closely that one token more or less shows."""
+    if problem.q.dtype != torch.float32:
+        planned.check(problem)
+        return
+    out, lse = planned.attend(problem)
+    exact, exact_lse = problem.exact()
+    torch.testing.assert_close(out.double(), exact, atol=1e-5, rtol=1e-5)
+    assert_lse_close(lse, exact_lse)
+
+
 @pytest.mark.parametrize("name", BATCHES)
 def test_every_kind_of_row(name: str, device: torch.device, dtype: torch.dtype) -> None:
     counts, window = BATCHES[name]
     planned, problem, _ = windowed(counts, window, device, dtype)
-    planned.check(problem)
+    check(planned, problem)
     assert planned.plan.num_bundles > 0 or "bundles" not in name
 
 
@@ -89,7 +100,7 @@ def test_windows_move_on_with_their_rows(
     lengths = torch.tensor([len(row) for row in problem.rows], device=device)
     for step in range(HEADROOM):
         planned.append(lengths + step + 1, slots[:, step].contiguous())
-        if step not in (0, 4, HEADROOM - 1):
+        if step not in (0, HEADROOM - 1):
             continue
         rows = [torch.cat([r, slots[i, : step + 1].cpu()]) for i, r in enumerate(problem.rows)]
         # what is behind every window may be another request's by now
@@ -98,7 +109,7 @@ def test_windows_move_on_with_their_rows(
         left = torch.ones(len(now.k_buffer), dtype=torch.bool)
         left[seen] = False
         now.k_buffer[left.to(device)] = float("nan")
-        planned.check(now)
+        check(planned, now)
 
 
 run = st.tuples(st.integers(0, 9), st.integers(0, 150))
@@ -126,11 +137,7 @@ def test_any_forest_through_any_window(
     planned, problem, _ = windowed(
         counts, window, device, dtype, group=group, make_plan=ways[way], tail_headroom=HEADROOM
     )
-    out, lse = planned.attend(problem)
-    exact, exact_lse = problem.exact()
-    close = 1e-5 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(out.double(), exact, atol=close, rtol=close)
-    assert_lse_close(lse, exact_lse)
+    check(planned, problem)
 
 
 def test_a_row_that_sees_nothing_of_a_run_is_kept_from_its_values(

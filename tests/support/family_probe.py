@@ -1,9 +1,10 @@
 """Serve a small model of a family with random weights on codec, then on the stock backend alone:
 
-    python family_probe.py MODEL_FOLDER OUTPUT.json FAMILY
+    python family_probe.py MODEL_FOLDER OUTPUT.json FAMILY [MIN_WINDOW]
 
-FAMILY names a configuration of `tests/data/models`. A third run is without what the family has in
-its full layers (sinks, caps): tokens that do not depend on it would show nothing.
+FAMILY names a configuration of `tests/data/models`. A third run is without what the family has
+(sinks, caps, windows): tokens that do not depend on it would show nothing. MIN_WINDOW is the
+shortest window that is served.
 """
 
 from __future__ import annotations
@@ -32,10 +33,14 @@ SMALL = {
 ROWS, NEW_TOKENS = 3, 6
 
 
-def main(model_folder: str, output: str, family: str) -> None:
+def main(model_folder: str, output: str, family: str, min_window: str = "") -> None:
+    from sglang_codec import shape_support
     from sglang_codec.attention_layers import attention_layers
     from sglang_codec.patches.fallbacks import FALLBACKS
 
+    if min_window:
+        shape_support.MIN_WINDOW = int(min_window)
+        SMALL["hidden_size"] = 128  # where heads are what it is divided into
     config = json.loads((MODELS / f"{family}.json").read_text())
     config |= {name: value for name, value in SMALL.items() if name in config}
     folder = Path(model_folder)
@@ -59,6 +64,8 @@ def main(model_folder: str, output: str, family: str) -> None:
             parameter.data.fill_(-float("inf"))
     for layer in attention_layers(model):
         layer.logit_cap = 0.0
+        if min_window:
+            layer.sliding_window_size = -1
     report["without"] = _serve(engine, "without")
     Path(output).write_text(json.dumps(report))
 
