@@ -47,7 +47,7 @@ def prefix_shared_attention(
     if q.stride()[-1] != 1:
         q = q.contiguous()
     of_tensors = alike(q, k_buffer, v_buffer, out)
-    key = (k_buffer.data_ptr(), v_buffer.data_ptr(), sm_scale, soft_cap, of_tensors)
+    key = (k_buffer.data_ptr(), v_buffer.data_ptr(), sm_scale, soft_cap, buffers.window, of_tensors)
     if sinks is not None:
         key += sinks.data_ptr(), alike(sinks)
     if lse is None and out.shape[0] == q.shape[0] and (kept := buffers.launches.get(key)):

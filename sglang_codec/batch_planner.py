@@ -17,7 +17,6 @@ from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import SPAN_INTS
 from sglang_codec.profiled import profiled
 
-
 _ENDLESS = np.iinfo(np.int32).max  # a window of all tokens
 
 
@@ -114,8 +113,8 @@ class _Live:
 
     `saved`: KV tokens of a step that they save; it stays, because tails grow as the rows do (what
     rows share in a window shrinks, which the next plan counts). `held` are those that the rows see
-    at its latest step, `growth` more at each one, and `next_lengths` what an int32 array of their lengths holds
-    at the next one, after which the plans serve for `steps_left - 1` more.
+    at its latest step, `growth` more at each one, and `next_lengths` what an int32 array of their
+    lengths holds at the next one, after which the plans serve for `steps_left - 1` more.
     """
 
     signature: Hashable

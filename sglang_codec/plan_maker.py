@@ -144,9 +144,11 @@ class PlanMaker:
         """`forest` is None where the plan knows of no sharing."""
         staging, private = self.staging(), RadixPaths.private(len(lengths))
         packed = pack(forest, plan, self.layout, staging.numpy())
-        return MadePlan(
-            staging, packed, lengths, lambda: forest or self._forest(private, lengths), lambda _: plan
-        )
+
+        def known() -> PrefixForest:
+            return forest or self._forest(private, lengths)
+
+        return MadePlan(staging, packed, lengths, known, lambda _: plan)
 
     def _forest(self, paths: RadixPaths, lengths: np.ndarray) -> PrefixForest:
         return PrefixForest.from_radix_paths(

@@ -115,6 +115,7 @@ class PrefixSharedDecodeWrapper:
         sm_scale: float | None = None,
         *,
         logits_soft_cap: float | None = None,
+        window_left: int = -1,
         cut: Cut | None = None,
     ) -> Plan:
         """Plan a batch and upload the plan.
@@ -123,6 +124,7 @@ class PrefixSharedDecodeWrapper:
             forest: from `PrefixForest.from_paths` or `PrefixForest.from_kv_indices`.
             sm_scale: factor of the scores; ``1 / sqrt(head_dim)`` by default.
             logits_soft_cap: scaled scores are bent into (-cap, cap) by tanh; 0 or None for no cap.
+            window_left: tokens before its newest one that a row sees; -1 for all of them.
             cut: another way to cut and schedule the tasks, for comparisons.
 
         Returns:
@@ -130,9 +132,9 @@ class PrefixSharedDecodeWrapper:
 
         Raises:
             PlanCapacityError: the plan does not fit the buffers and they must not move.
-            ValueError: a forest without slots or with negative ones, another `sm_scale` or
-                `logits_soft_cap` than the captured one, or more rows or higher slots than a
-                captured `run` has. The wrapper keeps the plan that it had.
+            ValueError: a forest without slots or with negative ones, another `sm_scale`,
+                `logits_soft_cap` or `window_left` than the captured one, or more rows or higher
+                slots than a captured `run` has. The wrapper keeps the plan that it had.
         """
         scale = 1.0 / math.sqrt(self.shape.key_dim) if sm_scale is None else float(sm_scale)
         if not (math.isfinite(scale) and scale > 0):
@@ -140,7 +142,9 @@ class PrefixSharedDecodeWrapper:
         cap = float(logits_soft_cap or 0.0)
         if not (math.isfinite(cap) and cap >= 0):
             raise ValueError(f"logits_soft_cap = {cap} must be a finite number, 0 for no cap")
-        of_scores = {"sm_scale": scale, "logits_soft_cap": cap}
+        if window_left < -1:
+            raise ValueError(f"window_left = {window_left} must be 0 or more, or -1 for no window")
+        of_scores = {"sm_scale": scale, "logits_soft_cap": cap, "window_left": window_left}
         for name, value in of_scores.items():
             if self._captured and value != self._of_scores[name]:
                 raise ValueError(
@@ -149,7 +153,11 @@ class PrefixSharedDecodeWrapper:
                 )
         may_grow = not (self._fixed or self._captured)
         limits = _UNLIMITED if may_grow else self._buffers.capacity
-        plan = Planner(self.spec, self.cost_model, limits, cut).make_plan(forest)
+        forest = forest.through_window(window_left + 1)
+        window = None if window_left < 0 else window_left
+        shape = dataclasses.replace(self.shape, window=window)
+        spec = dataclasses.replace(self.spec, shape=shape)
+        plan = Planner(spec, self.cost_model, limits, cut).make_plan(forest)
         kv_index = kv_index_of(forest, plan)
         highest = int(kv_index.max(initial=-1))
         if self._captured:
@@ -160,7 +168,10 @@ class PrefixSharedDecodeWrapper:
         if may_grow and not _fits(need, self._buffers):
             self._buffers = self._allocate(_rounded_up(need))
         buffers = self._buffers
+        buffers.window = plan.window
         buffers.upload(plan)
+        if plan.window:
+            buffers.row_lengths[: plan.batch].copy_(torch.from_numpy(plan.lengths))
         if len(kv_index):
             buffers.kv_index[: len(kv_index)].copy_(torch.from_numpy(kv_index), non_blocking=False)
         update_lengths(buffers)

@@ -187,8 +187,10 @@ def store_launch(config: LaunchConfig, shape: AttentionShape) -> Launch:
     return record(lambda: store_kv(new, new, buffer, buffer, slots, early_launch=early))[0]
 
 
-def per_step_launches(gpu: Gpu, config: LaunchConfig) -> list[Launch]:
-    buffers = plan_buffers(gpu, config, ANY_SHAPE)
+def per_step_launches(
+    gpu: Gpu, config: LaunchConfig, shape: AttentionShape = ANY_SHAPE
+) -> list[Launch]:
+    buffers, windowed = plan_buffers(gpu, config, shape), shape.window is not None
     index, rows = buffers.kv_index, tensor(_BATCH, dtype=torch.int64)
     req_to_token = tensor(_BATCH, 131072, dtype=torch.int32)
     base = buffers.layout.append_base
@@ -196,7 +198,8 @@ def per_step_launches(gpu: Gpu, config: LaunchConfig) -> list[Launch]:
     def launch() -> None:
         gather_slots(index, req_to_token, rows, tensor(16, 4, dtype=torch.int32), longest=5000)
         lengths = buffers.row_lengths
-        append_slots(index, lengths, buffers.plan, rows, rows, append_base_offset=base)
+        of_plan = {"append_base_offset": base, "windowed": windowed}
+        append_slots(index, lengths, buffers.plan, rows, rows, **of_plan)
         update_lengths(buffers)
 
     return record(launch)
@@ -327,7 +330,8 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
     for gpu in (GPUS[arch] for arch in options.arch):
         for dtype, dim, group in itertools.product(options.dtype, options.head_dim, options.group):
             shape = AttentionShape.plain(NUM_KV_HEADS * group, NUM_KV_HEADS, dim, DTYPES[dtype])
-            shape = dataclasses.replace(shape, soft_cap=options.soft_cap)
+            of_layer = {"soft_cap": options.soft_cap, "window": options.window_left}
+            shape = dataclasses.replace(shape, **of_layer)
             config = launch_config(gpu.capability, shape, warp_roles=not options.no_warp_roles)
             for return_lse in (False, True):
                 pac, por = attention_launches(
@@ -339,7 +343,8 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
                 tiles = "with LSE" if return_lse else "without LSE"
                 yield examine(por, gpu, shape=shape, tiles=tiles)
             yield examine(store_launch(config, shape), gpu, shape=shape)
-        for launch in per_step_launches(gpu, launch_config(gpu.capability, ANY_SHAPE)):
+        shape = dataclasses.replace(ANY_SHAPE, window=options.window_left)
+        for launch in per_step_launches(gpu, launch_config(gpu.capability, shape), shape):
             yield examine(launch, gpu)
 
 
@@ -371,6 +376,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lse", action="store_true", help="compile the variant that returns LSE")
     parser.add_argument("--sinks", action="store_true", help="of layers with attention sinks")
     parser.add_argument("--soft-cap", type=float, help="of layers with this cap on their scores")
+    parser.add_argument(
+        "--window-left", type=int, help="of layers whose rows see so many tokens before their own"
+    )
     parser.add_argument(
         "--no-warp-roles", action="store_true", help="the kernels for a Triton without Gluon"
     )

@@ -93,9 +93,7 @@ class _Cuts:
     is_copied: np.ndarray
 
 
-def _cut(
-    forest: PrefixForest, paths: HeavyPaths, price: float, fan: int, widest: int
-) -> _Cuts:
+def _cut(forest: PrefixForest, paths: HeavyPaths, price: float, fan: int, widest: int) -> _Cuts:
     """The cuts that save most, a part being worth `price` tokens, and the clusters of a fan."""
     nodes, batch = len(paths.node), len(paths.above)
     is_cut, begin, after = np.zeros(nodes, bool), np.zeros(nodes, np.int64), [0] * nodes

@@ -130,9 +130,7 @@ class Planner:
             self._layout = layout, self._places(layout)
         check_output(out, layout.size)
         max_lengths, places = np.empty(batch, np.int32), self._layout[1]
-        found, order, nodes = build_forest(
-            *arrays, PRIVATE_TOKENS, self.spec.shape.seen_tokens
-        )
+        found, order, nodes = build_forest(*arrays, PRIVATE_TOKENS, self.spec.shape.seen_tokens)
         if not found:
             refuse_paths(*arrays)
         _, _, report = self._planned(

@@ -32,7 +32,10 @@ HEADROOM = 9
 BATCHES: dict[str, tuple[Counts, int]] = {
     "all of a run": ([[("prompt", 300), (f"tail {r}", 5 + r)] for r in range(5)], 400),
     "the end of a run": ([[("prompt", 700), (f"tail {r}", 9 + 23 * r)] for r in range(5)], 200),
-    "a run behind some windows": ([[("run", 150), (f"tail {r}", 1 + 60 * r)] for r in range(6)], 200),
+    "a run behind some windows": (
+        [[("run", 150), (f"tail {r}", 1 + 60 * r)] for r in range(6)],
+        200,
+    ),
     "runs behind all windows": (
         [[("a", 90), ("b", 130), (f"c{r // 4}", 70), (f"tail {r}", 5 + r)] for r in range(16)],
         64,
