@@ -54,8 +54,8 @@ def _append_slots_kernel(
     base = tl.load(plan_ptr + append_base_offset + row, mask=within, other=NO_TAIL)
     slot = tl.load(new_slots_ptr + row, mask=within, other=0).to(tl.int32)
     # nor has padding of a captured batch, rows that the plan does not know
-    has_tail = base > NO_TAIL
     entry = base + length - 1
+    has_tail = base >= NO_TAIL + 1
     tl.store(kv_index_ptr + tl.where(has_tail, entry, 0), slot, mask=within & has_tail)
 
 

@@ -175,7 +175,7 @@ class PrefixSharedDecodeWrapper:
         if len(kv_index):
             buffers.kv_index[: len(kv_index)].copy_(torch.from_numpy(kv_index), non_blocking=False)
         update_lengths(buffers)
-        self._of_scores = of_scores
+        self._of_scores, self.spec = of_scores, spec
         self._highest_slot = highest
         self.launch_plan = plan
         return plan

@@ -115,6 +115,8 @@ def test_a_captured_wrapper_refuses_what_the_graph_cannot_serve() -> None:
         captured.wrapper.plan(PrefixForest.from_paths(with_slots(BATCHES[0])), sm_scale=0.3)
     with pytest.raises(ValueError, match="logits_soft_cap = 0.3, but a CUDA graph was captured"):
         captured.wrapper.plan(PrefixForest.from_paths(with_slots(BATCHES[0])), logits_soft_cap=0.3)
+    with pytest.raises(ValueError, match="window_left = 9, but a CUDA graph was captured with -1"):
+        captured.wrapper.plan(PrefixForest.from_paths(with_slots(BATCHES[0])), window_left=9)
     growing = PrefixSharedDecodeWrapper(HEADS, KV_HEADS, 64, dtype=torch.bfloat16, device="cuda")
     growing.plan(PrefixForest.from_paths([[("a", [1, 2, 3])]]))
     arguments = (captured.q[:1], captured.k, captured.v)

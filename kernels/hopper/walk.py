@@ -84,19 +84,20 @@ def task_of(walk, turn, VARIANT: gl.constexpr):
         kind = BUNDLE
         task = turn + walk.to_class[1]
     record = walk.records + task * TASK_INTS
-    kv_start = gl.load(record, mask=is_task, other=0, eviction_policy=KEPT)
-    kv_len = gl.load(record + 1, mask=is_task, other=0, eviction_policy=KEPT)
-    head = None
-    start = None
-    if VARIANT.WINDOW:
-        head = kv_start % ALIGNED_ENTRIES
-        start = gl.load(record + 6, mask=is_task, other=0, eviction_policy=KEPT) - head
-        kv_len += gl.where(kv_len > 0, head, 0)
+    entry = gl.load(record, mask=is_task, other=0, eviction_policy=KEPT)
     # the planner aligns it: so many slots can be loaded at once
-    kv_start = kv_start // ALIGNED_ENTRIES * ALIGNED_ENTRIES
+    kv_start = entry // ALIGNED_ENTRIES * ALIGNED_ENTRIES
+    kv_len = gl.load(record + 1, mask=is_task, other=0, eviction_policy=KEPT)
     first = gl.load(record + 2, mask=is_task, other=0, eviction_policy=KEPT)
     queries = gl.load(record + 3, mask=is_task, other=0, eviction_policy=KEPT)
     part = gl.load(record + 4, mask=is_task, other=0, eviction_policy=KEPT)
+    head = None
+    start = None
+    if VARIANT.WINDOW:
+        # but what its rows have left is counted in single tokens
+        head = entry - kv_start
+        start = gl.load(record + 6, mask=is_task, other=0, eviction_policy=KEPT) - head
+        kv_len += gl.where(kv_len > 0, head, 0)
     return Task(kind, kv_start, kv_len, first, queries, part, head, start)
 
 

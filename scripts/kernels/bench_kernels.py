@@ -46,6 +46,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--only", help="rows whose table, name or tree contains this text")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     add("--head-dim", type=positive, default=tables.HEAD_DIM)
+    about = "tokens before its own that a row sees, as 4095 with --heads 40/8; default: all"
+    add("--window-left", type=int, default=-1, help=about)
     add("--peers", type=peers, help=f"from {', '.join(ADAPTERS)}; default {','.join(DEFAULT)}")
     add("--contiguous-peers", type=peers, help="peers on contiguous slots; default: as --peers")
     add("--slots", type=some_of(SLOTS), default=["scattered"], help="scattered, contiguous or both")
@@ -137,7 +139,8 @@ def _one(
     peers = options.contiguous_peers if slots == "contiguous" else options.peers
     pages = [PAGES[peer] for peer in peers if peer in PAGES]
     align = max(pages, default=1) if slots == "contiguous" else 1
-    problem = Problem(row, pool, slots, align, options.layers, head_dim=options.head_dim)
+    shape = {"head_dim": options.head_dim, "window": options.window_left + 1}
+    problem = Problem(row, pool, slots, align, options.layers, **shape)
     return measure_row(problem, peers, ceilings, options.rounds, options.verbose)
 
 

@@ -7,6 +7,7 @@ parts, padded rows, growing tails, exact weights, and the repair of a bundle wit
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -39,15 +40,20 @@ SHAPES = {
     "256 columns": (8, 256),
     "256 columns, exact weights": (1, 256),
 }
-LAYERS = {"plain": None, "sinks and a cap": 20.0}
+LAYERS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "sinks and a cap": {"soft_cap": 20.0},
+    "window": {"window": 333},
+}
 
 
 def of_layer(problem: Problem, layer: str) -> Problem:
-    """With sinks and a cap, if the layer has them."""
-    if LAYERS[layer] is None:
+    """With a cap, and then sinks too, or a window, if the layer has them."""
+    problem = dataclasses.replace(problem, **LAYERS[layer])
+    if problem.soft_cap is None:
         return problem
     sinks = 2 * torch.randn(problem.q.shape[1], device=problem.q.device) + 3
-    return dataclasses.replace(problem, sinks=sinks, soft_cap=LAYERS[layer])
+    return dataclasses.replace(problem, sinks=sinks)
 
 
 @pytest.fixture(params=[True, False], ids=["warp roles", "plain"])

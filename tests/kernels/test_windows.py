@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planned import Planned, plan_batch
 
+from sglang_codec import PrefixSharedDecodeWrapper
 from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.frugal import frugal_plan
@@ -65,7 +66,7 @@ def windowed(
     """A planned batch, its problem, and slots ``[B, steps]`` of tokens to come."""
     paths = with_slots([*counts, [("new", steps * len(counts))]], seed=8, spare=3)
     problem = make_problem(
-        paths, num_qo_heads=2 * group, num_kv_heads=2, head_dim=64, dtype=dtype, device=device
+        paths, num_qo_heads=group, num_kv_heads=1, head_dim=64, dtype=dtype, device=device
     )
     slots = problem.rows.pop().view(len(counts), steps).to(device)
     problem = dataclasses.replace(problem, q=problem.q[: len(counts)], window=window)
@@ -172,6 +173,30 @@ def test_a_forest_through_a_window_tiles_what_rows_see() -> None:
     assert PrefixForest.from_dict(forest.to_dict()).to_dict() == forest.to_dict()
     with pytest.raises(ValueError, match="windows of 200 tokens, not 3"):
         forest.through_window(3)
+
+
+@pytest.mark.parametrize("left", [0, 70])
+def test_the_wrapper_takes_windows_plan_by_plan(
+    left: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    """`window_left` counts the tokens before a row's own, and -1 is for no window."""
+    paths = with_slots(BATCHES["the end of a run"][0], seed=2)
+    problem = make_problem(
+        paths, num_qo_heads=4, num_kv_heads=1, head_dim=64, dtype=dtype, device=device
+    )
+    wrapper = PrefixSharedDecodeWrapper(4, 1, 64, dtype=dtype, device=device)
+    tensors = problem.q, problem.k_buffer, problem.v_buffer
+    for window in (0, left + 1, 0):
+        forest = PrefixForest.from_paths(paths)
+        plan = wrapper.plan(forest, sm_scale=problem.sm_scale, window_left=window - 1)
+        assert plan.kv_tokens_stock == sum(len(row[-window:]) for row in problem.rows)
+        out, lse = wrapper.run(*tensors, return_lse=True)
+        exact, exact_lse = dataclasses.replace(problem, window=window).exact()
+        close = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(out.double(), exact, atol=close, rtol=close)
+        assert_lse_close(lse, exact_lse)
+    with pytest.raises(ValueError, match="window_left = -2 must be 0 or more, or -1"):
+        wrapper.plan(forest, window_left=-2)
 
 
 def test_a_window_needs_lengths(device: torch.device) -> None:

@@ -7,7 +7,7 @@ import traceback
 from dataclasses import dataclass, field
 
 from library.attention import timing, traffic
-from library.attention.peers import ADAPTERS
+from library.attention.peers import ADAPTERS, PREFIX_AWARE
 from library.attention.problem import Problem
 from library.attention.runner import Runner, Unsupported
 
@@ -87,8 +87,9 @@ def measure_row(
         "heads": row.heads,
         "dtype": str(problem.dtype).removeprefix("torch."),
         "batch": row.batch,
-        "unique_tokens": row.unique_tokens,
-        "total_tokens": row.total_tokens,
+        "unique_tokens": problem.unique_tokens,
+        "total_tokens": problem.total_tokens,
+        **({"window_left": problem.window - 1} if problem.window else {}),
         "limit_us": limit,
         "plan_ms": plan_ms,
         "us": outcome.us,
@@ -118,6 +119,8 @@ def _candidates(
 ) -> list[Candidate]:
     try:
         candidates = []
+        if problem.window and peer in PREFIX_AWARE:
+            raise Unsupported("it has no windows")
         for runner in ADAPTERS[peer](problem):
             error = problem.errors(runner.run(0), runner.position)
             calls = _calls(runner, problem, limit_us)

@@ -50,7 +50,7 @@ def codec(problem: Problem) -> list[Runner]:
     wrapper = wrapper_of(problem)
 
     def plan(forest: PrefixForest) -> None:
-        wrapper.plan(forest, sm_scale=problem.sm_scale)
+        wrapper.plan(forest, sm_scale=problem.sm_scale, window_left=problem.window - 1)
 
     # a forest has to be planned anew only where it differs from the last one: turn the batch
     paths, device = problem.paths, problem.device
@@ -77,14 +77,14 @@ def _host_plan_ms(wrapper: PrefixSharedDecodeWrapper, forests: list[PrefixForest
     make_plan = Planner(wrapper.spec, wrapper.cost_model, unlimited).make_plan
 
     def plan(i: int) -> None:
-        make_plan(forests[i])
+        make_plan(forests[i].through_window(wrapper.launch_plan.window))
 
     return time_host(plan, len(forests), torch.device("cpu"))
 
 
 def eager(problem: Problem) -> list[Runner]:
     """Plain PyTorch over gathered KV: for tests of the benchmark, and as a sanity check."""
-    slots = [problem.tensor(s, torch.int64) for s in problem.request_slots]
+    slots = [problem.tensor(s, torch.int64) for s in problem.seen_slots]
     group = problem.num_qo_heads // problem.num_kv_heads
 
     def run(layer: int) -> torch.Tensor:

@@ -122,6 +122,7 @@ class Problem:
         slots: `scattered` (a random permutation of the pool) or `contiguous` (each node a run).
         align: first slot of each node is a multiple of this, for peers with larger pages.
         layers: number of distinct KV layers; by default enough to keep L2 cold.
+        window: newest tokens that a request sees; 0 for all.
     """
 
     def __init__(
@@ -133,8 +134,9 @@ class Problem:
         layers: int | None = None,
         seed: int = 0,
         head_dim: int = HEAD_DIM,
+        window: int = 0,
     ) -> None:
-        self.row, self.slots, self.align = row, slots, align
+        self.row, self.slots, self.align, self.window = row, slots, align, window
         self.num_qo_heads, self.num_kv_heads = row.num_qo_heads, row.num_kv_heads
         self.head_dim, self.dtype, self.device = head_dim, pool.dtype, pool.device
         self.batch = row.batch
@@ -149,13 +151,23 @@ class Problem:
         q_shape = (self.batch, self.num_qo_heads, head_dim)
         self.q = torch.randn(q_shape, generator=generator, device=pool.device).to(pool.dtype)
 
+    @cached_property
+    def unique_tokens(self) -> int:
+        """Tokens that any request sees."""
+        return len(np.unique(self.kv_indices)) if self.window else self.row.unique_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        """Those that each request sees, together."""
+        return len(self.kv_indices) if self.window else self.row.total_tokens
+
     @property
     def unique_bytes(self) -> int:
-        return self.row.unique_tokens * self.token_bytes
+        return self.unique_tokens * self.token_bytes
 
     @property
     def total_bytes(self) -> int:
-        return self.row.total_tokens * self.token_bytes
+        return self.total_tokens * self.token_bytes
 
     @property
     def qo_bytes(self) -> int:
@@ -163,7 +175,7 @@ class Problem:
 
     @property
     def flops(self) -> int:
-        return 4 * self.row.total_tokens * self.num_qo_heads * self.head_dim
+        return 4 * self.total_tokens * self.num_qo_heads * self.head_dim
 
     @cached_property
     def paths(self) -> list[list[tuple[int, np.ndarray]]]:
@@ -175,16 +187,23 @@ class Problem:
         return [np.concatenate([self.node_slots[n] for n in path]) for path in self.tree.paths]
 
     @cached_property
+    def seen_slots(self) -> list[np.ndarray]:
+        """Of each request what it sees."""
+        return [slots[-self.window :] for slots in self.request_slots]
+
+    @cached_property
     def lengths(self) -> np.ndarray:
         return np.array([len(slots) for slots in self.request_slots], np.int32)
 
     @cached_property
     def kv_indptr(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]).astype(np.int32)
+        """Of what requests see, as `kv_indices`: so SGLang's backends cut windows."""
+        sizes = [len(slots) for slots in self.seen_slots]
+        return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int32)
 
     @cached_property
     def kv_indices(self) -> np.ndarray:
-        return np.concatenate(self.request_slots)
+        return np.concatenate(self.seen_slots)
 
     def tensor(
         self, values: np.ndarray | list[int], dtype: torch.dtype = torch.int32
@@ -221,7 +240,7 @@ class Problem:
     def _exact(self, request: int, layer: int = 0) -> torch.Tensor:
         q = self.q[request].double().view(self.num_kv_heads, -1, self.head_dim) * self.sm_scale
         step = max(256, REFERENCE_ELEMENTS // (self.num_kv_heads * self.head_dim))
-        slots = self.tensor(self.request_slots[request], torch.int64)
+        slots = self.tensor(self.seen_slots[request], torch.int64)
         out = torch.zeros_like(q)
         lse = torch.full(q.shape[:2], -math.inf, dtype=torch.float64, device=self.device)
         for chunk in slots.split(step):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import cache
 
+import numpy as np
 import torch
 
 from library.attention.problem import Problem
@@ -78,6 +79,7 @@ def fa3(problem: Problem) -> list[Runner]:
             page_table=table,
             softmax_scale=problem.sm_scale,
             causal=True,
+            window_size=(problem.window - 1, 0) if problem.window else (-1, -1),
         )
         return out[:, 0]
 
@@ -124,7 +126,7 @@ def _sglang_triton(problem: Problem, max_splits: int) -> Runner:
     splits = torch.empty(problem.batch, dtype=torch.int32, device=problem.device)
     choose_splits[(1,)](
         splits,
-        problem.tensor(problem.lengths),
+        problem.tensor(np.diff(problem.kv_indptr)),
         problem.batch,
         1,
         problem.num_qo_heads,

@@ -48,10 +48,15 @@ ROW_KEYS = {
 
 
 def small_problem(
-    tree: str = "1,2,8_24,0,9", heads: str = "4/2", slots: str = "scattered", layers: int = 2
+    tree: str = "1,2,8_24,0,9",
+    heads: str = "4/2",
+    slots: str = "scattered",
+    layers: int = 2,
+    window: int = 0,
 ) -> Problem:
     row = tables.Row("small", tree, heads, *tables.parse_tree(tree))
-    return Problem(row, KVPool(torch.float32, CPU), slots=slots, layers=layers, head_dim=16)
+    shape = {"layers": layers, "head_dim": 16, "window": window}
+    return Problem(row, KVPool(torch.float32, CPU), slots=slots, **shape)
 
 
 def synthetic_row(row: tables.Row, **us: float) -> dict:
@@ -123,6 +128,17 @@ def test_a_problem_holds_the_tree(tree: str, slots: str) -> None:
     for node, parent in enumerate(problem.tree.parents):
         assert parent < node
         assert parent < 0 or len(readers[node]) < len(readers[parent]), "an unmerged run"
+
+
+def test_windows_are_cut_for_every_peer_alike() -> None:
+    problem = small_problem("1,8_24,9", window=12)
+    assert (problem.lengths == 33).all()
+    assert (problem.total_tokens, problem.unique_tokens) == (8 * 12, 3 + 8 * 9)
+    row = measure.measure_row(problem, ["codec", "eager", "cascade"], CEILINGS, 1, False)
+    assert row["why"] == {"cascade": "it has no windows"}
+    assert row["window_left"] == 11
+    assert max(row["err"].values()) < 1e-5
+    assert set(row["err"]) == {"codec", "eager"}
 
 
 def test_layers_share_no_memory_and_keep_l2_cold() -> None:
