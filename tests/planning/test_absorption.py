@@ -14,6 +14,7 @@ from stages import machine_of, tables_of
 from sglang_codec.planning.absorption import absorb, ways_of
 from sglang_codec.planning.bundles import single_units
 from sglang_codec.planning.forest import PrefixForest
+from sglang_codec.planning.windows import edges_of
 from sglang_codec.testing import Counts, lengths_of, radix_paths_of, tree_counts
 
 PAIR = st.tuples(st.integers(0, 99), st.sampled_from((0, 1, 2, 5, 30, 400)))
@@ -28,7 +29,7 @@ def absorbed_with(
     machine, tables = machine_of(SPEC, cost_model(SPEC)), tables_of(forest)
     machine.kv_token_bytes, machine.partial_bytes = kv_token_bytes, partial_bytes
     ways = ways_of(tables, single_units(forest.batch).units, np.arange(forest.batch))
-    absorb(tables, machine, ways, eager)
+    absorb(tables, machine, ways, edges_of(tables, machine), False, eager)
     return ways["absorbed"][: forest.num_shared].astype(bool), ways["start"]
 
 

@@ -17,6 +17,7 @@ from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.plan import PlanSpec
 from sglang_codec.planning.planner import make_plan
 from sglang_codec.planning.reading import read_forest
+from sglang_codec.planning.windows import edges_of
 from sglang_codec.testing import Counts, random_counts, tree_counts, with_slots
 
 SPEC = PlanSpec(SHAPE, (16, 64), 64, 33, tail_headroom=16, bundle_rows=64)
@@ -38,8 +39,9 @@ def forest_of(counts: Counts) -> PrefixForest:
 
 
 def units_of(counts: Counts) -> tuple[PrefixForest, np.ndarray]:
-    forest = forest_of(counts)
-    return forest, bundle_tails(tables_of(forest), machine_of(SPEC, COST)).units
+    forest, machine = forest_of(counts), machine_of(SPEC, COST)
+    tables = tables_of(forest)
+    return forest, bundle_tails(tables, machine, edges_of(tables, machine)).units
 
 
 def bundled(units: np.ndarray) -> np.ndarray:
@@ -104,7 +106,8 @@ def test_the_pieces_of_a_bundle_are_in_token_order(eager: float) -> None:
         tables = tables_of(
             forest_of(random_counts(seed, batch=300, nodes=80, longest_run=30, longest_tail=20))
         )
-        reading = read_forest(tables, bundle_tails(tables, machine), machine, eager)
+        edges = edges_of(tables, machine)
+        reading = read_forest(tables, bundle_tails(tables, machine, edges), machine, edges, eager)
         assert len(reading.bundles)
         for bundle in reading.bundles:
             starts = reading.pieces["start"][bundle.begin : bundle.end]
@@ -141,7 +144,8 @@ def test_a_run_across_two_bundles_is_read_for_each() -> None:
 def test_a_kernel_without_room_for_two_rows_has_no_bundles(rows: int) -> None:
     forest = forest_of(tree(64, 8, 16, 16))
     spec = PlanSpec(SHAPE, (16, 64), 64, 33, bundle_rows=rows)
-    assert not bundle_tails(tables_of(forest), machine_of(spec, COST)).bundles
+    tables, machine = tables_of(forest), machine_of(spec, COST)
+    assert not bundle_tails(tables, machine, edges_of(tables, machine)).bundles
 
 
 @given(COUNTS)
@@ -149,7 +153,8 @@ def test_every_row_sees_its_own_tokens_and_no_others(counts: Counts) -> None:
     """Runs and pieces that a position reads tile its row, without a plan around them."""
     forest, machine = forest_of(counts), machine_of(SPEC, COST)
     tables = tables_of(forest)
-    reading = read_forest(tables, bundle_tails(tables, machine), machine, 1.0)
+    edges = edges_of(tables, machine)
+    reading = read_forest(tables, bundle_tails(tables, machine, edges), machine, edges, 1.0)
     for position, row in enumerate(forest.order.tolist()):
         read = [
             (run.start, run.start + run.length)
