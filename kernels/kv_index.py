@@ -20,6 +20,7 @@ def _gather_slots_kernel(
     pool_rows_ptr,  # [B] integers
     spans_ptr,  # [S, 4] int32: batch row, first token, tokens, first entry
     req_stride,
+    moved_to_ptr,  # [slots] integers, the slots' places in another pool; None for their own
     BLOCK: tl.constexpr,
 ):
     """One program copies one block of one span."""
@@ -31,6 +32,8 @@ def _gather_slots_kernel(
         source = req_to_token_ptr + pool_row * req_stride + tl.load(span + 1)
         within = offset < tokens
         slots = tl.load(source + offset, mask=within, other=0)
+        if moved_to_ptr is not None:
+            slots = tl.load(moved_to_ptr + slots, mask=within, other=0).to(tl.int32)
         tl.store(kv_index_ptr + tl.load(span + 3) + offset, slots, mask=within)
 
 
@@ -66,6 +69,7 @@ def gather_slots(
     spans: torch.Tensor,
     *,
     longest: int,
+    moved_to: torch.Tensor | None = None,
 ) -> None:
     """Copy ``req_to_token[pool_rows[row], first:first + tokens]`` to ``kv_index[entry:]`` per span.
 
@@ -73,6 +77,8 @@ def gather_slots(
         kv_index: int32 ``[entries]``. req_to_token: int32 ``[pool rows, max context]``.
         pool_rows: ``[B]`` integer pool rows of the batch. spans: int32 ``[S, 4]``.
         longest: tokens of the longest span.
+        moved_to: ``[slots]`` contiguous integers: what to put in the place of each slot, its own
+            in another pool; None for the slots as they are.
 
     Raises:
         ValueError: another dtype or layout.
@@ -86,6 +92,7 @@ def gather_slots(
         and kv_index.is_contiguous()
         and pool_rows.is_contiguous()
         and req_to_token.stride()[1:] == (1,)
+        and (moved_to is None or (moved_to.dim() == 1 and moved_to.is_contiguous()))
     ):
         refuse(
             "gather_slots",
@@ -94,10 +101,17 @@ def gather_slots(
             req_to_token=req_to_token,
             pool_rows=pool_rows,
             spans=spans,
+            moved_to=moved_to,
         )
     grid = (len(spans), triton.cdiv(longest, _GATHER_BLOCK))
     _gather_slots_kernel[grid](
-        kv_index, req_to_token, pool_rows, spans, req_to_token.stride(0), BLOCK=_GATHER_BLOCK
+        kv_index,
+        req_to_token,
+        pool_rows,
+        spans,
+        req_to_token.stride(0),
+        moved_to,
+        BLOCK=_GATHER_BLOCK,
     )
 
 

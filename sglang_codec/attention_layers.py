@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from sglang_codec.window_slots import in_window_pool
+
 _MODULE_STATE = frozenset(vars(torch.nn.Module()))
 
 
@@ -83,10 +85,16 @@ def _why_windowed(layer: Any, model_runner: Any) -> str | None:
     # use_irope alone says nothing: Muse Spark sets it without chunks
     if layer.use_irope and (local or getattr(config, "attention_chunk_size", None)):
         return "chunked attention"
-    if getattr(pool, "layers_mapping", {}).get(layer.layer_id, (0, False))[1]:
-        return "KV in the sliding-window pool"
-    if layer.sliding_window_size is not None and layer.sliding_window_size > -1:
-        return None  # it says so itself: a part of its shape
+    says_so = layer.sliding_window_size is not None and layer.sliding_window_size > -1
+    if in_window_pool(pool, layer.layer_id):
+        if not says_so:
+            return "KV in the sliding-window pool, but no window"
+        if getattr(pool, "full_to_swa_index_mapping", None) is None:
+            return "KV in a sliding-window pool without a mapping of its slots"
+    elif says_so and layer.layer_id in getattr(pool, "layers_mapping", {}):
+        return "a sliding window over KV in the pool of the full layers"
+    if says_so:
+        return None  # a part of its shape
     # from 0.5.21 on the ids are the runner's, before that the model configuration's
     for owner in (getattr(model_runner, "layer_info", None), config):
         if layer.layer_id in (getattr(owner, "swa_attention_layer_ids", None) or ()):

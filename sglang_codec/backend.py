@@ -87,7 +87,10 @@ class CodecDecodeBackend(AttentionBackend):
         self._record(forward_batch)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
-        """Nothing to allocate here: rows beyond the buffers' can only be padding."""
+        """Little to allocate here: rows beyond the buffers' can only be padding."""
+        for group in self.groups:
+            if group.window_slots:
+                group.window_slots.reserve(max_bs)
         if self.ordinary is not None:
             self.ordinary.init_cuda_graph_state(max_bs, max_num_tokens)
 
@@ -197,6 +200,8 @@ class CodecDecodeBackend(AttentionBackend):
         lengths = self._host_lengths(forward_batch, rows)
         pool_rows = forward_batch.req_pool_indices[:rows]
         new = self.planner.plan_if_changed(codec_batch, lengths, pool_rows, counted=serves)
+        for group in self.groups:
+            group.take(forward_batch.out_cache_loc)
         if new:
             self._send(new, pool_rows)
             self.planner.times.end("send")

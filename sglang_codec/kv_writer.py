@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MHATokenToKVPool
 
 from sglang_codec.kernels.again import alike
 from sglang_codec.kernels.kv_store import store_kv
@@ -25,10 +25,20 @@ class KVWriter:
         self._launches: dict[Hashable, Callable[..., None] | None] = {}
         self._is_early = config.warp_roles and config.early_launch and _is_plain(pool)
 
-    def write(self, layer: Any, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> bool:
+    def write(
+        self,
+        layer: Any,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        slots: torch.Tensor,
+        in_window_pool: torch.Tensor | None = None,
+    ) -> bool:
         """Put `k` and `v`, a row for each of ``slots [B]``, there; whether `store_kv` did it.
 
         The rows may come in any number of dimensions (``[B, Hkv * D]``, ``[1, B, Hkv, D]``).
+
+        Args:
+            in_window_pool: ``[B]`` the slots' places where the layer is in the window pool.
         """
         k_buffer = self._pool.get_key_buffer(layer.layer_id)
         v_buffer = self._pool.get_value_buffer(layer.layer_id)
@@ -41,7 +51,8 @@ class KVWriter:
             if _is_copied(k, k_buffer) and _is_copied(v, v_buffer):
                 self._launches[key] = store_kv(k, v, k_buffer, v_buffer, slots, early_launch=True)
                 return True
-        self._pool.set_kv_buffer(layer, slots, k, v, layer.k_scale, layer.v_scale)
+        where = slots if in_window_pool is None else KVWriteLoc(slots, in_window_pool)
+        self._pool.set_kv_buffer(layer, where, k, v, layer.k_scale, layer.v_scale)
         return False
 
 

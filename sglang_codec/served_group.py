@@ -18,6 +18,7 @@ from sglang_codec.layer_groups import LayerGroup
 from sglang_codec.plan_maker import PlanMaker
 from sglang_codec.planning.capacity import capacity_for
 from sglang_codec.planning.plan import PlanLayout
+from sglang_codec.window_slots import WindowSlots, in_window_pool
 
 # tokens by which tails may grow before a batch is planned again
 TAIL_HEADROOM = 128
@@ -44,6 +45,8 @@ class ServedGroup:
         machine = describe_device(device, group.shape)
         self._config = machine.config
         self._writer = KVWriter(pool, machine.config)
+        is_apart = in_window_pool(pool, group.layer_ids[0])
+        self.window_slots = WindowSlots(pool, rows) if is_apart else None
         spec = plan_spec(machine, group.shape, tail_headroom=TAIL_HEADROOM)
         pool_slots = pool.get_key_buffer(group.layer_ids[0]).shape[0]
         layout = PlanLayout.of(capacity_for(spec, rows=rows, pool_slots=pool_slots), spec)
@@ -72,7 +75,14 @@ class ServedGroup:
             pool_rows: ``[B]`` the rows' places in `table`.
         """
         spans, longest = sent_spans(self.buffers, new)
-        gather_slots(self.buffers.kv_index, table, pool_rows, spans, longest=longest)
+        places = self.window_slots.places if self.window_slots else None
+        index = self.buffers.kv_index
+        gather_slots(index, table, pool_rows, spans, longest=longest, moved_to=places)
+
+    def take(self, slots: torch.Tensor) -> None:
+        """Before a step, on the device but in no graph: its new tokens' slots ``[B]``."""
+        if self.window_slots:
+            self.window_slots.take(slots)
 
     def record(self, seq_lens: torch.Tensor, slots: torch.Tensor) -> None:
         """Take over a step's lengths and append its new KV slots, on the device.
@@ -85,7 +95,7 @@ class ServedGroup:
             self.buffers.row_lengths,
             self.buffers.plan,
             seq_lens,
-            slots,
+            self.window_slots.now if self.window_slots else slots,
             append_base_offset=self.buffers.layout.append_base,
             windowed=self.buffers.window > 0,
         )
@@ -123,7 +133,8 @@ class ServedGroup:
 
     def write(self, layer: Any, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
         """Put a step's keys and values of one layer into the pool."""
-        self._writer.write(layer, k, v, slots)
+        places = self.window_slots.now if self.window_slots else None
+        self._writer.write(layer, k, v, slots, places)
 
 
 def sent_spans(buffers: PlanBuffers, new: NewPlan | MovedRows) -> tuple[torch.Tensor, int]:

@@ -21,6 +21,7 @@ PLANNING = (
     "tables",
     "machine",
     "structure",
+    "windows",
     "bundles",
     "absorption",
     "reading",
@@ -272,7 +273,7 @@ def test_only_two_modules_know_of_the_compiler() -> None:
 
 def test_the_last_resort_needs_no_compiled_planner() -> None:
     own = {name for name in imported("planning.plain") if name.startswith("sglang_codec.")}
-    assert own == {"sglang_codec.planning.border", "sglang_codec.planning.plan"}
+    assert own == {f"sglang_codec.planning.{name}" for name in ("border", "plan", "windows")}
 
 
 def test_the_metrics_client_is_not_imported_before_sglang_has_set_it_up() -> None:

@@ -88,7 +88,7 @@ def test_nothing_is_compiled_while_serving() -> None:
         assert len(entry.call.signatures) == 1
     floats = [np.zeros(3)] * 4
     with pytest.raises(TypeError, match="No matching definition"):
-        entries.build_forest(*floats, 1)
+        entries.build_forest(*floats, 1, 0)
 
 
 def test_what_was_compiled_is_loaded_again(folder: Path) -> None:

@@ -58,7 +58,7 @@ def test_layers_of_one_cap_are_a_group() -> None:
         ({"head_dim": 128, "v_head_dim": 64}, ["v_head_dim 64", "128"]),
         ({"heads": 32, "kv_heads": 1}, ["32 query heads", "limit is 16"]),
         ({"heads": 6, "kv_heads": 4}, ["6 query heads", "4 KV heads"]),
-        ({"sliding_window_size": 512}, ["sliding window of 512 tokens"]),
+        ({"sliding_window_size": 512}, ["sliding window of 513 tokens", "1024 and more"]),
         ({"logit_cap": float("inf")}, ["logit cap inf", "finite"]),
         ({"logit_cap": 30.0, "logit_capping_method": "other"}, ["logit_capping_method other"]),
         ({"is_cross_attention": True}, ["cross attention"]),

@@ -1,10 +1,10 @@
 """Serve a small model of a family with random weights on codec, then on the stock backend alone:
 
-    python family_probe.py MODEL_FOLDER OUTPUT.json FAMILY [MIN_WINDOW]
+    python family_probe.py MODEL_FOLDER OUTPUT.json FAMILY [MIN_WINDOW [CONFIG]]
 
 FAMILY names a configuration of `tests/data/models`. A third run is without what the family has
 (sinks, caps, windows): tokens that do not depend on it would show nothing. MIN_WINDOW is the
-shortest window that is served.
+shortest window that is served, and CONFIG is JSON to change in the configuration.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ SMALL = {
     "final_logit_softcapping": None,
 }
 ROWS, NEW_TOKENS = 3, 6
+# where windows are served rows share nothing any more in the end, and places behind the windows,
+# where they have a pool of their own, are given away
+MORE_TOKENS, SMALL_POOL = 20, {"max_total_tokens": 1024, "swa_full_tokens_ratio": 0.2}
 
 
-def main(model_folder: str, output: str, family: str, min_window: str = "") -> None:
+def main(
+    model_folder: str, output: str, family: str, min_window: str = "", more: str = "{}"
+) -> None:
     from sglang_codec import shape_support
     from sglang_codec.attention_layers import attention_layers
     from sglang_codec.patches.fallbacks import FALLBACKS
@@ -42,23 +47,37 @@ def main(model_folder: str, output: str, family: str, min_window: str = "") -> N
         shape_support.MIN_WINDOW = int(min_window)
         SMALL["hidden_size"] = 128  # where heads are what it is divided into
     config = json.loads((MODELS / f"{family}.json").read_text())
-    config |= {name: value for name, value in SMALL.items() if name in config}
+    config |= {name: value for name, value in SMALL.items() if name in config} | json.loads(more)
+    if config.get("is_hybrid_swa"):
+        from sglang.srt.configs import model_config
+
+        # SGLang names the window layers of the families that it knows to have a pool for them
+        model_config.get_hybrid_layer_ids = lambda *_: tuple(
+            [i for i, kind in enumerate(config["layer_types"]) if kind == wanted]
+            for wanted in ("sliding_attention", "full_attention")
+        )
     folder = Path(model_folder)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    engine = InprocScheduler(str(folder))
+    is_hybrid = config.get("is_hybrid_swa", False)
+    engine = InprocScheduler(str(folder), **(SMALL_POOL if is_hybrid else {}))
+    tokens = MORE_TOKENS if min_window else NEW_TOKENS
     model, backend = engine.model_runner.model, engine.decode_backend
     _draw_weights(model)
-    ours = _serve(engine, "codec")
+    ours = _serve(engine, "codec", tokens)
     report = {
         "groups": [str(group) for group in backend.layers.groups],
         "delegated": backend.layers.delegated,
+        "pool": type(engine.model_runner.token_to_kv_pool).__name__,
         "saved": backend.planner.totals.kv_tokens_saved,
         "fallbacks": FALLBACKS.counts,
         "ours": ours,
     }
+    if is_hybrid:  # torch_native reads the window pool by slots of the other
+        Path(output).write_text(json.dumps(report))
+        return
     engine.backend.decode_backend = engine.backend.prefill_backend
-    report["stock"] = _serve(engine, "stock")
+    report["stock"] = _serve(engine, "stock", tokens)
     for name, parameter in model.named_parameters():
         if name.endswith("sinks"):
             parameter.data.fill_(-float("inf"))
@@ -66,7 +85,7 @@ def main(model_folder: str, output: str, family: str, min_window: str = "") -> N
         layer.logit_cap = 0.0
         if min_window:
             layer.sliding_window_size = -1
-    report["without"] = _serve(engine, "without")
+    report["without"] = _serve(engine, "without", tokens)
     Path(output).write_text(json.dumps(report))
 
 
@@ -82,11 +101,11 @@ def _draw_weights(model: torch.nn.Module) -> None:
             parameter.data.fill_(1.0)
 
 
-def _serve(engine: InprocScheduler, name: str) -> list[list[int]]:
+def _serve(engine: InprocScheduler, name: str, tokens: int) -> list[list[int]]:
     """Output ids of rows with a prompt in common, none of which the tree has from another run."""
     trunk = [3 + 7 * i % 400 for i in range(57)]
     rids = [
-        engine.submit([*trunk, 70 + row], NEW_TOKENS, rid=f"{name} {row}", extra_key=name)
+        engine.submit([*trunk, 70 + row], tokens, rid=f"{name} {row}", extra_key=name)
         for row in range(ROWS)
     ]
     outputs: dict[str, Any] = engine.run()
