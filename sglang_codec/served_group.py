@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sglang_codec.attention import prefix_shared_attention, update_lengths
+from sglang_codec.attention import fill_kv_index, prefix_shared_attention, update_lengths
 from sglang_codec.batch_planner import MovedRows, NewPlan
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import cost_model, describe_device, plan_spec
-from sglang_codec.kernels.kv_index import append_slots, gather_slots
+from sglang_codec.kernels.kv_index import append_slots
 from sglang_codec.kv_writer import KVWriter
 from sglang_codec.layer_groups import LayerGroup
 from sglang_codec.plan_maker import PlanMaker
@@ -72,7 +72,7 @@ class ServedGroup:
             pool_rows: ``[B]`` the rows' places in `table`.
         """
         spans, longest = sent_spans(self.buffers, new)
-        gather_slots(self.buffers.kv_index, table, pool_rows, spans, longest=longest)
+        fill_kv_index(self.buffers, table, pool_rows, spans, longest=longest)
 
     def record(self, seq_lens: torch.Tensor, slots: torch.Tensor) -> None:
         """Take over a step's lengths and append its new KV slots, on the device.
