@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -70,7 +72,7 @@ def gather_slots(
     *,
     longest: int,
     moved_to: torch.Tensor | None = None,
-) -> None:
+) -> Callable[..., None] | None:
     """Copy ``req_to_token[pool_rows[row], first:first + tokens]`` to ``kv_index[entry:]`` per span.
 
     Args:
@@ -80,11 +82,15 @@ def gather_slots(
         moved_to: ``[slots]`` contiguous integers: what to put in the place of each slot, its own
             in another pool; None for the slots as they are.
 
+    Returns:
+        The same launch for other ``(pool_rows, spans, longest)``, of tensors that are `alike`, and
+        spans; None where nothing is compiled.
+
     Raises:
         ValueError: another dtype or layout.
     """
     if not len(spans):
-        return
+        return None
     if not (
         kv_index.dtype == req_to_token.dtype == spans.dtype == torch.int32
         and spans.shape[1:] == (4,)
@@ -103,16 +109,25 @@ def gather_slots(
             spans=spans,
             moved_to=moved_to,
         )
-    grid = (len(spans), triton.cdiv(longest, _GATHER_BLOCK))
-    _gather_slots_kernel[grid](
-        kv_index,
-        req_to_token,
-        pool_rows,
-        spans,
-        req_to_token.stride(0),
-        moved_to,
-        BLOCK=_GATHER_BLOCK,
+    fixed = (req_to_token.stride(0), moved_to, _GATHER_BLOCK)
+    compiled = _gather_slots_kernel[_gather_grid(spans, longest)](
+        kv_index, req_to_token, pool_rows, spans, *fixed
     )
+    if compiled is None:
+        return None
+    index, table = kv_index.data_ptr(), req_to_token.data_ptr()
+    if moved_to is not None:
+        fixed = (fixed[0], moved_to.data_ptr(), _GATHER_BLOCK)
+
+    def again(pool_rows: torch.Tensor, spans: torch.Tensor, longest: int) -> None:
+        grid = _gather_grid(spans, longest)
+        compiled[grid](index, table, pool_rows.data_ptr(), spans.data_ptr(), *fixed)
+
+    return again
+
+
+def _gather_grid(spans: torch.Tensor, longest: int) -> tuple[int, int, int]:
+    return len(spans), triton.cdiv(longest, _GATHER_BLOCK), 1
 
 
 def append_slots(

@@ -6,6 +6,7 @@ import torch
 
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.kernels.again import alike
+from sglang_codec.kernels.kv_index import gather_slots
 from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.kernels.lengths import follow_lengths
 from sglang_codec.kernels.pac import pac
@@ -90,6 +91,39 @@ def prefix_shared_attention(
     )
     if pac_again and por_again:
         buffers.launches[key] = pac_again, por_again, config
+
+
+def fill_kv_index(
+    buffers: PlanBuffers,
+    table: torch.Tensor,
+    pool_rows: torch.Tensor,
+    spans: torch.Tensor,
+    *,
+    longest: int,
+    moved_to: torch.Tensor | None = None,
+) -> None:
+    """Gather the KV slots of a plan that was just sent, or of rows that have moved.
+
+    Args:
+        table: ``[pool rows, max context]`` int32, SGLang's `req_to_token`.
+        pool_rows: ``[B]`` the rows' places in it.
+        spans: int32 ``[S, 4]`` on the device; the longest has `longest` tokens.
+        moved_to: as of `gather_slots`.
+
+    Raises:
+        ValueError: dtypes or strides that do not match.
+    """
+    if not len(spans):
+        return
+    places = None if moved_to is None else (moved_to.data_ptr(), alike(moved_to))
+    key = (table.data_ptr(), places, alike(pool_rows, spans))
+    if again := buffers.launches.get(key):
+        again(pool_rows, spans, longest)
+        return
+    index = buffers.kv_index
+    how = {"longest": longest, "moved_to": moved_to}
+    if again := gather_slots(index, table, pool_rows, spans, **how):
+        buffers.launches[key] = again
 
 
 def update_lengths(buffers: PlanBuffers) -> None:

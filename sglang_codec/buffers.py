@@ -26,7 +26,7 @@ class PlanBuffers:
         self.layout, self.window = layout, shape.seen_tokens
         self.device = device
         self.batch = 0  # rows of the plan that was sent last
-        self.launches: dict[Hashable, tuple[Any, ...]] = {}  # on these buffers, to be repeated
+        self.launches: dict[Hashable, Any] = {}  # on these buffers, to be repeated
         self.plan = torch.zeros(layout.size, dtype=torch.int32, device=device)
         # PAC loads the slots of whole steps, a step ahead: behind the end of the last chunk too
         kv_entries = capacity.kv_index + READ_AHEAD

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sglang_codec.attention import prefix_shared_attention, update_lengths
+from sglang_codec.attention import fill_kv_index, prefix_shared_attention, update_lengths
 from sglang_codec.batch_planner import MovedRows, NewPlan
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import cost_model, describe_device, plan_spec
-from sglang_codec.kernels.kv_index import append_slots, gather_slots
+from sglang_codec.kernels.kv_index import append_slots
 from sglang_codec.kv_writer import KVWriter
 from sglang_codec.layer_groups import LayerGroup
 from sglang_codec.plan_maker import PlanMaker
@@ -76,8 +76,7 @@ class ServedGroup:
         """
         spans, longest = sent_spans(self.buffers, new)
         places = self.window_slots.places if self.window_slots else None
-        index = self.buffers.kv_index
-        gather_slots(index, table, pool_rows, spans, longest=longest, moved_to=places)
+        fill_kv_index(self.buffers, table, pool_rows, spans, longest=longest, moved_to=places)
 
     def take(self, slots: torch.Tensor) -> None:
         """Before a step, on the device but in no graph: its new tokens' slots ``[B]``."""

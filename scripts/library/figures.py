@@ -22,7 +22,7 @@ COLOURS = {
 _OTHERS = ("#999999", "#bbbbbb", "#777777")
 LOSS, WIN = "#d62728", "#4c78a8"
 LOSING = 0.97  # a row below this share of the best stock backend's speed loses
-LEAST_WIDTH = 6  # groups: a shorter panel keeps its bars narrow
+LEAST_WIDTH = 4  # groups: a shorter panel keeps its bars narrow
 
 
 def panels(rows: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
@@ -80,6 +80,7 @@ def grouped_bars(
     every = [*values, *filter(None, limits)]
     axis.set_ylim(min(every) / 1.6, max(every) * 1.3)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     name_groups(axis, names)
 
 
@@ -136,5 +137,5 @@ def legend(figure: Figure) -> None:
     for axis in figure.axes:
         handles, labels = axis.get_legend_handles_labels()
         of_label |= dict(zip(labels, handles, strict=True))
-    place = {"loc": "outside upper right", "ncols": len(of_label)}
+    place = {"loc": "outside lower right", "ncols": len(of_label)}
     figure.legend(of_label.values(), of_label.keys(), **place, fontsize=9, frameon=False)

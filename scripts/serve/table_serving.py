@@ -94,7 +94,7 @@ def latencies(rows: Sequence[Row], *, short: bool = False) -> str:
         "plans / steps",
         "ms per plan",
     ]
-    heads += ["p99 above the best stock", "fallbacks"]
+    heads += ["busiest process but the scheduler", "p99 above the best stock", "fallbacks"]
     lines = []
     for name, group in by_workload(rows, short=short).items():
         for backend, row in group.items():
@@ -106,7 +106,7 @@ def latencies(rows: Sequence[Row], *, short: bool = False) -> str:
             cells += [f"{row[k]['p50']:.1f} / {row[k]['p99']:.1f}" for k in ("itl_ms", "ttft_ms")]
             cells += [f"{row['tokens_per_s']:,.0f}", _goodput(row), _graphs(row)]
             cells += [f"{row['plans']} / {row['decode_steps']}" if "plans" in row else "-"]
-            cells += [_per_plan(row), ", ".join(worse(row, group)) or "-"]
+            cells += [_per_plan(row), _busiest(row), ", ".join(worse(row, group)) or "-"]
             cells += ["; ".join(f"{n} x {why}" for why, n in row["fallbacks"].items()) or "-"]
             lines.append(cells)
     return markdown(heads, lines)
@@ -134,6 +134,14 @@ def _goodput(row: Row) -> str:
 def _graphs(row: Row) -> str:
     largest, graphs = row.get("largest_batch") or row.get("batch"), row.get("cuda_graph")
     return f"{largest or '-'}, {'-' if graphs is None else format(graphs, '.0%')}"
+
+
+def _busiest(row: Row) -> str:
+    """But for the scheduler, which always is: it looks for work when there is none."""
+    shares = {name: share for name, share in (row.get("busy") or {}).items() if share is not None}
+    shares.pop("scheduler", None)
+    name = max(shares, key=shares.__getitem__, default="")
+    return f"{name} {shares[name]:.0%}" if name else "-"
 
 
 def _per_plan(row: Row) -> str:

@@ -8,20 +8,24 @@ import torch
 from sglang_codec.kernels.kv_index import append_slots, gather_slots
 
 
+@pytest.mark.parametrize("moved", [False, True])
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
 def test_runs_are_gathered_from_the_rows_of_the_pool(
-    index_dtype: torch.dtype, device: torch.device
+    index_dtype: torch.dtype, moved: bool, device: torch.device
 ) -> None:
-    pool = torch.randint(0, 1 << 20, (9, 3000), dtype=torch.int32, device=device)
+    """As they are, or moved: their places in another pool."""
+    pool = torch.randint(0, 1 << 12, (9, 3000), dtype=torch.int32, device=device)
+    moved_to = torch.randperm(1 << 12, device=device) if moved else None
     pool_rows = torch.tensor([4, 0, 7], dtype=index_dtype, device=device)
     # batch row, first token, tokens, first entry: lengths around a block of 1024, and none at all
     spans = [(0, 0, 1, 5), (1, 17, 1024, 6), (2, 3, 1025, 1030), (0, 60, 0, 2055), (1, 5, 63, 2060)]
     kv_index = torch.full((2200,), -1, dtype=torch.int32, device=device)
     expected = kv_index.clone()
     for row, first, tokens, entry in spans:
-        expected[entry : entry + tokens] = pool[pool_rows[row]][first : first + tokens]
+        slots = pool[pool_rows[row]][first : first + tokens]
+        expected[entry : entry + tokens] = slots if moved_to is None else moved_to[slots].int()
     table = torch.tensor(spans, dtype=torch.int32, device=device)
-    gather_slots(kv_index, pool, pool_rows, table, longest=1025)
+    gather_slots(kv_index, pool, pool_rows, table, longest=1025, moved_to=moved_to)
     assert torch.equal(kv_index, expected)
 
 
@@ -53,6 +57,12 @@ def test_a_row_without_a_slot_is_refused(device: torch.device) -> None:
         append_slots(ints, ints[:4], ints, rows, rows[:3], append_base_offset=8)
     with pytest.raises(ValueError, match="append_slots needs"):
         append_slots(ints, ints[:4].long(), ints, rows, rows, append_base_offset=8)
+    # where a window has left a row's first tokens, its token 0 may lie before the index
+    none, index = -(1 << 30), torch.zeros(9, dtype=torch.int32, device=device)
+    plan = torch.tensor([-95, none, -93, none], dtype=torch.int32, device=device)
+    lengths, slots = torch.tensor([[97, 2, 99, 1], [5, 6, 7, 8]], device=device)
+    append_slots(index, ints[:4], plan, lengths, slots, append_base_offset=0, windowed=True)
+    assert index.tolist() == [0, 5, 0, 0, 0, 7, 0, 0, 0]
     # only padding is without one
     append_slots(ints, ints[:2], ints, rows, rows[:3], append_base_offset=8)
 

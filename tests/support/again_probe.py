@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from sglang_codec.attention import prefix_shared_attention
+from sglang_codec.attention import fill_kv_index, prefix_shared_attention
 from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.kernels import por
@@ -147,6 +147,28 @@ def launches_are_the_same(roles: bool, group: int, calls: list[Any]) -> None:
         check(lambda w=writer, n=new, s=slots: w.write(Layer, *n, s), writer._launches)
 
 
+span = st.tuples(st.integers(1, 9), st.integers(0, 7), st.integers(1, 3000), st.booleans())
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(span, min_size=2, max_size=6))
+def gathers_are_the_same(calls: list[Any]) -> None:
+    shape = AttentionShape.plain(KV_HEADS, KV_HEADS, DIM)
+    capacity = PlanCapacity(rows=ROWS, tasks=20, parts=30, kv_index=100)
+    buffers = PlanBuffers(PlanLayout(capacity, 3, 2, False), shape, torch.device("cpu"))
+    tables = [torch.zeros(4, wide, dtype=torch.int32) for wide in (17, 32)]
+    for spans, first, longest, is_wide in calls:
+        # a plan's spans begin anywhere in it
+        memory = torch.zeros(4 * spans + first, dtype=torch.int32)[first:].view(spans, 4)
+        rows = torch.zeros(spans, dtype=torch.int64 if first % 2 else torch.int32)
+        check(
+            lambda t=tables[is_wide], r=rows, m=memory, n=longest: fill_kv_index(
+                buffers, t, r, m, longest=n
+            ),
+            buffers.launches,
+        )
+
+
 def check(launch: Any, kept: dict[Any, Any]) -> None:
     """What is launched with what was kept so far is what is launched with nothing kept."""
     before = dict(kept)
@@ -167,4 +189,5 @@ driver.set_active(Driver())
 JITFunction._do_compile = compile_nothing
 por._most_programs = lambda device: 16
 launches_are_the_same()
+gathers_are_the_same()
 print(f"{seen[1]} launches with some kept")

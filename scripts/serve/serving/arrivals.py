@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from library.servers.workload import Arrivals
 
 from serving import stock_bench
+from serving.busy import Busy
 from serving.scheduler_log import read_arrivals
 
 if TYPE_CHECKING:
@@ -28,12 +29,14 @@ def _run(workload: Arrivals, target: Target, args: Namespace, seed: int) -> dict
     target.client.flush()
     log_place = target.server.log_end()
     words = stock_bench.arguments(workload, url=target.server.url, model=target.model, seed=seed)
-    result = stock_bench.run(words, target.server.log.parent)
+    with Busy(target.server.process.pid) as busy:
+        result = stock_bench.run(words, target.server.log.parent)
     logged = read_arrivals(target.server.log_since(log_place))
     return stock_bench.figures_of(result, args.itl_limit) | {
         "tpot_scheduler_ms": logged and logged.tpot_ms,
         "largest_batch": logged and logged.largest,
         "cuda_graph": logged and logged.graphs,
+        "busy": busy.shares,
     }
 
 
@@ -41,7 +44,7 @@ def median_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The median of each figure, None where a run lacks it."""
     found: dict[str, Any] = {}
     for name in runs[0]:
-        values = [run[name] for run in runs]
+        values = [run.get(name) for run in runs]
         if isinstance(values[0], dict):
             found[name] = median_of(values)
         else:

@@ -5,7 +5,8 @@
 A row is one workload on one backend with one variant of the server's flags, and says on which GPU
 it ran and with how many cores. `tpot_ms`, `itl_ms`, `ttft_ms`, `tokens_per_s` and `goodput` are
 what a client sees; `outputs` has a digest of each request's tokens. A row of several `runs` has
-their medians, and the outputs and counters of all. What follows from several rows is computed when
+their medians, and the outputs and counters of all; `busy` is what part of a core each process
+took while tokens streamed. What follows from several rows is computed when
 the document is written: `bound_ms` and its terms in `bound`, and `same_outputs`, how many requests
 have the tokens of the first stock backend. A row that could not be measured has `why` in place of
 the figures.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 import bench_serving
 import plot_serving
+import psutil
 import pytest
 import table_serving
 from library.results import split_words, without_paths
@@ -19,7 +23,7 @@ from library.servers.clients import Completion, Request
 from library.servers.counters import codec_counters, increase
 from library.servers.models import SHAPES, write_model
 from library.servers.server import cause, reason
-from serving import bound, document, options, session
+from serving import bound, busy, document, options, session
 from serving.arrivals import median_of
 from serving.document import CannotContinue, Document
 from serving.jobs import DEFAULT, AnyWorkload, Job, Variant, jobs_of, parse_variant
@@ -587,6 +591,36 @@ def test_a_row_has_the_medians_of_its_runs() -> None:
     runs = [{"a": a, "b": {"c": c}, "d": d} for a, c, d in ((3, 1.0, 1), (1, 9.0, None), (2, 4, 1))]
     assert median_of(runs) == {"a": 2, "b": {"c": 4}, "d": None}
     assert median_of(runs[:1]) == runs[0]
+    assert median_of([{"a": {"x": 1}}, {"a": {}}]) == {"a": {"x": None}}
+
+
+SERVER = '''
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+time.sleep(60)
+'''
+STREAMS = '''
+import setproctitle
+setproctitle.setproctitle("sglang::detokenizer")
+while True:
+    pass
+'''
+
+
+def test_processes_are_told_apart_by_what_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy, "INTERVAL_S", 0.05)
+    server = subprocess.Popen([sys.executable, "-c", SERVER, STREAMS])
+    client = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        with busy.Busy(server.pid) as watched:
+            deadline = time.monotonic() + 30
+            while "client" not in watched.shares and time.monotonic() < deadline:
+                time.sleep(0.1)
+    finally:
+        for process in (*psutil.Process(server.pid).children(), server, client):
+            process.kill()
+    assert watched.shares.keys() == {"client", "detokenizer", "http server"}
+    assert watched.shares["detokenizer"] > watched.shares["client"]
 
 
 def test_failed_requests_are_no_result() -> None:
@@ -637,6 +671,7 @@ def arrived(backend: str, **more: object) -> dict:
     figures |= {"workload": "arrivals-24", "backend": backend, "variant": "mixed"}
     figures |= {"batch": None, "requests": 2, "shared_tokens": 7, "private_tokens": 8}
     figures |= {
+        "busy": {"client": 0.4, "http server": 0.97, "other": None},
         "largest_batch": 300,
         "cuda_graph": 0.25,
         "request_rate": 24.0,
@@ -676,9 +711,9 @@ def test_the_second_table_has_a_line_per_row() -> None:
     assert len(lines) == 2 + 7
     codec = next(line for line in lines if "| few-shot | codec |" in line)
     figures = "| 8.00 | 1.00x | 8.0 / 8.0 | 1.0 / 2.0 | 8,000 | - | 64, 100% | 2 / 127 |"
-    assert f"{figures} plan 1.50, read 0.25 | - | 3 x why |" in codec
+    assert f"{figures} plan 1.50, read 0.25 | - | - | 3 x why |" in codec
     codec = next(line for line in lines if "| arrivals-24, mixed | codec |" in line)
-    assert "| 6 | 0.5 (50%) | 300, 25% | - | - | ITL +10.0% | - |" in codec
+    assert "| 6 | 0.5 (50%) | 300, 25% | - | - | http server 97% | ITL +10.0% | - |" in codec
 
 
 def test_the_table_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
