@@ -41,10 +41,15 @@ class AttentionShape:
 
     @classmethod
     def plain(
-        cls, num_qo_heads: int, num_kv_heads: int, head_dim: int, dtype: str = "bfloat16"
+        cls,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: str = "bfloat16",
+        kv_dtype: str | None = None,
     ) -> AttentionShape:
-        """Causal attention with one head dimension and dtype."""
-        return cls(num_qo_heads, num_kv_heads, head_dim, head_dim, dtype, dtype)
+        """Causal attention with one head dimension; `kv_dtype` is `dtype` if None."""
+        return cls(num_qo_heads, num_kv_heads, head_dim, head_dim, dtype, kv_dtype or dtype)
 
     @property
     def group(self) -> int:

@@ -16,6 +16,8 @@ def decode_attention(
     *,
     soft_cap: float | None = None,
     sinks: torch.Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Exact attention of each row over its own KV slots, in float64.
 
@@ -24,6 +26,7 @@ def decode_attention(
         rows: for each row its KV slots, in token order.
         soft_cap: scaled scores are bent into (-soft_cap, soft_cap) by tanh.
         sinks: ``[Hq]``, for each query head one more score, whose value is zero.
+        k_scale, v_scale: factors of what the buffers hold.
 
     Returns:
         float64 ``[B, Hq, D]`` and the base-2 log-sum-exp ``[B, Hq]``, sinks included. A row without
@@ -37,7 +40,7 @@ def decode_attention(
         if not len(slots):
             continue
         slots = slots.to(q.device, torch.int64)
-        k, v = k_buffer[slots].double(), v_buffer[slots].double()
+        k, v = k_scale * k_buffer[slots].double(), v_scale * v_buffer[slots].double()
         grouped = q[row].double().view(num_kv_heads, -1, head_dim)
         scores = torch.einsum("hgd,nhd->hgn", grouped, k) * sm_scale
         if soft_cap is not None:

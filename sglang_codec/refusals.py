@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from sglang_codec.kernels.fp8 import EXPONENTS
+
 MIN_COMPUTE_CAPABILITY = (8, 0)
 
 # where SGLang's runtime_context keeps each setting, resolved
@@ -171,11 +173,12 @@ def _kv_dtype(runner: Any) -> str | None:
     names = " or ".join(str(dtype).removeprefix("torch.") for dtype in supported)
     if model_dtype not in supported:
         return f"the model's dtype is {model_dtype}, codec supports {names}; set --dtype"
-    if kv_dtype != model_dtype:
+    if kv_dtype not in (model_dtype, *EXPONENTS):
         return (
-            f"the KV cache dtype is {kv_dtype} and the model's {model_dtype}, codec needs them "
+            f"the KV cache dtype is {kv_dtype} and the model's {model_dtype}, codec reads KV in the "
             # not auto, which follows the checkpoint
-            f"equal ({names}); set --dtype bfloat16 --kv-cache-dtype bf16 or {_OTHER_BACKEND}"
+            "model's dtype or in fp8 (e4m3fn, e5m2); set --kv-cache-dtype bf16, fp8_e4m3 or "
+            f"fp8_e5m2, or {_OTHER_BACKEND}"
         )
     return None
 
