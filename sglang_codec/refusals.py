@@ -156,6 +156,11 @@ def _kv_pool(runner: Any) -> str | None:
     if type(inner) is not MHATokenToKVPool:
         name = " in ".join(dict.fromkeys(type(one).__name__ for one in (inner, pool)))
         return f"the KV pool is {name}, codec reads only MHATokenToKVPool; {_OTHER_BACKEND}"
+    if getattr(inner, "k_scale_buffer", None) is not None:
+        return (
+            "the KV pool keeps scales beside K and V, codec knows one scale for all of a layer; set "
+            f"--kv-cache-dtype bf16, fp8_e4m3 or fp8_e5m2, or {_OTHER_BACKEND}"
+        )
     layout = getattr(inner, "kv_cache_layout", "nhd")
     if layout != "nhd":
         return (

@@ -1,6 +1,6 @@
 """Serve a small model of a family with random weights on codec, then on the stock backend alone:
 
-    python family_probe.py MODEL_FOLDER OUTPUT.json FAMILY
+    python family_probe.py MODEL_FOLDER OUTPUT.json FAMILY [KV_CACHE_DTYPE]
 
 FAMILY names a configuration of `tests/data/models`. A third run is without what the family has in
 its full layers (sinks, caps): tokens that do not depend on it would show nothing.
@@ -32,7 +32,7 @@ SMALL = {
 ROWS, NEW_TOKENS = 3, 6
 
 
-def main(model_folder: str, output: str, family: str) -> None:
+def main(model_folder: str, output: str, family: str, kv_cache_dtype: str = "auto") -> None:
     from sglang_codec.attention_layers import attention_layers
     from sglang_codec.patches.fallbacks import FALLBACKS
 
@@ -41,7 +41,7 @@ def main(model_folder: str, output: str, family: str) -> None:
     folder = Path(model_folder)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    engine = InprocScheduler(str(folder))
+    engine = InprocScheduler(str(folder), kv_cache_dtype=kv_cache_dtype)
     model, backend = engine.model_runner.model, engine.decode_backend
     _draw_weights(model)
     ours = _serve(engine, "codec")
