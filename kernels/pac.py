@@ -67,6 +67,7 @@ class PacVariant(NamedTuple):
     WRITE_LSE: bool
     CLASSES: tuple[tuple[int, int, int, bool], ...]  # LaunchConfig.execution_order
     STAGES: int  # KV steps in shared memory, or on their way there
+    AHEAD: int  # of fp8 and with warp roles, steps on their way to where they become STAGES
     EARLY_LAUNCH: bool
 
 
@@ -189,6 +190,7 @@ def pac(
         WRITE_LSE=lse is not None,
         CLASSES=config.execution_order,
         STAGES=config.stages,
+        AHEAD=config.ahead,
         EARLY_LAUNCH=config.early_launch,
     )
     kernel, options = _pac_kernel, {"num_stages": config.stages}

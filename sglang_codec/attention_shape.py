@@ -57,6 +57,11 @@ class AttentionShape:
         return self.num_qo_heads // self.num_kv_heads
 
     @property
+    def is_fp8(self) -> bool:
+        """Whether K and V take one byte an element."""
+        return _ELEMENT_BYTES[self.kv_dtype] == 1
+
+    @property
     def kv_token_bytes(self) -> int:
         """K and V of one token for one KV head."""
         return (self.key_dim + self.value_dim) * _ELEMENT_BYTES[self.kv_dtype]
