@@ -30,3 +30,30 @@ def widened(values, dtype: tl.constexpr, EXPONENT: tl.constexpr):
         scale: tl.constexpr = 2.0 ** (128 - 2 ** (EXPONENT - 1))
         values = (bits.to(tl.float32, bitcast=True) * scale).to(dtype)
     return values
+
+
+@triton.jit
+def narrowed(values, EXPONENT: tl.constexpr):
+    """fp32 as bytes of fp8, to the nearest and of two to the even one, as torch converts them.
+
+    What is too large becomes the largest number of e4m3, and the infinity of e5m2.
+    """
+    DROPPED: tl.constexpr = 16 + EXPONENT  # bits that fp32 has more of a fraction
+    LEAST: tl.constexpr = 2.0 ** (2 - 2 ** (EXPONENT - 1))  # normal number
+    LARGEST: tl.constexpr = 0x7E if EXPONENT == 4 else 0x7C
+    bits = values.to(tl.uint32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    size = magnitude.to(tl.float32, bitcast=True)
+    # the exponent counts from another number; half a step more, or nearly, rounds
+    odd = (magnitude >> DROPPED) & 1
+    rebased = magnitude - ((128 - 2 ** (EXPONENT - 1)) << 23)
+    normal = (rebased + odd + ((1 << (DROPPED - 1)) - 1)) >> DROPPED
+    # where steps are of one size, adding a number whose steps are of that size rounds
+    STEPS: tl.constexpr = LEAST * 2.0**DROPPED
+    small = (size + STEPS).to(tl.uint32, bitcast=True) - tl.full([], STEPS, tl.float32).to(
+        tl.uint32, bitcast=True
+    )
+    found = tl.where(size < LEAST, small, tl.where(size >= 65536.0, LARGEST, normal))
+    found = tl.where(found < LARGEST, found, LARGEST)
+    found = tl.where(magnitude > 0x7F800000, 0x7F, found)
+    return (found | ((bits >> 24) & 0x80)).to(tl.uint8)

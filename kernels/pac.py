@@ -140,9 +140,9 @@ def pac(
     ):
         refuse(
             "pac",
-            "q and out [rows, Hq, D], k_buffer and v_buffer [num_slots, Hkv, D], of one dtype or "
-            "K and V in fp8, the last dimension contiguous (on Hopper rows that begin at multiples of "
-            f"{_COPIED_BYTES} bytes, and no tiles of 128 rows for more than 128 columns), lse "
+            "q and out [rows, Hq, D], k_buffer and v_buffer [num_slots, Hkv, D], of one dtype or K "
+            "and V in fp8, the last dimension contiguous (on Hopper rows that begin at multiples "
+            f"of {_COPIED_BYTES} bytes, and no tiles of 128 rows for more than 128 columns), lse "
             "[rows, Hq] fp32 contiguous, and sinks [Hq] contiguous floats",
             q=q,
             k_buffer=k_buffer,

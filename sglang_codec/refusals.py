@@ -158,8 +158,8 @@ def _kv_pool(runner: Any) -> str | None:
         return f"the KV pool is {name}, codec reads only MHATokenToKVPool; {_OTHER_BACKEND}"
     if getattr(inner, "k_scale_buffer", None) is not None:
         return (
-            "the KV pool keeps scales beside K and V, codec knows one scale for all of a layer; set "
-            f"--kv-cache-dtype bf16, fp8_e4m3 or fp8_e5m2, or {_OTHER_BACKEND}"
+            "the KV pool keeps scales beside K and V, codec knows one scale for all of a layer; "
+            f"set --kv-cache-dtype bf16, fp8_e4m3 or fp8_e5m2, or {_OTHER_BACKEND}"
         )
     layout = getattr(inner, "kv_cache_layout", "nhd")
     if layout != "nhd":
@@ -180,9 +180,9 @@ def _kv_dtype(runner: Any) -> str | None:
         return f"the model's dtype is {model_dtype}, codec supports {names}; set --dtype"
     if kv_dtype not in (model_dtype, *EXPONENTS):
         return (
-            f"the KV cache dtype is {kv_dtype} and the model's {model_dtype}, codec reads KV in the "
+            f"the KV cache dtype is {kv_dtype} and the model's {model_dtype}, codec reads KV in "
             # not auto, which follows the checkpoint
-            "model's dtype or in fp8 (e4m3fn, e5m2); set --kv-cache-dtype bf16, fp8_e4m3 or "
+            "the model's dtype or in fp8 (e4m3fn, e5m2); set --kv-cache-dtype bf16, fp8_e4m3 or "
             f"fp8_e5m2, or {_OTHER_BACKEND}"
         )
     return None

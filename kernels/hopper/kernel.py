@@ -12,8 +12,8 @@ from triton import language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from sglang_codec.kernels.hopper.compute import compute
 from sglang_codec.kernels.hopper.byte_loader import load_bytes
+from sglang_codec.kernels.hopper.compute import compute
 from sglang_codec.kernels.hopper.loader import load
 from sglang_codec.kernels.hopper.ring import make_ring
 from sglang_codec.kernels.hopper.rows import computing_warpgroups

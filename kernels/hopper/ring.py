@@ -85,7 +85,8 @@ def make_ring(dtype: gl.constexpr, VARIANT: gl.constexpr):
     for buffer in gl.static_range(BUFFERS):
         mbarrier.init(q_full.index(buffer), count=32 * LOADING_WARPS)
         mbarrier.init(q_empty.index(buffer), count=2)
-    return Ring(q, kv, readers, staged, staged_readers, q_full, q_empty, k_full, v_full, empty, handed)
+    barriers = (q_full, q_empty, k_full, v_full, empty, handed)
+    return Ring(q, kv, readers, staged, staged_readers, *barriers)
 
 
 @gluon.jit

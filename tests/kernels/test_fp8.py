@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planned import plan_batch
 
-from sglang_codec.kernels.fp8 import EXPONENTS, widened
+from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
+from sglang_codec.kernels.fp8 import EXPONENTS, narrowed, widened
 from sglang_codec.testing import (
     Counts,
     Problem,
@@ -208,3 +209,65 @@ def test_other_dtypes_are_refused(
     ):
         with pytest.raises(ValueError, match="of one dtype or K and V in fp8"):
             planned.attend(dataclasses.replace(problem, **change))
+
+
+def wrapper_of(problem: Problem, **options: Any) -> PrefixSharedDecodeWrapper:
+    of_problem = {"dtype": problem.q.dtype, "kv_data_type": problem.k_buffer.dtype}
+    of_problem |= {"device": problem.q.device} | options
+    return PrefixSharedDecodeWrapper(problem.q.shape[1], 2, problem.q.shape[2], **of_problem)
+
+
+@FORMATS
+def test_the_wrapper(kv_dtype: torch.dtype, device: torch.device, dtype: torch.dtype) -> None:
+    scales = {"k_scale": 0.2, "v_scale": 3.0}
+    paths, problem = problem_of(BATCHES["merged rows"], device, dtype, kv_dtype, **scales)
+    wrapper = wrapper_of(problem)
+    wrapper.plan(PrefixForest.from_paths(paths))
+    tensors = (problem.q, problem.k_buffer, problem.v_buffer)
+    out, lse = wrapper.run(*tensors, **scales, return_lse=True)
+    exact, exact_lse = problem.exact()
+    assert_within_low_precision_error(out, exact, problem.eager())
+    assert_lse_close(lse, exact_lse)
+    for name in scales:
+        for bad in (0.0, -1.0, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=f"{name} = {bad} must be a finite number"):
+                wrapper.run(*tensors, **{name: bad})
+    for name in ("k_buffer", "v_buffer"):
+        wrong = dict(zip(("q", "k_buffer", "v_buffer"), tensors, strict=True)) | {name: problem.q}
+        wrong[name] = wrong[name].new_zeros(problem.k_buffer.shape)
+        with pytest.raises(ValueError, match=f"{name} has dtype {dtype}, the wrapper {kv_dtype}"):
+            wrapper.run(**wrong)
+    with pytest.raises(ValueError, match="a KV cache of float64 for queries of"):
+        wrapper_of(problem, kv_data_type=torch.float64)
+
+
+@triton.jit
+def _narrow_kernel(in_ptr, bytes_ptr, BLOCK: tl.constexpr, EXPONENT: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(bytes_ptr + at, narrowed(tl.load(in_ptr + at).to(tl.float32), EXPONENT))
+
+
+@FORMATS
+@pytest.mark.parametrize("wide", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_every_number_is_narrowed_as_torch_does(
+    kv_dtype: torch.dtype, wide: torch.dtype, device: torch.device
+) -> None:
+    """All numbers of 16 bits; of those with 32 any, and all that lie between two of fp8."""
+    if wide == torch.float32:
+        values = torch.arange(256, dtype=torch.uint8).view(kv_dtype).float()
+        values = values[values.isfinite()].sort().values
+        between = (values[1:] + values[:-1]) / 2
+        step = torch.tensor(float("inf"))
+        exact = torch.cat([values, between, between.nextafter(step), between.nextafter(-step)])
+        drawn = torch.randint(-(2**31), 2**31, (65536 - len(exact),), dtype=torch.int32)
+        given = torch.cat([exact, drawn.view(torch.float32)])
+    else:
+        given = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(wide)
+    out = torch.empty(65536, dtype=torch.uint8, device=device)
+    _narrow_kernel[(8,)](given.to(device), out, 8192, EXPONENTS[kv_dtype])
+    got, expected = out.cpu().view(kv_dtype).float(), given.to(kv_dtype).float()
+    # where a torch before 2.13 makes NaNs of large numbers
+    limit = torch.finfo(kv_dtype).max
+    expected = torch.where(expected.isnan() & ~given.isnan(), limit * given.sign(), expected)
+    assert torch.equal(got.nan_to_num(7e6), expected.nan_to_num(7e6))
+    assert torch.equal(got.signbit(), expected.signbit() | (got.isnan() & got.signbit()))
