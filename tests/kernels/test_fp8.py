@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from planned import plan_batch
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
+from sglang_codec.attention import prefix_shared_attention, update_lengths
 from sglang_codec.kernels.fp8 import EXPONENTS, narrowed, widened
 from sglang_codec.testing import (
     Counts,
@@ -271,3 +272,21 @@ def test_every_number_is_narrowed_as_torch_does(
     expected = torch.where(expected.isnan() & ~given.isnan(), limit * given.sign(), expected)
     assert torch.equal(got.nan_to_num(7e6), expected.nan_to_num(7e6))
     assert torch.equal(got.signbit(), expected.signbit() | (got.isnan() & got.signbit()))
+
+
+@FORMATS
+def test_a_layer_is_launched_again_with_its_own_scales(
+    kv_dtype: torch.dtype, device: torch.device, dtype: torch.dtype
+) -> None:
+    """On a GPU from the second call on by a kept launch, which belongs to buffers and scales."""
+    paths, problem = problem_of(BATCHES["merged rows"], device, dtype, kv_dtype)
+    planned = plan_batch(paths, problem)
+    update_lengths(planned.buffers)
+    for v_scale in (0.5, 2.0, 0.5, 2.0):
+        step = dataclasses.replace(problem, q=torch.randn_like(problem.q), v_scale=v_scale)
+        out = torch.full_like(step.q, float("nan"))
+        tensors = (step.q, step.k_buffer, step.v_buffer, out, planned.buffers)
+        of_layer = {"sm_scale": step.sm_scale, "config": planned.config} | step.of_layer
+        prefix_shared_attention(*tensors, **of_layer)
+        assert_within_low_precision_error(out, step.exact()[0], step.eager())
+    assert len(planned.buffers.launches) == (2 if device.type == "cuda" else 0)
