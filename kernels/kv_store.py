@@ -8,7 +8,22 @@ import torch
 import triton
 import triton.language as tl
 
+from sglang_codec.kernels.fp8 import exponent_bits, narrowed
 from sglang_codec.kernels.given import refuse
+
+
+@triton.jit
+def _as_stored(new, scale, EXPONENT: tl.constexpr):
+    """What SGLang's own write makes of new values: divided in their dtype, then made fp8.
+
+    By a scale of fp32; on a GPU torch rounds it to the dtype first, unlike whoever reads.
+    """
+    if EXPONENT != 0:
+        wide = new.to(tl.float32)
+        if scale is not None:
+            wide = tl.div_rn(wide, scale).to(new.dtype).to(tl.float32)
+        new = narrowed(wide, EXPONENT)
+    return new
 
 
 @triton.jit
@@ -22,11 +37,14 @@ def _store_kv_kernel(
     v_row_stride,
     k_slot_stride,
     v_slot_stride,
+    k_scale,  # what fp8 is divided by before; None for 1
+    v_scale,
+    EXPONENT: tl.constexpr,  # bits of it where the buffers are bytes of fp8, else 0
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     EARLY_LAUNCH: tl.constexpr,
 ):
-    """One program copies one row's key or value, all KV heads."""
+    """One program copies one row's key or value, all KV heads, as what the buffers hold."""
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK)
     within = at < WIDTH
@@ -36,9 +54,11 @@ def _store_kv_kernel(
     slot = tl.load(slots_ptr + row).to(tl.int64)
     if tl.program_id(1) == 0:
         new = tl.load(k_ptr + row.to(tl.int64) * k_row_stride + at, mask=within)
+        new = _as_stored(new, k_scale, EXPONENT)
         tl.store(k_buffer_ptr + slot * k_slot_stride + at, new, mask=within)
     else:
         new = tl.load(v_ptr + row.to(tl.int64) * v_row_stride + at, mask=within)
+        new = _as_stored(new, v_scale, EXPONENT)
         tl.store(v_buffer_ptr + slot * v_slot_stride + at, new, mask=within)
 
 
@@ -50,12 +70,16 @@ def store_kv(
     slots: torch.Tensor,
     *,
     early_launch: bool,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None:
-    """``k_buffer[slots], v_buffer[slots] = k, v``.
+    """``k_buffer[slots], v_buffer[slots] = k, v``, or of fp8 buffers ``k / k_scale, v / v_scale``.
 
     Args:
-        k, v: ``[B, Hkv, D]``, heads and dimensions contiguous, in the dtype of the buffers.
+        k, v: ``[B, Hkv, D]``, heads and dimensions contiguous, in the dtype of the buffers unless
+            that is fp8.
         k_buffer, v_buffer: ``[num_slots, Hkv, D]``, heads and dimensions contiguous.
+        k_scale, v_scale: None for 1.
         slots: ``[B]`` integer KV slots, contiguous: how many rows are written.
         early_launch: let the kernel behind, `pac`, be launched at once; it waits for the end of
             this one before it reads anything.
@@ -69,12 +93,15 @@ def store_kv(
     """
     rows = slots.numel()
     shape, (_, *k_row), (_, *v_row) = k.shape, k_buffer.shape, v_buffer.shape
+    exponent = exponent_bits(k_buffer.dtype, k.dtype)
     strides = (*k.stride(), *v.stride(), *k_buffer.stride(), *v_buffer.stride())
     if not (
         len(shape) == 3
         and shape == v.shape == (rows, *k_row)
         and k_row == v_row
-        and k.dtype == v.dtype == k_buffer.dtype == v_buffer.dtype
+        and k.dtype == v.dtype
+        and k_buffer.dtype == v_buffer.dtype
+        and exponent is not None
         and strides[1::3] == (shape[2],) * 4
         and strides[2::3] == (1, 1, 1, 1)
         and slots.dim() == 1
@@ -83,7 +110,7 @@ def store_kv(
         refuse(
             "store_kv",
             "k and v [rows, Hkv, D] for as many slots, and buffers [num_slots, Hkv, D], of one "
-            "dtype, heads and dimensions contiguous",
+            "dtype or buffers in fp8, heads and dimensions contiguous",
             k=k,
             v=v,
             k_buffer=k_buffer,
@@ -91,7 +118,10 @@ def store_kv(
             slots=slots,
         )
     width = shape[1] * shape[2]
-    fixed = (*strides[0::3], width, triton.next_power_of_2(width), early_launch)
+    sizes = width, triton.next_power_of_2(width), early_launch
+    fixed = (*strides[0::3], k_scale, v_scale, exponent, *sizes)
+    if exponent:
+        k_buffer, v_buffer = k_buffer.view(torch.uint8), v_buffer.view(torch.uint8)
     compiled = _store_kv_kernel[(rows, 2)](
         k,
         v,

@@ -38,6 +38,8 @@ class LaunchConfig:
         warp_roles: `hopper` in place of `portable`: query tiles of 64 and 128 rows, bundles of 64,
             all with 64 KV tokens per step, and `stages` steps of KV in shared memory. With more
             than 128 columns tiles of 64 rows only, and `stages` counts K and V of a step as two.
+        ahead: with `warp_roles`, steps of an fp8 cache that are copied before they are widened into
+            the `stages`: shared memory of its own, half as much a step.
     """
 
     tiles: tuple[Tile, ...]
@@ -47,6 +49,7 @@ class LaunchConfig:
     ctas_per_sm: int
     early_launch: bool = False
     warp_roles: bool = False
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         rows = self.row_tiles
@@ -125,6 +128,12 @@ _SMALL_SHARED = LaunchConfig(
 # 256 columns of output: twice the warps hold them or, where warps have roles, one computing
 # warpgroup, and two and a half steps fill the shared memory
 _WIDE_HOPPER = dataclasses.replace(_HOPPER, tiles=(Tile(64, 64),))
+# by columns: what was copied ahead takes the place of later stages
+_FP8_HOPPER = {
+    64: dataclasses.replace(_HOPPER, ahead=4),
+    128: dataclasses.replace(_HOPPER, stages=3, ahead=4),
+    256: dataclasses.replace(_WIDE_HOPPER, stages=3, ahead=2),
+}
 _WIDE_PLAIN_HOPPER = LaunchConfig(
     (Tile(16, 32), Tile(32, 32)), Tile(32, 32), stages=3, num_warps=8, ctas_per_sm=1
 )
@@ -143,8 +152,8 @@ def launch_config(
     """The configuration for a GPU of this compute capability.
 
     Args:
-        shape: of the layers; those with more than 128 columns, or a cap on some GPUs, have their
-            own.
+        shape: of the layers; those with more than 128 columns, with fp8 K and V, or with a cap have
+            their own on some GPUs.
         warp_roles: whether `hopper` can be used, where it is the better kernel.
     """
     is_wide = shape.key_dim > 128
@@ -154,6 +163,8 @@ def launch_config(
         if shape.soft_cap is not None and not is_wide:
             return _CAPPED_BLACKWELL
         return _WIDE_BLACKWELL if is_wide else _BLACKWELL
+    if capability >= (9, 0) and warp_roles and shape.is_fp8:
+        return _FP8_HOPPER[shape.key_dim]
     if capability >= (9, 0) and warp_roles:
         return _WIDE_HOPPER if is_wide else _HOPPER
     if capability >= (9, 0):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from sglang_codec.kernels.again import addresses
+from sglang_codec.kernels.fp8 import exponent_bits
 from sglang_codec.kernels.given import are_sinks, is_lse, refuse
 from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.kernels.portable.kernel import _pac_kernel
@@ -26,8 +27,8 @@ class PacArguments(NamedTuple):
     """What a launch passes: tensors, which a kernel sees as pointers, and numbers."""
 
     q_ptr: torch.Tensor  # [B, Hq, D]
-    k_ptr: torch.Tensor  # [num_slots, Hkv, D]
-    v_ptr: torch.Tensor  # [num_slots, Hkv, D]
+    k_ptr: torch.Tensor  # [num_slots, Hkv, D], bytes where they are fp8
+    v_ptr: torch.Tensor  # [num_slots, Hkv, D], likewise
     out_ptr: torch.Tensor  # [B, Hq, D]
     lse_ptr: torch.Tensor  # [B, Hq] fp32, base 2
     partial_out_ptr: torch.Tensor  # [parts, Hq, D] fp32
@@ -42,6 +43,7 @@ class PacArguments(NamedTuple):
     tasks_offset: int
     qk_scale: float  # of the scores or their tanh, for a softmax in base 2
     tanh_scale: float | None  # of the scores whose tanh is taken, in base 2; None without a cap
+    v_scale: float | None  # of what PAC finds; None for 1
     q_row_stride: int
     q_head_stride: int
     k_slot_stride: int
@@ -61,10 +63,12 @@ class PacVariant(NamedTuple):
 
     GROUP: int  # query heads per KV head
     HEAD_DIM: int
+    EXPONENT: int  # bits of it where K and V are fp8; 0 where their dtype is that of the queries
     EXACT_WEIGHTS: bool  # what rounding takes from the softmax weights is multiplied too
     WRITE_LSE: bool
     CLASSES: tuple[tuple[int, int, int, bool], ...]  # LaunchConfig.execution_order
     STAGES: int  # KV steps in shared memory, or on their way there
+    AHEAD: int  # of fp8 and with warp roles, steps on their way to where they become STAGES
     EARLY_LAUNCH: bool
     WINDOW: int  # newest tokens that a row sees; 0 for all
 
@@ -91,12 +95,14 @@ def pac(
     soft_cap: float | None = None,
     row_lengths: torch.Tensor | None = None,
     window: int = 0,
+    v_scale: float | None = None,
 ) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
     """Run every task of a packed plan, with the lengths that `follow_lengths` wrote into it.
 
     Args:
         q, out: ``[B, Hq, D]``, at least as many rows as the plan has. k_buffer, v_buffer:
-            ``[num_slots, Hkv, D]``. The last dimension of each is contiguous.
+            ``[num_slots, Hkv, D]``, in the dtype of q or in fp8 (e4m3fn, e5m2). The last dimension
+            of each is contiguous.
         lse: ``[B, Hq]`` fp32 contiguous, base 2, or None.
         partial_out: ``[parts, Hq, D]`` fp32 contiguous; partial_lse: ``[parts, Hq]``.
         plan: packed plan (`PlanLayout`), int32; the offsets say where its sections begin.
@@ -109,6 +115,7 @@ def pac(
         soft_cap: scaled scores are bent into (-soft_cap, soft_cap) by tanh; None for no cap.
         row_lengths: int32 ``[B]``, needed for a window. window: newest tokens that a row sees, 0
             for all; a plan of such rows, with what `follow_lengths` made of it for this window.
+        v_scale: factor of the values, of partials too; None for 1.
 
     Rows with one part are written to `out` (and `lse`); the others leave partials for `por`.
 
@@ -122,13 +129,16 @@ def pac(
     shape, (_, *k_row), (_, *v_row) = q.shape, k_buffer.shape, v_buffer.shape
     _, *partial_row = partial_out.shape
     strides = (*q.stride(), *k_buffer.stride(), *v_buffer.stride(), *out.stride())
+    exponent = exponent_bits(k_buffer.dtype, q.dtype)
     if not (
         len(shape) == len(k_row) + 1 == 3
         and strides[2::3] == (1, 1, 1, 1)
         and shape == out.shape == (shape[0], *partial_row)
         and k_row == v_row == [k_row[0], shape[2]]
         and shape[1] % k_row[0] == 0
-        and q.dtype == k_buffer.dtype == v_buffer.dtype == out.dtype
+        and q.dtype == out.dtype
+        and k_buffer.dtype == v_buffer.dtype
+        and exponent is not None
         and is_lse(lse, shape[:2])
         and are_sinks(sinks, shape[1])
         and (not window or (row_lengths is not None and row_lengths.dtype == torch.int32))
@@ -137,9 +147,9 @@ def pac(
     ):
         refuse(
             "pac",
-            "q and out [rows, Hq, D], k_buffer and v_buffer [num_slots, Hkv, D], of one dtype, the "
-            "last dimension contiguous (on Hopper rows that begin at multiples of "
-            f"{_COPIED_BYTES} bytes, and no tiles of 128 rows for more than 128 columns), lse "
+            "q and out [rows, Hq, D], k_buffer and v_buffer [num_slots, Hkv, D], of one dtype or K "
+            "and V in fp8, the last dimension contiguous (on Hopper rows that begin at multiples "
+            f"of {_COPIED_BYTES} bytes, and no tiles of 128 rows for more than 128 columns), lse "
             "[rows, Hq] fp32 contiguous, sinks [Hq] contiguous floats, and with a window the rows' "
             "lengths, int32",
             q=q,
@@ -154,6 +164,9 @@ def pac(
     _, num_qo_heads, head_dim = shape
     num_kv_heads = k_row[0]
     group = num_qo_heads // num_kv_heads
+    if exponent:
+        # not every GPU has these dtypes
+        k_buffer, v_buffer = k_buffer.view(torch.uint8), v_buffer.view(torch.uint8)
     arguments = PacArguments(
         q,
         k_buffer,
@@ -172,6 +185,7 @@ def pac(
         tasks_offset,
         LOG2_E.value * (soft_cap or sm_scale),
         2 * LOG2_E.value * sm_scale / soft_cap if soft_cap else None,
+        v_scale,
         *strides[0:2],
         *strides[3:5],
         *strides[6:8],
@@ -181,10 +195,12 @@ def pac(
     variant = PacVariant(
         GROUP=group,
         HEAD_DIM=head_dim,
-        EXACT_WEIGHTS=group < _EXACT_BELOW_GROUP and v_buffer.dtype != torch.float32,
+        EXPONENT=exponent,
+        EXACT_WEIGHTS=group < _EXACT_BELOW_GROUP and q.dtype != torch.float32,
         WRITE_LSE=lse is not None,
         CLASSES=config.execution_order,
         STAGES=config.stages,
+        AHEAD=config.ahead,
         EARLY_LAUNCH=config.early_launch,
         WINDOW=window,
     )
@@ -210,6 +226,7 @@ def _begin_anywhere(
     q: torch.Tensor, k_buffer: torch.Tensor, v_buffer: torch.Tensor, strides: tuple[int, ...]
 ) -> bool:
     """Whether a row of Q, K or V may begin where it cannot be copied from."""
-    steps = strides[0] | strides[1] | strides[3] | strides[4] | strides[6] | strides[7]
     begin = q.data_ptr() | k_buffer.data_ptr() | v_buffer.data_ptr()
-    return bool((begin | steps * q.itemsize) % _COPIED_BYTES)
+    begin |= (strides[0] | strides[1]) * q.itemsize
+    begin |= (strides[3] | strides[4] | strides[6] | strides[7]) * k_buffer.itemsize
+    return bool(begin % _COPIED_BYTES)

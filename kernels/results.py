@@ -18,6 +18,14 @@ def sinks_of(given, head):
 
 
 @triton.jit
+def scaled(result, given):
+    """What the weights make of the values: of stored ones times the scale that they lack."""
+    if given.v_scale is not None:
+        result *= given.v_scale
+    return result
+
+
+@triton.jit
 def store_rows(given, row, head, dim, valid, result, lse, sink, VARIANT: tl.constexpr):
     """Output ``[M, D]`` and LSE ``[M]`` of batch rows that have no other part, with their sinks."""
     if sink is not None:

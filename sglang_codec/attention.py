@@ -26,16 +26,19 @@ def prefix_shared_attention(
     lse: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
     soft_cap: float | None = None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
 ) -> None:
     """Attend with the plan in `buffers`; two launches, no host synchronisation.
 
     Args:
         q, out: ``[B, Hq, D]``; rows that the plan does not know become zero.
-        k_buffer, v_buffer: ``[num_slots, Hkv, D]``.
+        k_buffer, v_buffer: ``[num_slots, Hkv, D]``, in the dtype of q or in fp8.
         lse: fp32 ``[B, Hq]``, base 2, or None.
         sinks: ``[Hq]`` floats, for each query head a logit that takes part in the softmax and has
             no value; `sm_scale` is not for them. A row without tokens stays zero.
         soft_cap: scaled scores are bent into (-soft_cap, soft_cap) by tanh; None for no cap.
+        k_scale, v_scale: what K and V were divided by when they were stored; None for 1.
 
     Raises:
         ValueError: fewer rows than the plan has, or shapes, dtypes or strides that do not match.
@@ -47,8 +50,11 @@ def prefix_shared_attention(
         )
     if q.stride()[-1] != 1:
         q = q.contiguous()
+    if k_scale is not None:
+        sm_scale *= k_scale
     of_tensors = alike(q, k_buffer, v_buffer, out)
-    key = (k_buffer.data_ptr(), v_buffer.data_ptr(), sm_scale, soft_cap, buffers.window, of_tensors)
+    of_layer = (sm_scale, soft_cap, v_scale, buffers.window)
+    key = (k_buffer.data_ptr(), v_buffer.data_ptr(), *of_layer, of_tensors)
     if sinks is not None:
         key += sinks.data_ptr(), alike(sinks)
     if lse is None and out.shape[0] == q.shape[0] and (kept := buffers.launches.get(key)):
@@ -78,6 +84,7 @@ def prefix_shared_attention(
         soft_cap=soft_cap,
         row_lengths=buffers.row_lengths if buffers.window else None,
         window=buffers.window,
+        v_scale=v_scale,
     )
     por_again = por(
         out,

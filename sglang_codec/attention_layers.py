@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sglang_codec.kernels.fp8 import EXPONENTS
 from sglang_codec.window_slots import in_window_pool
 
 _MODULE_STATE = frozenset(vars(torch.nn.Module()))
@@ -26,7 +27,22 @@ def attention_layers(model: torch.nn.Module) -> Iterator[Any]:
 
 def why_unknown(layer: Any, model_runner: Any) -> str | None:
     """What a layer carries that codec does not know, or where its KV lies; None if it knows all."""
-    return _why_unknown_value(layer) or _why_windowed(layer, model_runner)
+    why = _why_unknown_value(layer) or _why_windowed(layer, model_runner)
+    return why or _why_unscaled(layer, model_runner)
+
+
+def scales_of(layer: Any) -> tuple[float | None, float | None]:
+    """What SGLang divides a layer's K and V by when it stores them as fp8; None for 1.
+
+    Loading weights may change them; a captured graph keeps those that it was captured with, as it
+    does in SGLang's own backends.
+    """
+    k_scale, v_scale = layer.k_scale_float, layer.v_scale_float
+    # a file of scales (`--quantization-param-path`) sets these alone, to plain numbers
+    return (
+        layer.k_scale if k_scale is None else k_scale,
+        layer.v_scale if v_scale is None else v_scale,
+    )
 
 
 def is_off(value: Any) -> bool:
@@ -102,12 +118,24 @@ def _why_windowed(layer: Any, model_runner: Any) -> str | None:
     return None
 
 
+def _why_unscaled(layer: Any, model_runner: Any) -> str | None:
+    """Scales of an fp8 cache that are not one number, known to the host, for all of a layer."""
+    if model_runner.kv_cache_dtype not in EXPONENTS:
+        return None
+    for name, scale in zip(("k_scale", "v_scale"), scales_of(layer), strict=True):
+        if isinstance(scale, torch.Tensor):
+            return f"{name} on the device only"
+        if scale is not None and not 0 < scale < float("inf"):
+            return f"{name} {scale}, it must be a finite number greater than 0"
+    return None
+
+
 def _any(_value: Any) -> bool:
     return True
 
 
 def _is_kv_scale_method(value: Any) -> bool:
-    # it only loads k_scale and v_scale, and those are without effect on an unquantised KV cache
+    # it only loads k_scale and v_scale, which are without effect on an unquantised KV cache
     from sglang.srt.layers.quantization.kv_cache import BaseKVCacheMethod
 
     return value is None or isinstance(value, BaseKVCacheMethod)

@@ -42,10 +42,15 @@ class AttentionShape:
 
     @classmethod
     def plain(
-        cls, num_qo_heads: int, num_kv_heads: int, head_dim: int, dtype: str = "bfloat16"
+        cls,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: str = "bfloat16",
+        kv_dtype: str | None = None,
     ) -> AttentionShape:
-        """Causal attention with one head dimension and dtype."""
-        return cls(num_qo_heads, num_kv_heads, head_dim, head_dim, dtype, dtype)
+        """Causal attention with one head dimension; `kv_dtype` is `dtype` if None."""
+        return cls(num_qo_heads, num_kv_heads, head_dim, head_dim, dtype, kv_dtype or dtype)
 
     @property
     def group(self) -> int:
@@ -56,6 +61,11 @@ class AttentionShape:
     def seen_tokens(self) -> int:
         """The newest tokens that a query sees, its own included; 0 for all."""
         return 0 if self.window is None else self.window + 1
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether K and V take one byte an element."""
+        return _ELEMENT_BYTES[self.kv_dtype] == 1
 
     @property
     def kv_token_bytes(self) -> int:

@@ -88,7 +88,9 @@ def default_prefill_backend(model_runner: ModelRunner) -> str:
     if model_runner.device == "cpu":
         return "torch_native"
     capability = torch.cuda.get_device_capability(model_runner.gpu_id)
-    if capability[0] == 9 and importlib.util.find_spec("sgl_kernel"):
+    has_fa3 = capability[0] == 9 and importlib.util.find_spec("sgl_kernel")
+    # which has no e5m2
+    if has_fa3 and model_runner.kv_cache_dtype != torch.float8_e5m2:
         return "fa3"
     return "flashinfer" if importlib.util.find_spec("flashinfer") else "triton"
 

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MHATokenToKVPool
 
+from sglang_codec.attention_layers import scales_of
 from sglang_codec.kernels.again import alike
+from sglang_codec.kernels.fp8 import EXPONENTS, exponent_bits
 from sglang_codec.kernels.kv_store import store_kv
 from sglang_codec.kernels.launch import LaunchConfig
 
@@ -44,12 +46,17 @@ class KVWriter:
         v_buffer = self._pool.get_value_buffer(layer.layer_id)
         k, v = _rows(k, slots, k_buffer), _rows(v, slots, v_buffer)
         if self._is_early:
-            key = (k_buffer.data_ptr(), v_buffer.data_ptr(), alike(k, v, k_buffer, v_buffer, slots))
+            scales = scales_of(layer) if k_buffer.dtype in EXPONENTS else (None, None)
+            of_tensors = alike(k, v, k_buffer, v_buffer, slots)
+            key = (k_buffer.data_ptr(), v_buffer.data_ptr(), scales, of_tensors)
             if again := self._launches.get(key):
                 again(k, v, slots)
                 return True
             if _is_copied(k, k_buffer) and _is_copied(v, v_buffer):
-                self._launches[key] = store_kv(k, v, k_buffer, v_buffer, slots, early_launch=True)
+                by = dict(zip(("k_scale", "v_scale"), scales, strict=True))
+                self._launches[key] = store_kv(
+                    k, v, k_buffer, v_buffer, slots, early_launch=True, **by
+                )
                 return True
         where = slots if in_window_pool is None else KVWriteLoc(slots, in_window_pool)
         self._pool.set_kv_buffer(layer, where, k, v, layer.k_scale, layer.v_scale)
@@ -65,19 +72,19 @@ def _rows(new: torch.Tensor, slots: torch.Tensor, buffer: torch.Tensor) -> torch
 
 
 def _is_plain(pool: Any) -> bool:
-    """The pool writes nothing but ``buffer[slots] = new``; what derives from it may write more."""
+    """The pool writes what `store_kv` does and no more; what derives from it may write more."""
     return (
         type(pool) is MHATokenToKVPool
         and pool.kv_cache_layout == "nhd"
         and not pool.is_quantized_kv_cache
-        and pool.store_dtype == pool.dtype
+        and (pool.store_dtype == pool.dtype or pool.dtype in EXPONENTS)
     )
 
 
 def _is_copied(new: torch.Tensor, buffer: torch.Tensor) -> bool:
-    """Whether storing is copying: rows of the same dtype and shape, contiguous on both sides."""
+    """Whether rows are stored as they are or in fp8: of one shape, contiguous on both sides."""
     return (
-        new.dtype == buffer.dtype
+        exponent_bits(buffer.dtype, new.dtype) is not None
         and new.shape[1:] == buffer.shape[1:]
         and new.stride()[1:] == buffer.stride()[1:] == (new.shape[2], 1)
     )

@@ -17,6 +17,8 @@ def decode_attention(
     soft_cap: float | None = None,
     sinks: torch.Tensor | None = None,
     window: int = 0,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Exact attention of each row over its own KV slots, in float64.
 
@@ -26,6 +28,7 @@ def decode_attention(
         soft_cap: scaled scores are bent into (-soft_cap, soft_cap) by tanh.
         sinks: ``[Hq]``, for each query head one more score, whose value is zero.
         window: the newest tokens of each row that it sees; 0 for all.
+        k_scale, v_scale: factors of what the buffers hold.
 
     Returns:
         float64 ``[B, Hq, D]`` and the base-2 log-sum-exp ``[B, Hq]``, sinks included. A row without
@@ -39,7 +42,7 @@ def decode_attention(
         if not len(slots):
             continue
         slots = slots[-window:].to(q.device, torch.int64)
-        k, v = k_buffer[slots].double(), v_buffer[slots].double()
+        k, v = k_scale * k_buffer[slots].double(), v_scale * v_buffer[slots].double()
         grouped = q[row].double().view(num_kv_heads, -1, head_dim)
         scores = torch.einsum("hgd,nhd->hgn", grouped, k) * sm_scale
         if soft_cap is not None:

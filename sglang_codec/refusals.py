@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from sglang_codec.kernels.fp8 import EXPONENTS
+
 MIN_COMPUTE_CAPABILITY = (8, 0)
 
 # where SGLang's runtime_context keeps each setting, resolved
@@ -154,6 +156,11 @@ def _kv_pool(runner: Any) -> str | None:
     if type(inner) is not MHATokenToKVPool:
         name = " in ".join(dict.fromkeys(type(one).__name__ for one in (inner, pool)))
         return f"the KV pool is {name}, codec reads only MHATokenToKVPool; {_OTHER_BACKEND}"
+    if getattr(inner, "k_scale_buffer", None) is not None:
+        return (
+            "the KV pool keeps scales beside K and V, codec knows one scale for all of a layer; "
+            f"set --kv-cache-dtype bf16, fp8_e4m3 or fp8_e5m2, or {_OTHER_BACKEND}"
+        )
     layout = getattr(inner, "kv_cache_layout", "nhd")
     if layout != "nhd":
         return (
@@ -171,11 +178,12 @@ def _kv_dtype(runner: Any) -> str | None:
     names = " or ".join(str(dtype).removeprefix("torch.") for dtype in supported)
     if model_dtype not in supported:
         return f"the model's dtype is {model_dtype}, codec supports {names}; set --dtype"
-    if kv_dtype != model_dtype:
+    if kv_dtype not in (model_dtype, *EXPONENTS):
         return (
-            f"the KV cache dtype is {kv_dtype} and the model's {model_dtype}, codec needs them "
+            f"the KV cache dtype is {kv_dtype} and the model's {model_dtype}, codec reads KV in "
             # not auto, which follows the checkpoint
-            f"equal ({names}); set --dtype bfloat16 --kv-cache-dtype bf16 or {_OTHER_BACKEND}"
+            "the model's dtype or in fp8 (e4m3fn, e5m2); set --kv-cache-dtype bf16, fp8_e4m3 or "
+            f"fp8_e5m2, or {_OTHER_BACKEND}"
         )
     return None
 

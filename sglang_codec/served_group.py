@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sglang_codec.attention import fill_kv_index, prefix_shared_attention, update_lengths
+from sglang_codec.attention_layers import scales_of
 from sglang_codec.batch_planner import MovedRows, NewPlan
 from sglang_codec.buffers import PlanBuffers
 from sglang_codec.device import cost_model, describe_device, plan_spec
@@ -116,6 +117,7 @@ class ServedGroup:
         shape = self.group.shape
         q = q.reshape(-1, shape.num_qo_heads, shape.key_dim)
         values = (*q.shape[:2], shape.value_dim)
+        k_scale, v_scale = scales_of(layer) if shape.kv_dtype != shape.dtype else (None, None)
         out = q.new_empty(values) if out is None else out.view(values)
         prefix_shared_attention(
             q,
@@ -127,6 +129,8 @@ class ServedGroup:
             config=self._config,
             sinks=sinks,
             soft_cap=shape.soft_cap,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         return out.view(len(q), -1)
 

@@ -10,6 +10,7 @@ from sglang_codec.attention_shape import AttentionShape
 MAX_GROUP = 16
 GPU_HEAD_DIMS = (64, 128, 256)
 GPU_DTYPES = ("bfloat16", "float16")
+FP8_DTYPES = ("float8_e4m3fn", "float8_e5m2")  # of a KV cache
 MIN_INTERPRETED_HEAD_DIM = 16
 # tokens: after a shorter window's worth of its own text a row shares nothing that it sees
 MIN_WINDOW = 1024
@@ -64,8 +65,11 @@ def _dtypes(shape: AttentionShape, interpreted: bool) -> str | None:
     supported = (*GPU_DTYPES, "float32") if interpreted else GPU_DTYPES
     if shape.dtype not in supported:
         return f"dtype {shape.dtype}, supported are {' and '.join(supported)}"
-    if shape.kv_dtype != shape.dtype:
-        return f"a KV cache of {shape.kv_dtype} for queries of {shape.dtype}, they must be equal"
+    if shape.kv_dtype not in (shape.dtype, *FP8_DTYPES):
+        return (
+            f"a KV cache of {shape.kv_dtype} for queries of {shape.dtype}, supported are "
+            f"{' and '.join((shape.dtype, *FP8_DTYPES))}"
+        )
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -172,11 +173,19 @@ class Problem:
     soft_cap: float | None = None
     sinks: torch.Tensor | None = None  # [Hq]
     window: int = 0  # newest tokens that a row sees, 0 for all
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+
+    @property
+    def of_layer(self) -> dict[str, Any]:
+        """What a layer has beyond q, K, V and its scale, by the names of all who attend."""
+        names = ("soft_cap", "sinks", "k_scale", "v_scale")
+        return {name: getattr(self, name) for name in names}
 
     def exact(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The fp64 output and base-2 LSE."""
         k, v = without_pages(self.k_buffer), without_pages(self.v_buffer)
-        of_layer = {"soft_cap": self.soft_cap, "sinks": self.sinks, "window": self.window}
+        of_layer = self.of_layer | {"window": self.window}
         return decode_attention(self.q, k, v, self.rows, self.sm_scale, **of_layer)
 
     def eager(self) -> torch.Tensor:
@@ -184,9 +193,8 @@ class Problem:
         # compute-sanitizer does not see what cuBLAS writes in bf16, and reports who reads it
         q, k, v = (tensor.cpu() for tensor in (self.q, self.k_buffer, self.v_buffer))
         k, v = without_pages(k), without_pages(v)
-        of_layer = {"soft_cap": self.soft_cap, "sinks": self.sinks}
         rows = [slots[-self.window :] for slots in self.rows]
-        eager = eager_attention(q, k, v, rows, self.sm_scale, **of_layer)
+        eager = eager_attention(q, k, v, rows, self.sm_scale, **self.of_layer)
         return eager.to(self.q.device)
 
 
@@ -197,6 +205,7 @@ def make_problem(
     num_kv_heads: int,
     head_dim: int,
     dtype: torch.dtype = torch.float32,
+    kv_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     page_size: int = 1,
     padding: int = 0,
@@ -205,6 +214,7 @@ def make_problem(
     """Random tensors for a batch.
 
     Args:
+        kv_dtype: of the cache; `dtype` if None.
         page_size: above 1 the buffers are 4-D.
         padding: query rows beyond the batch.
     """
@@ -217,7 +227,7 @@ def make_problem(
         buffer = torch.full((slots, num_kv_heads, head_dim), float("nan"))
         values = torch.randn(slots, num_kv_heads, head_dim, generator=generator)
         buffer[used] = values[used]
-        buffer = buffer.to(device, dtype)
+        buffer = buffer.to(device, kv_dtype or dtype)
         return buffer.unflatten(0, (-1, page_size)) if page_size > 1 else buffer
 
     q = torch.randn(len(paths) + padding, num_qo_heads, head_dim, generator=generator)
@@ -238,6 +248,8 @@ def eager_attention(
     *,
     soft_cap: float | None = None,
     sinks: torch.Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> torch.Tensor:
     """The oracle's computation with every intermediate in the dtype of `q`."""
     out = torch.zeros_like(q)
@@ -247,14 +259,15 @@ def eager_attention(
             continue
         slots = slots.to(q.device, torch.int64)
         grouped = q[row].view(num_kv_heads, -1, head_dim)
-        scores = torch.einsum("hgd,nhd->hgn", grouped, k_buffer[slots]) * sm_scale
+        k, v = k_buffer[slots].to(q.dtype), v_buffer[slots].to(q.dtype)
+        scores = torch.einsum("hgd,nhd->hgn", grouped, k) * (sm_scale * k_scale)
         if soft_cap is not None:
             scores = soft_cap * (scores / soft_cap).tanh()
         if sinks is not None:
             sink = sinks.to(scores).view(num_kv_heads, -1, 1)
             scores = torch.cat([scores, sink], -1)
         weights = scores.softmax(-1)[..., : len(slots)]
-        out[row] = torch.einsum("hgn,nhd->hgd", weights, v_buffer[slots]).flatten(0, 1)
+        out[row] = torch.einsum("hgn,nhd->hgd", weights, v).flatten(0, 1) * v_scale
     return out
 
 

@@ -67,7 +67,8 @@ class PrefixSharedDecodeWrapper:
         num_qo_heads: query heads, a multiple of `num_kv_heads`; at most 16 per KV head.
         num_kv_heads: KV heads.
         head_dim: 64, 128 or 256 (on a CPU any power of two from 16).
-        dtype: of q, K, V and the output: float16 or bfloat16 (on a CPU also float32).
+        dtype: of q and the output: float16 or bfloat16 (on a CPU also float32).
+        kv_data_type: of K and V: `dtype` (also if None), float8_e4m3fn or float8_e5m2.
         device: a CUDA device, or "cpu" with TRITON_INTERPRET=1.
         capacity: sizes of the buffers. By default they grow with the plans until ``run`` is
             captured in a CUDA graph; from then on a larger plan is refused.
@@ -84,15 +85,16 @@ class PrefixSharedDecodeWrapper:
         head_dim: int,
         *,
         dtype: torch.dtype = torch.bfloat16,
+        kv_data_type: torch.dtype | None = None,
         device: torch.device | str = "cuda",
         capacity: PlanCapacity | None = None,
         config: LaunchConfig | None = None,
     ) -> None:
         # with the index, as tensors name it
         self.device = torch.empty(0, device=device).device
-        name = str(dtype).removeprefix("torch.")
-        self.shape = AttentionShape.plain(num_qo_heads, num_kv_heads, head_dim, name)
-        self.dtype = dtype
+        self.dtype, self.kv_data_type = dtype, kv_data_type or dtype
+        names = (str(each).removeprefix("torch.") for each in (dtype, self.kv_data_type))
+        self.shape = AttentionShape.plain(num_qo_heads, num_kv_heads, head_dim, *names)
         if reason := why_unsupported(self.shape, interpreted=self.device.type != "cuda"):
             raise ValueError(f"PrefixSharedDecodeWrapper: {reason}")
         machine = describe_device(self.device, self.shape)
@@ -186,6 +188,8 @@ class PrefixSharedDecodeWrapper:
         k_buffer: torch.Tensor,
         v_buffer: torch.Tensor,
         *,
+        k_scale: float | None = None,
+        v_scale: float | None = None,
         sinks: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
         return_lse: bool = False,
@@ -198,6 +202,8 @@ class PrefixSharedDecodeWrapper:
             k_buffer, v_buffer: ``[num_slots, num_kv_heads, head_dim]``, or with pages
                 ``[num_pages, page_size, num_kv_heads, head_dim]`` (a slot is
                 ``page * page_size + offset``). The last dimension is contiguous.
+            k_scale, v_scale: what K and V were divided by when they were stored; None for 1. A
+                captured graph keeps them.
             sinks: ``[num_qo_heads]`` floats, for each query head a logit that takes part in the
                 softmax and has no value; neither scaled nor capped. None for no sinks. A captured
                 graph reads this tensor's memory again.
@@ -214,6 +220,9 @@ class PrefixSharedDecodeWrapper:
         k_buffer, v_buffer = _without_pages(k_buffer), _without_pages(v_buffer)
         self._check(q, k_buffer, v_buffer, out)
         self._check_sinks(sinks)
+        for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+            if scale is not None and not (math.isfinite(scale) and scale > 0):
+                raise ValueError(f"{name} = {scale} must be a finite number greater than 0")
         if out is None:
             out = torch.empty_like(q)
         lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
@@ -228,6 +237,8 @@ class PrefixSharedDecodeWrapper:
             lse=lse,
             sinks=sinks,
             soft_cap=self._of_scores["logits_soft_cap"] or None,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         if _is_capturing(self.device):
             slots = min(len(k_buffer), len(v_buffer))
@@ -279,8 +290,9 @@ class PrefixSharedDecodeWrapper:
                 "pass a tensor that was not expanded"
             )
         for name, tensor in tensors.items():
-            if tensor.dtype != self.dtype:
-                raise ValueError(f"{name} has dtype {tensor.dtype}, the wrapper {self.dtype}")
+            dtype = self.kv_data_type if name.endswith("_buffer") else self.dtype
+            if tensor.dtype != dtype:
+                raise ValueError(f"{name} has dtype {tensor.dtype}, the wrapper {dtype}")
             if tensor.device != self.device:
                 raise ValueError(f"{name} is on {tensor.device}, the wrapper on {self.device}")
             if tensor.stride(-1) != 1:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from sglang_codec.kernels.fp8 import widened
 from sglang_codec.kernels.hopper.rows import ROWS, held_by, product_layout
 from sglang_codec.kernels.hopper.walk import batch_rows, tile_rows
-from sglang_codec.kernels.results import sinks_of
+from sglang_codec.kernels.results import scaled, sinks_of
 from sglang_codec.kernels.softmax import capped, join_sink
 
 COLUMNS = gl.constexpr(32)  # of the output that are computed at a time
@@ -20,7 +21,7 @@ def repair(given, task, kv_head, lse, VARIANT: gl.constexpr):
     Few registers, because what lives throughout the kernel would be spilled here otherwise.
     """
     HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
-    dtype: gl.constexpr = given.k_ptr.dtype.element_ty
+    dtype: gl.constexpr = given.q_ptr.dtype.element_ty
     layout: gl.constexpr = product_layout(COLUMNS)
     rows: gl.constexpr = gl.SliceLayout(1, layout)
     tile_row = held_by(gl.arange(0, ROWS, rows), HEAD_DIM)
@@ -47,10 +48,14 @@ def repair(given, task, kv_head, lse, VARIANT: gl.constexpr):
                     q_rows[:, None] + (of_key + column)[None, :], mask=valid[:, None], other=0.0
                 )
                 k = gl.load(k_head_ptr + at * given.k_slot_stride + of_key + column)
-                score += gl.sum(q.to(gl.float32) * k.to(gl.float32)[None, :], 1)
+                q = q.to(gl.float32)
+                k = widened(k, gl.float32, VARIANT.EXPONENT).to(gl.float32)
+                score += gl.sum(q * k[None, :], 1)
             weight = gl.exp2(capped(score, given) * given.qk_scale - lse)
-            v = gl.load(v_head_ptr + at * given.v_slot_stride + begin + column).to(gl.float32)
+            v = gl.load(v_head_ptr + at * given.v_slot_stride + begin + column)
+            v = widened(v, gl.float32, VARIANT.EXPONENT).to(gl.float32)
             values += gl.where(is_seen[:, None], weight[:, None] * v[None, :], 0.0)
+        values = scaled(values, given)
         if task.part < 0:
             out_rows = given.out_ptr + row * given.out_row_stride + head * given.out_head_stride
             out_rows = out_rows + begin

@@ -24,7 +24,7 @@ from sglang_codec.kernels.hopper.walk import (
     walk_of,
 )
 from sglang_codec.kernels.hopper.warp_roles import role_barrier
-from sglang_codec.kernels.results import sinks_of, store_partials, store_rows
+from sglang_codec.kernels.results import scaled, sinks_of, store_partials, store_rows
 
 
 @gluon.jit
@@ -100,6 +100,7 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
 def _store(given, task, row, rows, dim, result, lse, sink, VARIANT: gl.constexpr):
     """Store what was found of a task: `rows` of its tile, batch rows `row`."""
     query, head, valid = rows
+    result = scaled(result, given)
     lse = gl.convert_layout(lse, gl.SliceLayout(1, product_layout(VARIANT.HEAD_DIM)))
     if task.part < 0:
         store_rows(given, row.to(gl.int64), head, dim, valid, result, lse, sink, VARIANT)

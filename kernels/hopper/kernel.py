@@ -12,6 +12,7 @@ from triton import language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from sglang_codec.kernels.hopper.byte_loader import load_bytes
 from sglang_codec.kernels.hopper.compute import compute
 from sglang_codec.kernels.hopper.loader import load
 from sglang_codec.kernels.hopper.ring import make_ring
@@ -20,18 +21,27 @@ from sglang_codec.kernels.hopper.warp_roles import specialize
 
 
 @gluon.jit
+def _load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
+    """The role of the loading warps."""
+    if VARIANT.EXPONENT:
+        load_bytes(given, ring, slot, kv_head, VARIANT)
+    else:
+        load(given, ring, slot, kv_head, VARIANT)
+
+
+@gluon.jit
 def _pac_hopper_kernel(given, VARIANT: gl.constexpr):
     """One program walks the tasks of one slot for one KV head."""
     slot = gl.program_id(0)
     kv_head = gl.program_id(1)
-    ring = make_ring(given.k_ptr.dtype.element_ty, VARIANT)
+    ring = make_ring(given.q_ptr.dtype.element_ty, VARIANT)
     if VARIANT.EARLY_LAUNCH:
         # everything is read after this, by the other roles too
         tl.extra.cuda.gdc_wait()
     if computing_warpgroups(VARIANT.HEAD_DIM) == 1:
         specialize(
             [
-                (load, (given, ring, slot, kv_head, VARIANT)),
+                (_load, (given, ring, slot, kv_head, VARIANT)),
                 (compute, (given, ring, slot, kv_head, 0, VARIANT)),
             ],
             [4],
@@ -39,7 +49,7 @@ def _pac_hopper_kernel(given, VARIANT: gl.constexpr):
     else:
         specialize(
             [
-                (load, (given, ring, slot, kv_head, VARIANT)),
+                (_load, (given, ring, slot, kv_head, VARIANT)),
                 (compute, (given, ring, slot, kv_head, 0, VARIANT)),
                 (compute, (given, ring, slot, kv_head, 1, VARIANT)),
             ],

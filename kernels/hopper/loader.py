@@ -24,6 +24,7 @@ from sglang_codec.kernels.hopper.rows import (
     copied_from,
     held_by,
     loading_layout,
+    pool_width,
     to_rows,
 )
 from sglang_codec.kernels.hopper.walk import BUNDLE, KEPT, LARGE, batch_rows, task_of, walk_of
@@ -56,17 +57,17 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
     walk = walk_of(given, slot, VARIANT)
     task = task_of(walk, 0, VARIANT)
     task1 = task_of(walk, 1, VARIANT)
-    found = _find(given, task, rows, VARIANT)
+    found = find(given, task, rows, rows, VARIANT)
     step = 0
     used = 0  # query buffers so far
     for turn in range(walk.total):
-        found1 = _find(given, task1, rows, VARIANT)
+        found1 = find(given, task1, rows, rows, VARIANT)
         task2 = task_of(walk, turn + 2, VARIANT)
 
-        _load_queries(given, ring, task, found.low, held, kv_head, used, dim, VARIANT)
+        load_queries(given, ring, task, found.low, held, kv_head, used, dim, VARIANT)
         used += 1
         if task.kind == LARGE:
-            _load_queries(given, ring, task, found.high, ROWS + held, kv_head, used, dim, VARIANT)
+            load_queries(given, ring, task, found.high, ROWS + held, kv_head, used, dim, VARIANT)
             used += 1
 
         at = found.slots
@@ -78,7 +79,7 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
                 # nor what all rows of the tile have left: it may be another request's
                 within = within & (start + held >= task.head)[:, None]
             here = at
-            at = _slots(found.index, start + ROWS, rows, VARIANT)
+            at = slots_of(found.index, start + ROWS, rows, HEAD_DIM)
             mbarrier.wait(ring.empty.index(of_k), k_uses ^ 1)
             if task.kind == BUNDLE:
                 async_copy.async_copy_global_to_shared(
@@ -110,24 +111,24 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
 
 
 @gluon.jit
-def _find(given, task, rows: gl.constexpr, VARIANT: gl.constexpr):
+def find(given, task, query_rows: gl.constexpr, rows: gl.constexpr, VARIANT: gl.constexpr):
     """Where a task's slots are, those of its first step, and its batch rows."""
+    WIDTH: gl.constexpr = pool_width(VARIANT.HEAD_DIM, VARIANT.EXPONENT)
     index = given.kv_index_ptr + task.kv_start
     if task.kind == BUNDLE:
         index = given.bundle_index_ptr + task.kv_start
-    slots = _slots(index, 0, rows, VARIANT)
-    low = _loaded_rows(given, task, 0, rows, VARIANT)
-    high = _loaded_rows(given, task, ROWS, rows, VARIANT)
+    slots = slots_of(index, 0, rows, WIDTH)
+    low = _loaded_rows(given, task, 0, query_rows, VARIANT)
+    high = _loaded_rows(given, task, ROWS, query_rows, VARIANT)
     return Found(index, slots, low, high)
 
 
 @gluon.jit
-def _slots(index, start, rows: gl.constexpr, VARIANT: gl.constexpr):
+def slots_of(index, start, rows: gl.constexpr, WIDTH: gl.constexpr):
     """KV slots of the step of a task that begins at token `start`; any behind the task's end."""
-    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
-    together: gl.constexpr = loading_layout(HEAD_DIM, [copied_by(HEAD_DIM)[1], 1])
+    together: gl.constexpr = loading_layout(WIDTH, [copied_by(WIDTH)[1], 1])
     token = gl.arange(0, ROWS, gl.SliceLayout(1, together))
-    return to_rows(gl.load(index + start + token, eviction_policy=KEPT), HEAD_DIM, rows)
+    return to_rows(gl.load(index + start + token, eviction_policy=KEPT), WIDTH, rows)
 
 
 @gluon.jit
@@ -144,7 +145,7 @@ def _loaded_rows(given, task, base: gl.constexpr, rows: gl.constexpr, VARIANT: g
 
 
 @gluon.jit
-def _load_queries(given, ring, task, row, tile_row, kv_head, nth, dim, VARIANT: gl.constexpr):
+def load_queries(given, ring, task, row, tile_row, kv_head, nth, dim, VARIANT: gl.constexpr):
     """Copy 64 query rows of a task to the nth use of a buffer."""
     BUFFERS: gl.constexpr = query_buffers(VARIANT.HEAD_DIM)
     buffer = nth % BUFFERS

@@ -26,7 +26,8 @@ def kv_places(head_dim, stages):
 class Ring(NamedTuple):
     """Shared memory, and barriers of as many places or buffers.
 
-    Full when the copies of every loading thread have come. Empty when the computing warpgroups have
+    Full when the copies of every loading thread have come, or one of them says that all have
+    stored what was fp8. Empty when the computing warpgroups have
     let go: two of them of a whole step, one alone of K and of V, each as soon as it is read; so
     their barriers are a step's or, K's and V's in turn, a place's (`place_of`). `handed` when a
     warpgroup has put its state over a step.
@@ -35,6 +36,8 @@ class Ring(NamedTuple):
     q: Any  # [query_buffers(D), 64, D]
     kv: Any  # [kv_places(D, STAGES), 64, D]
     readers: Any  # [STAGES, 64] int32: of a bundle, who sees each token of a step
+    bytes: Any  # [2 AHEAD, 64, D] uint8: K and V that are fp8, in turn; None for others
+    byte_readers: Any  # [AHEAD, 64] int32: `readers` of these
     q_full: Any
     q_empty: Any
     k_full: Any
@@ -57,6 +60,14 @@ def make_ring(dtype: gl.constexpr, VARIANT: gl.constexpr):
     q = gl.allocate_shared_memory(dtype, [BUFFERS, ROWS, HEAD_DIM], layout)
     line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     readers = gl.allocate_shared_memory(gl.int32, [STAGES, ROWS], line)
+    staged = None
+    staged_readers = None
+    if VARIANT.EXPONENT:
+        in_order: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+        size: gl.constexpr = [2 * VARIANT.AHEAD, ROWS, HEAD_DIM]
+        staged = gl.allocate_shared_memory(gl.uint8, size, in_order)
+        staged_readers = gl.allocate_shared_memory(gl.int32, [VARIANT.AHEAD, ROWS], line)
+    FILLING: gl.constexpr = 1 if VARIANT.EXPONENT else 32 * LOADING_WARPS
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
     v_full = k_full
     if PAIRS:
@@ -66,15 +77,16 @@ def make_ring(dtype: gl.constexpr, VARIANT: gl.constexpr):
     q_full = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], barrier_layout)
     q_empty = gl.allocate_shared_memory(gl.int64, [BUFFERS, 1], barrier_layout)
     for stage in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(stage), count=32 * LOADING_WARPS)
+        mbarrier.init(k_full.index(stage), count=FILLING)
         if PAIRS:
-            mbarrier.init(v_full.index(stage), count=32 * LOADING_WARPS)
+            mbarrier.init(v_full.index(stage), count=FILLING)
         mbarrier.init(empty.index(stage), count=2)
         mbarrier.init(handed.index(stage), count=1)
     for buffer in gl.static_range(BUFFERS):
         mbarrier.init(q_full.index(buffer), count=32 * LOADING_WARPS)
         mbarrier.init(q_empty.index(buffer), count=2)
-    return Ring(q, kv, readers, q_full, q_empty, k_full, v_full, empty, handed)
+    barriers = (q_full, q_empty, k_full, v_full, empty, handed)
+    return Ring(q, kv, readers, staged, staged_readers, *barriers)
 
 
 @gluon.jit

@@ -22,6 +22,12 @@ def computing_warpgroups(head_dim):
 
 
 @gluon.constexpr_function
+def pool_width(head_dim, exponent):
+    """Columns of two bytes that a row of K or V has in the pool: what `held_by` asks of tokens."""
+    return head_dim // 2 if exponent else head_dim
+
+
+@gluon.constexpr_function
 def copied_by(head_dim):
     """Rows of a copy that one instruction of the loading warps writes, and those of each thread."""
     rows = 32 * LOADING_WARPS.value // (head_dim // 8)  # 16 bytes a thread

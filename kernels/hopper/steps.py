@@ -15,7 +15,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from sglang_codec.kernels.hopper.ring import place_of, release
-from sglang_codec.kernels.hopper.rows import ROWS, computing_warpgroups, held_by, product_layout
+from sglang_codec.kernels.hopper.rows import (
+    ROWS,
+    computing_warpgroups,
+    held_by,
+    pool_width,
+    product_layout,
+)
 from sglang_codec.kernels.hopper.walk import batch_rows
 from sglang_codec.kernels.softmax import capped, softmax_step
 
@@ -78,7 +84,8 @@ def read_steps(
     of_scores: gl.constexpr = product_layout(TOKENS)
     rows: gl.constexpr = gl.SliceLayout(1, of_scores)
     values_rows: gl.constexpr = gl.SliceLayout(1, of_values)
-    dtype: gl.constexpr = given.k_ptr.dtype.element_ty
+    WIDTH: gl.constexpr = pool_width(HEAD_DIM, VARIANT.EXPONENT)
+    dtype: gl.constexpr = given.q_ptr.dtype.element_ty
     query = (share.base + places.scores_row) // VARIANT.GROUP
     edge = query
     masked = 0
@@ -120,12 +127,12 @@ def read_steps(
                 )
                 scores = gl.where(seen, scores, -float("inf"))
             elif nth * ROWS + ROWS > task.kv_len:
-                token = nth * ROWS + held_by(half * TOKENS + places.column, HEAD_DIM)
+                token = nth * ROWS + held_by(half * TOKENS + places.column, WIDTH)
                 within = (token < task.kv_len)[None, :]
                 scores = gl.where(within, scores, -float("inf"))
             if VARIANT.WINDOW:  # noqa: SIM102  known to the compiler, unlike the other
                 if nth * ROWS < masked:
-                    token = nth * ROWS + held_by(half * TOKENS + places.column, HEAD_DIM)
+                    token = nth * ROWS + held_by(half * TOKENS + places.column, WIDTH)
                     seen = token[None, :] >= edge[:, None]
                     scores = gl.where(seen, scores, -float("inf"))
             weights, rescale, running_max, running_sum = softmax_step(

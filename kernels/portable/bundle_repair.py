@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sglang_codec.kernels.fp8 import widened
 from sglang_codec.kernels.portable.products import add_values
 from sglang_codec.kernels.softmax import capped
 
@@ -44,6 +45,8 @@ def attend_alone(
             mask=is_own[:, None],
             other=0.0,
         )
+        k = widened(k, q.dtype, VARIANT.EXPONENT)
+        v = widened(v, q.dtype, VARIANT.EXPONENT)
         scores = capped(tl.dot(q, tl.trans(k), input_precision="ieee"), given) * given.qk_scale
         scores = tl.where(is_own[None, :], scores, -float("inf"))
         weights = tl.exp2(scores - reference[:, None])

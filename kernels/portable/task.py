@@ -5,10 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sglang_codec.kernels.fp8 import widened
 from sglang_codec.kernels.portable.bundle_repair import attend_alone
 from sglang_codec.kernels.portable.products import add_values
 from sglang_codec.kernels.records import TASK_INTS
-from sglang_codec.kernels.results import sinks_of, store_partials, store_rows
+from sglang_codec.kernels.results import scaled, sinks_of, store_partials, store_rows
 from sglang_codec.kernels.softmax import capped, softmax_step
 
 
@@ -75,6 +76,8 @@ def attend(
             mask=within[:, None],
             other=0.0,
         )
+        k = widened(k, q.dtype, VARIANT.EXPONENT)
+        v = widened(v, q.dtype, VARIANT.EXPONENT)
         following = start + BLOCK_KV + token
         slot = tl.load(index + following, mask=following < kv_len, other=0)
         scores = capped(tl.dot(q, tl.trans(k), input_precision="ieee"), given)
@@ -119,7 +122,7 @@ def attend(
 
     # an open chunk may still be empty: weight zero, LSE -inf
     is_empty = running_sum == 0.0
-    result = accumulator / tl.where(is_empty, 1.0, running_sum)[:, None]
+    result = scaled(accumulator / tl.where(is_empty, 1.0, running_sum)[:, None], given)
     lse = tl.where(is_empty, -float("inf"), running_max + tl.log2(running_sum))
     if IS_WINDOWED:
         # not what zero times a NaN is of tokens that others see

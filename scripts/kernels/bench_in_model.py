@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error("needs a CUDA GPU: on a CPU there are no caches to be driven out of")
-    pool = KVPool(torch.bfloat16, torch.device("cuda"))
+    pool = KVPool(torch.bfloat16, torch.bfloat16, torch.device("cuda"))
     rows = []
     for tree in options.trees:
         rows.append(row := measure(tree, pool))

@@ -5,13 +5,14 @@
     python scripts/kernels/bench_kernels.py --rows all --only "FT-1" --heads 32/8 --peers codec,fa3
     python scripts/kernels/bench_kernels.py --rows all --slots scattered,contiguous \\
         --not-in out/first.json --json out/second.json
+    python scripts/kernels/bench_kernels.py --heads 16/2 --head-dim 256 --kv-dtype float8_e4m3fn
     python scripts/kernels/bench_kernels.py --peers codec --configs 64x64+128x64+b64x64/5/4/1/w
 
 Times are per layer: CUDA-graph replays that cycle through enough layers of KV to keep L2 cold. The
 limit is the larger of unique KV bytes over the measured copy bandwidth and FLOPs over the measured
-bf16 matrix-product rate; beside it stands what Q, O and our partial results take at that bandwidth.
-Errors are against fp64 on the same sampled requests for every peer. FastTree (`fasttree.py`) and
-PAT (`prefix_attn`, built) take part where they are on PYTHONPATH.
+bf16 matrix-product rate, whatever KV is in; beside it stands what Q, O and our partial results take
+at that bandwidth. Errors are against fp64 on the same sampled requests for every peer. FastTree
+(`fasttree.py`) and PAT (`prefix_attn`, built) take part where they are on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ from library import results
 from library.attention import summary, tables, timing
 from library.attention.measure import measure_row
 from library.attention.peers import ADAPTERS, DEFAULT, PAGES
-from library.attention.problem import SLOTS, KVPool, Problem
+from library.attention.problem import SLOTS, KVPool, Problem, form_of
 from library.options import parser_of, positive, some_of
+
+from sglang_codec.shape_support import FP8_DTYPES
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -45,6 +48,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--heads", type=_heads, help="as 32/8,16/1: in place of each table's own")
     add("--only", help="rows whose table, name or tree contains this text")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    add("--kv-dtype", choices=FP8_DTYPES, help="of the KV cache; default: as --dtype")
     add("--head-dim", type=positive, default=tables.HEAD_DIM)
     about = "tokens before its own that a row sees, as 4095 with --heads 40/8; default: all"
     add("--window-left", type=int, default=-1, help=about)
@@ -62,7 +66,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     about = "launch configurations of codec, as more peers: see configurations.py"
     add("--configs", type=configurations.parse, **form, help=about)
     options = parser.parse_args(arguments)
-    options.peers = options.peers or default_peers(options.dtype)
+    options.form = form_of(options.dtype, options.kv_dtype)
+    options.peers = options.peers or default_peers(options.form)
     for text, config in options.configs:
         ADAPTERS[f"codec {text}"] = partial(configurations.configured, config, text)
         options.peers = [*options.peers, f"codec {text}"]
@@ -80,10 +85,10 @@ def _heads(text: str) -> list[str]:
     return words
 
 
-def default_peers(dtype: str) -> list[str]:
+def default_peers(form: str) -> list[str]:
     # FlashInfer compiles its cascade's FA3 prefill at first use unless it is prebuilt, and that
     # takes many minutes: other types than bf16 get it only when asked for
-    return [peer for peer in DEFAULT if dtype == "bfloat16" or peer != "cascade"]
+    return [peer for peer in DEFAULT if form == "bfloat16" or peer != "cascade"]
 
 
 def run(options: argparse.Namespace) -> results.Report:
@@ -91,7 +96,8 @@ def run(options: argparse.Namespace) -> results.Report:
     device = torch.device(options.device)
     report = results.Report.of(device, timing.ceilings(device))
     print(report.gpu, report.commit, report.versions, report.ceilings, flush=True)
-    pool = KVPool(getattr(torch, options.dtype), device)
+    dtypes = (getattr(torch, name) for name in (options.dtype, options.kv_dtype or options.dtype))
+    pool = KVPool(*dtypes, device)
     work = [*work_of(options)]
     for number, (row, slots) in enumerate(work):
         elapsed = time.monotonic() - started
@@ -129,7 +135,7 @@ def work_of(options: argparse.Namespace) -> Iterator[tuple[tables.Row, str]]:
     done = {results.key(row) for row in results.load(options.not_in)[1]}
     for row in options.selected:
         for slots in options.slots:
-            if (row.table, row.name, row.heads, options.dtype, slots) not in done:
+            if (row.table, row.name, row.heads, options.form, slots) not in done:
                 yield row, slots
 
 

@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error("needs a CUDA GPU: without one nothing is launched")
-    pool = KVPool(torch.bfloat16, torch.device("cuda"))
+    pool = KVPool(torch.bfloat16, torch.bfloat16, torch.device("cuda"))
     row = Row("launches", TREE, HEADS, *parse_tree(TREE))
     problem = Problem(row, pool, layers=options.layers)
     us = {name: host_us(step, problem.layers) for name, step in ways(problem).items()}

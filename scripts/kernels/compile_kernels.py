@@ -49,7 +49,8 @@ from sglang_codec.kernels.launch import LaunchConfig, launch_config
 from sglang_codec.planning.plan import PlanCapacity, PlanLayout
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
-_SHORT = {name: short for short, name in DTYPES.items()}
+KV_DTYPES = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
+_SHORT = {name: short for short, name in (DTYPES | KV_DTYPES).items()}
 NUM_KV_HEADS = 8
 ANY_SHAPE = AttentionShape.plain(4 * NUM_KV_HEADS, NUM_KV_HEADS, 128)
 _BATCH = 64
@@ -113,6 +114,7 @@ class Report:
     kernel: str = column("kernel", "<14")
     arch: int = column("sm", ">4")
     dtype: str = column("type", ">5")
+    kv_dtype: str = column("KV", ">5")
     head_dim: int = column("D", ">4")
     group: int = column("G", ">3")
     tiles: str = column("tiles", "<30")
@@ -149,6 +151,15 @@ def tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
+def pool_buffer(shape: AttentionShape) -> torch.Tensor:
+    dtype = getattr(torch, shape.kv_dtype)
+    return tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.key_dim, dtype=dtype)
+
+
+def scales(shape: AttentionShape) -> dict[str, float]:
+    return {"k_scale": 0.5, "v_scale": 0.25} if shape.is_fp8 else {}
+
+
 def plan_buffers(gpu: Gpu, config: LaunchConfig, shape: AttentionShape) -> PlanBuffers:
     slots = config.num_slots(gpu.num_sms, NUM_KV_HEADS)
     classes = len(config.execution_order)
@@ -168,11 +179,11 @@ def attention_launches(
     """PAC and POR."""
     heads, dtype = shape.num_qo_heads, getattr(torch, shape.dtype)
     q = tensor(_BATCH, heads, shape.key_dim, dtype=dtype)
-    buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.key_dim, dtype=dtype)
+    buffer = pool_buffer(shape)
     lse = tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None
     buffers = plan_buffers(gpu, config, shape)
     sinks = tensor(heads, dtype=torch.bfloat16) if has_sinks else None
-    of_layer = {"sm_scale": 0.088, "sinks": sinks, "soft_cap": shape.soft_cap}
+    of_layer = {"sm_scale": 0.088, "sinks": sinks, "soft_cap": shape.soft_cap} | scales(shape)
     of_launch = of_layer | {"config": config, "lse": lse}
     pac, por = record(lambda: prefix_shared_attention(q, buffer, buffer, q, buffers, **of_launch))
     return pac, por
@@ -181,10 +192,11 @@ def attention_launches(
 def store_launch(config: LaunchConfig, shape: AttentionShape) -> Launch:
     dtype = getattr(torch, shape.dtype)
     new = tensor(_BATCH, NUM_KV_HEADS, shape.key_dim, dtype=dtype)
-    buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.key_dim, dtype=dtype)
+    buffer = pool_buffer(shape)
     slots = tensor(_BATCH, dtype=torch.int64)
     early = config.early_launch and config.warp_roles
-    return record(lambda: store_kv(new, new, buffer, buffer, slots, early_launch=early))[0]
+    of_launch = {"early_launch": early} | scales(shape)
+    return record(lambda: store_kv(new, new, buffer, buffer, slots, **of_launch))[0]
 
 
 def per_step_launches(
@@ -310,6 +322,7 @@ def examine(
         kernel=launch.name,
         arch=gpu.arch,
         dtype=_SHORT[shape.dtype] if shape else "-",
+        kv_dtype=_SHORT[shape.kv_dtype] if shape else "-",
         head_dim=shape.key_dim if shape else 0,
         group=shape.group if shape else 0,
         tiles=tiles,
@@ -329,7 +342,8 @@ def examine(
 def reports(options: argparse.Namespace) -> Iterator[Report]:
     for gpu in (GPUS[arch] for arch in options.arch):
         for dtype, dim, group in itertools.product(options.dtype, options.head_dim, options.group):
-            shape = AttentionShape.plain(NUM_KV_HEADS * group, NUM_KV_HEADS, dim, DTYPES[dtype])
+            dtypes = DTYPES[dtype], KV_DTYPES.get(options.kv_dtype)
+            shape = AttentionShape.plain(NUM_KV_HEADS * group, NUM_KV_HEADS, dim, *dtypes)
             of_layer = {"soft_cap": options.soft_cap, "window": options.window_left}
             shape = dataclasses.replace(shape, **of_layer)
             config = launch_config(gpu.capability, shape, warp_roles=not options.no_warp_roles)
@@ -372,6 +386,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     dims = (64, 128, 256)
     parser.add_argument("--head-dim", type=int, nargs="+", choices=dims, default=[*dims])
     parser.add_argument("--dtype", nargs="+", choices=sorted(DTYPES), default=list(DTYPES))
+    parser.add_argument("--kv-dtype", choices=sorted(KV_DTYPES), help="default: as --dtype")
     parser.add_argument("--group", type=int, nargs="+", default=[1, 4, 8], help="GQA group sizes")
     parser.add_argument("--lse", action="store_true", help="compile the variant that returns LSE")
     parser.add_argument("--sinks", action="store_true", help="of layers with attention sinks")

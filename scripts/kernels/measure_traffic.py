@@ -92,7 +92,7 @@ def child(
     row: tables.Row, peer: str, options: argparse.Namespace, device: torch.device = CUDA
 ) -> None:
     """Run a row's calls between profiler start and stop, and write the marks."""
-    pool = KVPool(getattr(torch, options.dtype), device)
+    pool = KVPool(*[getattr(torch, options.dtype)] * 2, device)
     problem = Problem(row, pool, slots=options.slots, layers=1)
     runner = ADAPTERS[peer](problem)[0]
     error, _ = problem.errors(runner.run(0), runner.position)

@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     document = results.Report(
         gpu, results.versions(), options.commit or results.commit(), results.command(), ceilings
     )
-    pool = KVPool(getattr(torch, options.dtype), device)
+    pool = KVPool(*[getattr(torch, options.dtype)] * 2, device)
     for row in selected:
         if options.predict:
             document.rows.append(predict(row))

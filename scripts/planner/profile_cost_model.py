@@ -1,7 +1,8 @@
-"""Measure on a GPU what a task costs: the planner's `cost_tables/<gpu>_d<head dim>.json`.
+"""Measure on a GPU what a task costs: the planner's `cost_tables/<gpu>_d<head dim>[_fp8].json`.
 
     python scripts/planner/profile_cost_model.py                  # 32/8 heads, bf16, head dim 128
     python scripts/planner/profile_cost_model.py --heads 32/8,32/32,16/1 --json out/cost.json
+    python scripts/planner/profile_cost_model.py --kv-dtype float8_e4m3fn
 
 A point of the table is the time of one task (a full query tile over so many KV tokens, one KV head)
 on one program slot while all other slots are as busy. It comes from batches of equal tasks that
@@ -25,9 +26,9 @@ from library.options import parser_of
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 from sglang_codec.attention_shape import AttentionShape
-from sglang_codec.device import describe_device
-from sglang_codec.planning.cost_model import COST_TABLES
+from sglang_codec.device import cost_table, describe_device
 from sglang_codec.planning.plan import Plan
+from sglang_codec.shape_support import FP8_DTYPES
 
 TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 WAVES = (2, 4)  # tasks per slot of the two batches whose difference is the cost
@@ -108,6 +109,7 @@ def _wrapper(shape: AttentionShape, pool: KVPool) -> PrefixSharedDecodeWrapper:
         shape.num_kv_heads,
         shape.key_dim,
         dtype=pool.dtype,
+        kv_data_type=pool.kv_dtype,
         device=pool.device,
         config=config,
     )
@@ -122,9 +124,7 @@ def measure_table(shape: AttentionShape, pool: KVPool, tokens: list[int], scatte
     spec = _wrapper(shape, pool).spec
     row_tiles, num_slots = spec.row_tiles, spec.num_slots
     fitting = [
-        n
-        for n in tokens
-        if _kv_bytes(shape, max(WAVES) * num_slots * n) <= LARGEST_LAYER_BYTES
+        n for n in tokens if _kv_bytes(shape, max(WAVES) * num_slots * n) <= LARGEST_LAYER_BYTES
     ]
     us = []
     for rows in row_tiles:
@@ -156,19 +156,14 @@ def complete_curve(tokens: list[int], us: list[float]) -> list[float]:
     return [round(value, 4) for value in curve]
 
 
-def table_path(gpu: str, head_dim: int) -> Path:
-    """Where `sglang_codec.device` looks for the table of a GPU."""
-    name = "".join(c if c.isalnum() else "_" for c in gpu.lower()).strip("_")
-    return COST_TABLES / f"{name}_d{head_dim}.json"
-
-
-def document(gpu: str, dtype: str, head_dim: int, tables: list[dict], ceilings: dict) -> dict:
+def document(gpu: str, shape: AttentionShape, tables: list[dict], ceilings: dict) -> dict:
     """The file: its head describes the first table."""
     first = tables[0]
     return {
         "gpu": gpu,
-        "dtype": dtype,
-        "head_dim": head_dim,
+        "dtype": shape.dtype,
+        "kv_dtype": shape.kv_dtype,
+        "head_dim": shape.key_dim,
         "group": first["group"],
         "num_kv_heads": first["num_kv_heads"],
         "slots": first["slots"],
@@ -185,6 +180,7 @@ def main() -> int:
     add("--heads", default="32/8", help="query/KV heads, comma-separated; the first one counts")
     add("--head-dim", type=int, default=128)
     add("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
+    add("--kv-dtype", choices=FP8_DTYPES, help="of the KV cache; default: as --dtype")
     add("--tokens", default=",".join(map(str, TOKENS)))
     add("--slots", choices=("scattered", "contiguous"), default="scattered")
     add("--json", type=Path, help="default: the package's cost_tables folder")
@@ -193,14 +189,15 @@ def main() -> int:
     gpu = results.gpu_name(device)
     ceilings = timing.ceilings(device)
     print(gpu, ceilings, flush=True)
-    pool = KVPool(getattr(torch, options.dtype), device)
+    dtypes = options.dtype, options.kv_dtype or options.dtype
+    pool = KVPool(*(getattr(torch, name) for name in dtypes), device)
     tokens = [int(n) for n in options.tokens.split(",")]
-    path = options.json or table_path(gpu, options.head_dim)
     tables = []
     for heads in options.heads.split(","):
-        shape = AttentionShape.plain(*map(int, heads.split("/")), options.head_dim, options.dtype)
+        shape = AttentionShape.plain(*map(int, heads.split("/")), options.head_dim, *dtypes)
+        path = options.json or cost_table(gpu, shape)
         tables.append(measure_table(shape, pool, tokens, options.slots == "scattered"))
-        results.write(document(gpu, options.dtype, options.head_dim, tables, ceilings), path)
+        results.write(document(gpu, shape, tables, ceilings), path)
         torch.cuda.empty_cache()
     print(path)
     return 0

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "kernels" / "compile_kernels.py"
 SUNK = ("--sinks", "--soft-cap", "30")
+ALL = ("--arch", "80", "90", "100", "--group", "8")
 
 
 def run_compiled(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -82,6 +83,8 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
         ("--arch", "90", "--dtype", "bf16", "--group", "4", "--no-warp-roles"),
         ("--arch", "80", "90", "100", "--head-dim", "64", "--dtype", "bf16", "--group", "8", *SUNK),
         ("--arch", "90", "--head-dim", "128", "--dtype", "bf16", "--group", "1", "4", *SUNK),
+        (*ALL, "--dtype", "bf16", "--kv-dtype", "e4m3"),
+        (*ALL, "--dtype", "fp16", "--kv-dtype", "e5m2", "--head-dim", "128", *SUNK),
     ],
     ids=[
         "other groups, with LSE",
@@ -89,6 +92,8 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
         "a Triton without Gluon",
         "sinks and a cap",
         "sinks and a cap, wide heads",
+        "fp8",
+        "fp8, sinks and a cap",
     ],
 )
 def test_other_variants_compile_and_fit(arguments: tuple[str, ...], tmp_path: Path) -> None:

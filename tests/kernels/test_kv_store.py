@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from planned import plan_batch
@@ -100,8 +102,9 @@ ROWS, HEADS, KV_HEADS, LAYERS = 24, 16, 4, 3
     ],
     ids=["few-shot", "bundles", "alone", "one token each"],
 )
+@pytest.mark.parametrize("kv_dtype", [None, torch.float8_e4m3fn], ids=["", "fp8"])
 def test_pac_reads_the_tokens_stored_right_before_it(
-    counts: Counts, device: torch.device, dtype: torch.dtype
+    counts: Counts, kv_dtype: torch.dtype | None, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Queries and newest tokens are written by the two launches before PAC, in every layer."""
     paths = with_slots(counts, seed=4)
@@ -111,13 +114,22 @@ def test_pac_reads_the_tokens_stored_right_before_it(
         num_kv_heads=KV_HEADS,
         head_dim=128,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         device=device,
     )
+    scales = {"k_scale": 0.5, "v_scale": 0.25} if kv_dtype else {}
+    problem = dataclasses.replace(problem, **scales)
     planned = plan_batch(paths, problem)
     newest = torch.stack([row[-1] for row in problem.rows]).to(device)
     q = torch.full_like(problem.q, float("nan"))
     caches = [(problem.k_buffer.clone(), problem.v_buffer.clone()) for _ in range(LAYERS)]
-    new = torch.cat([problem.k_buffer[newest], problem.v_buffer[newest]], 1).flatten(1)
+    new = torch.cat(
+        [
+            problem.k_buffer[newest].to(dtype) * problem.k_scale,
+            problem.v_buffer[newest].to(dtype) * problem.v_scale,
+        ],
+        1,
+    ).flatten(1)
     new_k, new_v = (half.view(-1, KV_HEADS, 128) for half in new.chunk(2, 1))
     outs = [torch.empty_like(q) for _ in range(LAYERS)]
     busy = torch.zeros(1 << 22, device=device)
@@ -127,10 +139,10 @@ def test_pac_reads_the_tokens_stored_right_before_it(
         for (k, v), out in zip(caches, outs, strict=True):
             busy.add_(1)
             q.copy_(problem.q)
-            store_kv(new_k, new_v, k, v, newest, early_launch=planned.config.early_launch)
-            prefix_shared_attention(
-                q, k, v, out, planned.buffers, sm_scale=problem.sm_scale, config=planned.config
-            )
+            early = planned.config.early_launch
+            store_kv(new_k, new_v, k, v, newest, early_launch=early, **scales)
+            attend = {"sm_scale": problem.sm_scale, "config": planned.config} | scales
+            prefix_shared_attention(q, k, v, out, planned.buffers, **attend)
             q.fill_(float("nan"))
 
     run, runs = step, 1

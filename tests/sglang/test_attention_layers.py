@@ -9,7 +9,7 @@ import pytest
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
-from sglang_codec.attention_layers import attention_layers, is_off, why_unknown
+from sglang_codec.attention_layers import attention_layers, is_off, scales_of, why_unknown
 
 
 def layer(layer_id: int = 0, **more: Any) -> RadixAttention:
@@ -20,6 +20,7 @@ def layer(layer_id: int = 0, **more: Any) -> RadixAttention:
 def runner(*layers: torch.nn.Module, **parts: Any) -> SimpleNamespace:
     model = torch.nn.ModuleList(layers)
     fields = {"model_config": SimpleNamespace(), "token_to_kv_pool": SimpleNamespace()}
+    fields["kv_cache_dtype"] = torch.bfloat16
     return SimpleNamespace(model=model, **(fields | parts))
 
 
@@ -75,6 +76,34 @@ def test_kv_scales_of_a_quantised_checkpoint_do_not_matter() -> None:
     one.k_scale = torch.nn.Parameter(torch.ones(()))
     one.k_scale_float = 0.5
     assert reason(one) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, (None, None)),
+        ({"k_scale_float": 0.5, "v_scale_float": 2.0}, (0.5, 2.0)),
+        ({"k_scale": 0.5, "v_scale": 0.5}, (0.5, 0.5)),
+        ({"k_scale": torch.tensor(0.5), "k_scale_float": 0.25}, (0.25, None)),
+        ({"k_scale": torch.tensor(0.5)}, "k_scale on the device only"),
+        ({"v_scale_float": -1.0}, "v_scale -1.0, it must be a finite number greater than 0"),
+        ({"v_scale_float": float("nan")}, "v_scale nan, it must be"),
+        ({"k_scale_float": 0.0}, "k_scale 0.0, it must be"),
+    ],
+    ids=str,
+)
+def test_scales_of_an_fp8_cache(change: dict[str, Any], expected: Any) -> None:
+    """They must be known to the host; of another cache they do not matter."""
+    one = layer()
+    for name, value in change.items():
+        setattr(one, name, value)
+    assert reason(one) is None
+    why = why_unknown(one, runner(one, kv_cache_dtype=torch.float8_e4m3fn))
+    if isinstance(expected, str):
+        assert (why or "").startswith(expected)
+    else:
+        assert why is None
+        assert scales_of(one) == expected
 
 
 def test_a_subclass_may_do_anything() -> None:

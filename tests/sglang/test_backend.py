@@ -232,6 +232,27 @@ def test_layers_with_caps_beside_others() -> None:
     assert len(bench.backend.groups) == 3
 
 
+@pytest.mark.parametrize("kv_dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_an_fp8_pool_and_the_scales_of_each_layer(kv_dtype: torch.dtype) -> None:
+    """SGLang's own write divides by them, and the oracle multiplies what the pool then holds."""
+
+    def scale(layer: RadixAttention) -> None:
+        if layer.layer_id > 0:
+            layer.k_scale_float, layer.v_scale_float = 0.25, 1.5 * layer.layer_id
+            layer.k_scale, layer.v_scale = torch.tensor(0.25), torch.tensor(1.5 * layer.layer_id)
+        layer.logit_cap = 2.0 * (layer.layer_id == 2)
+
+    bench = Bench(q_heads=(4, 4, 4), change_layer=scale, kv_dtype=kv_dtype)
+    bench.sinks = {1: torch.randn(4)}
+    for batch, _ in zip(steps(bench), range(2), strict=False):
+        bench.eager(batch)
+        bench.layers[1].v_scale_float = 0.7  # weights may be loaded again
+        bench.replay(batch, 4)
+    assert [str(one.group.shape) for one in bench.backend.groups] == [
+        f"4/2 heads of 16, float32 over {str(kv_dtype)[6:]}{cap}" for cap in ("", ", capped at 2")
+    ]
+
+
 def test_a_layer_that_nobody_knew_of_is_refused_by_name() -> None:
     bench = Bench()
     batch = next(steps(bench))

@@ -66,3 +66,12 @@ def test_a_window_pool_serves_as_one_pool_does(version: str, tmp_path: Path) -> 
         assert report["saved"] > 0
         ours.append(report["ours"])
     assert ours[0] == ours[1]
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_fp8_cache_is_read_as_the_stock_backend_reads_it(version: str, tmp_path: Path) -> None:
+    """By SGLang's `torch_native`, which keeps queries and weights as they are but has no scales."""
+    arguments = ("family_probe", tmp_path, "llama31_8b", "", "{}", "fp8_e4m3")
+    report, _ = run_probe(*arguments, sglang=version)
+    assert report["groups"] == ["4 of 4/2 heads of 32, float32 over float8_e4m3fn"]
+    assert report["delegated"] == report["fallbacks"] == {}
+    assert report["saved"] > 0
+    assert report["ours"] == report["stock"]

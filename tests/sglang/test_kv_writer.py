@@ -23,11 +23,13 @@ class DerivedPool(MHATokenToKVPool):
     """A pool that may write more than its base, as SGLang's own derived pools do."""
 
 
-def make_pool(kind: type[MHATokenToKVPool] = MHATokenToKVPool) -> MHATokenToKVPool:
+def make_pool(
+    kind: type[MHATokenToKVPool] = MHATokenToKVPool, dtype: torch.dtype = torch.float32
+) -> MHATokenToKVPool:
     pool = kind(
         size=SLOTS,
         page_size=1,
-        dtype=torch.float32,
+        dtype=dtype,
         head_num=HEADS,
         head_dim=HEAD_DIM,
         layer_num=1,
@@ -44,10 +46,10 @@ def early(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Calls of `store_kv`, which runs without its early launch: that needs a GPU."""
     calls: list[torch.Tensor] = []
 
-    def store(*arguments: Any, early_launch: bool) -> None:
+    def store(*arguments: Any, early_launch: bool, **scales: float | None) -> None:
         assert early_launch
         calls.append(arguments[4])
-        store_kv(*arguments, early_launch=False)
+        store_kv(*arguments, early_launch=False, **scales)
 
     store_kv = kv_writer.store_kv
     monkeypatch.setattr(kv_writer, "store_kv", store)
@@ -78,6 +80,31 @@ def write(
 def test_a_plain_pool_is_written_early_where_pac_can_start_early(early: list) -> None:
     assert write(make_pool(), HOPPER)
     assert len(early) == 1
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("kv_dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+# of bf16 the interpreter cuts bits off where it has to round
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_fp8_is_written_as_sglang_writes_it(
+    dtype: torch.dtype, kv_dtype: torch.dtype, scaled: bool, early: list
+) -> None:
+    """Byte for byte, also numbers that are too large and those that are none."""
+    scales = (0.3, 0.07) if scaled else (None, None)
+    tensors = [scale and torch.tensor(scale) for scale in scales]
+    layer = SimpleNamespace(layer_id=0, k_scale=tensors[0], v_scale=tensors[1])
+    layer.k_scale_float, layer.v_scale_float = scales
+    k, v = (30 * torch.randn(20, HEADS, HEAD_DIM) ** 3).to(dtype), torch.randn(20, HEADS, HEAD_DIM)
+    k[3, 0, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    v, slots, written = v.to(dtype), torch.randperm(SLOTS)[:20], []
+    for config in (HOPPER, INTERPRETED):
+        pool = make_pool(dtype=kv_dtype)
+        is_early = KVWriter(pool, config).write(layer, k.clone(), v.clone(), slots)
+        assert is_early == (config is HOPPER)
+        written.append([pool.get_key_buffer(0), pool.get_value_buffer(0)])
+    assert len(early) == 1
+    for ours, theirs in zip(*written, strict=True):
+        assert torch.equal(ours.float().nan_to_num(7e6), theirs.float().nan_to_num(7e6))
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,9 @@ def test_a_property_that_no_kernel_honours_is_refused() -> None:
     assert why_unsupported(WithSlope(*heads, slope=0.5), interpreted=False) == "slope 0.5"
     for name, value in {"window": 9, "soft_cap": -3.0, "query_rows": 2}.items():
         assert why_unsupported(AttentionShape(*heads, **{name: value}), interpreted=False), name
-    assert "float8" in why_unsupported(
-        AttentionShape(*heads[:5], "float8_e4m3fn"), interpreted=False
-    )
+    for kv_dtype in ("float16", "uint8", "float8_e4m3fnuz"):
+        reason = why_unsupported(AttentionShape(*heads[:5], kv_dtype), interpreted=False)
+        assert reason is not None
+        assert all(word in reason for word in (kv_dtype, "bfloat16 and float8_e4m3fn and"))
+    for kv_dtype in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        assert why_unsupported(AttentionShape(*heads[:5], kv_dtype), interpreted=False) is None

@@ -108,11 +108,25 @@ REFUSED = {
         {"token_to_kv_pool": pool("PageMajorMHATokenToKVPool")},
         ["PageMajorMHATokenToKVPool"],
     ),
-    "fp8 kv": (
-        {"kv_cache_dtype": torch.float8_e4m3fn},
-        ["torch.float8_e4m3fn", "bfloat16 or float16", "--kv-cache-dtype bf16"],
+    "fp16 kv of a bf16 model": (
+        {"kv_cache_dtype": torch.float16},
+        ["torch.float16", "torch.bfloat16", "--kv-cache-dtype bf16"],
     ),
-    "fp4 kv": ({"kv_cache_dtype": torch.uint8}, ["torch.uint8", "--kv-cache-dtype bf16"]),
+    "fp4 kv": ({"kv_cache_dtype": torch.uint8}, ["torch.uint8", "fp8_e4m3 or fp8_e5m2"]),
+    "scales of blocks": (
+        {
+            "kv_cache_dtype": torch.float8_e4m3fn,
+            "token_to_kv_pool": pool(k_scale_buffer=[torch.zeros(1)]),
+        },
+        ["scales beside K and V", "--kv-cache-dtype bf16"],
+    ),
+    "mxfp8 pool": (
+        {
+            "kv_cache_dtype": torch.float8_e4m3fn,
+            "token_to_kv_pool": pool("MHATokenToKVPoolMXFP8"),
+        },
+        ["MHATokenToKVPoolMXFP8"],
+    ),
     "fp32 model on a GPU": ({"model_dtype": torch.float32}, ["torch.float32", "--dtype"]),
     "old gpu": ({}, ["(7, 5)", "(8, 0)"]),
     "other device": ({"device": "xpu"}, ["device xpu", "NVIDIA"]),
@@ -134,6 +148,8 @@ def test_refusal_names_value_limit_and_remedy(case: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_what_is_supported_passes(dtype: torch.dtype) -> None:
     check_supported(runner(model_dtype=dtype))
+    for kv_dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        check_supported(runner(model_dtype=dtype, kv_cache_dtype=kv_dtype))
 
 
 def test_metadata_glue_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ class Bench:
 
     Args:
         q_heads: of each layer. change_layer: called with every layer before the backend sees it.
-        ordinary: the stock backend for delegated layers.
+        ordinary: the stock backend for delegated layers. kv_dtype: of the KV pool.
     """
 
     def __init__(
@@ -56,13 +56,14 @@ class Bench:
         q_heads: Sequence[int] = (Q_HEADS, Q_HEADS),
         change_layer: Callable[[RadixAttention], None] = lambda layer: None,
         ordinary: Any = None,
+        kv_dtype: torch.dtype = torch.float32,
         **settings: Any,
     ) -> None:
         self.table = ReqToTokenPool(max_rows, 256, "cpu", enable_memory_saver=False)
         self.pool = MHATokenToKVPool(
             size=2000,
             page_size=1,
-            dtype=torch.float32,
+            dtype=kv_dtype,
             head_num=KV_HEADS,
             head_dim=HEAD_DIM,
             layer_num=len(q_heads),
@@ -71,7 +72,7 @@ class Bench:
         )
         for layer in range(len(q_heads)):
             for buffer in (self.pool.get_key_buffer(layer), self.pool.get_value_buffer(layer)):
-                buffer.normal_()
+                buffer.copy_(torch.randn(buffer.shape))
         self.layers = torch.nn.ModuleList(
             RadixAttention(heads, HEAD_DIM, HEAD_DIM**-0.5, KV_HEADS, layer)
             for layer, heads in enumerate(q_heads)
@@ -87,7 +88,7 @@ class Bench:
             req_to_token_pool=self.table,
             token_to_kv_pool=self.pool,
             dtype=torch.float32,
-            kv_cache_dtype=torch.float32,
+            kv_cache_dtype=kv_dtype,
             server_args=arguments,
         )
         self.backend = CodecDecodeBackend(self.runner, CodecConfig(), lambda: ordinary)
@@ -213,6 +214,8 @@ class Bench:
             layer.scaling,
             soft_cap=layer.logit_cap or None,
             sinks=self.sinks.get(layer.layer_id),
+            k_scale=layer.k_scale_float or 1.0,
+            v_scale=layer.v_scale_float or 1.0,
         )
         got = out[:count].view(count, layer.tp_q_head_num, HEAD_DIM).double()
         torch.testing.assert_close(got, exact, atol=1e-5, rtol=1e-5)

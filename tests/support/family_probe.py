@@ -1,6 +1,6 @@
 """Serve a small model of a family with random weights on codec, then on the stock backend alone:
 
-    python family_probe.py MODEL_FOLDER OUTPUT.json FAMILY [MIN_WINDOW [CONFIG]]
+    python family_probe.py MODEL_FOLDER OUTPUT.json FAMILY [MIN_WINDOW [CONFIG [KV_CACHE_DTYPE]]]
 
 FAMILY names a configuration of `tests/data/models`. A third run is without what the family has
 (sinks, caps, windows): tokens that do not depend on it would show nothing. MIN_WINDOW is the
@@ -37,7 +37,12 @@ MORE_TOKENS, SMALL_POOL = 20, {"max_total_tokens": 1024, "swa_full_tokens_ratio"
 
 
 def main(
-    model_folder: str, output: str, family: str, min_window: str = "", more: str = "{}"
+    model_folder: str,
+    output: str,
+    family: str,
+    min_window: str = "",
+    more: str = "{}",
+    kv_cache_dtype: str = "auto",
 ) -> None:
     from sglang_codec import shape_support
     from sglang_codec.attention_layers import attention_layers
@@ -60,7 +65,8 @@ def main(
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     is_hybrid = config.get("is_hybrid_swa", False)
-    engine = InprocScheduler(str(folder), **(SMALL_POOL if is_hybrid else {}))
+    of_pool = {"kv_cache_dtype": kv_cache_dtype} | (SMALL_POOL if is_hybrid else {})
+    engine = InprocScheduler(str(folder), **of_pool)
     tokens = MORE_TOKENS if min_window else NEW_TOKENS
     model, backend = engine.model_runner.model, engine.decode_backend
     _draw_weights(model)

@@ -52,8 +52,7 @@ class Planned:
             sm_scale=problem.sm_scale,
             config=self.config,
             lse=lse,
-            sinks=problem.sinks,
-            soft_cap=problem.soft_cap,
+            **problem.of_layer,
         )
         return out, lse
 
@@ -100,8 +99,10 @@ def plan_batch(
     """
     device, num_kv_heads = problem.q.device, problem.k_buffer.shape[-2]
     _, num_qo_heads, head_dim = problem.q.shape
-    dtype = str(problem.q.dtype).removeprefix("torch.")
-    shape = AttentionShape.plain(num_qo_heads, num_kv_heads, head_dim, dtype)
+    dtype, kv_dtype = (
+        str(tensor.dtype).removeprefix("torch.") for tensor in (problem.q, problem.k_buffer)
+    )
+    shape = AttentionShape.plain(num_qo_heads, num_kv_heads, head_dim, dtype, kv_dtype)
     shape = dataclasses.replace(shape, window=problem.window - 1 if problem.window else None)
     machine = describe_device(device, shape)
     # on a whole GPU every task of a small batch has a program for itself, and no bundle pays

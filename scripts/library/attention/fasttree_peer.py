@@ -58,6 +58,8 @@ def fasttree_nodes(tree: Tree) -> list[FastTreeNode]:
 def fasttree(problem: Problem) -> list[Runner]:
     """FastTree's plan and kernels on this problem's own slots."""
     group = problem.num_qo_heads // problem.num_kv_heads
+    if problem.kv_dtype != problem.dtype:
+        raise Unsupported(f"a KV cache in {problem.kv_dtype}")
     if TILE_ROWS[-1] % group:
         raise Unsupported(f"{group} query heads per KV head do not fill a tile of {TILE_ROWS[-1]}")
     import fasttree as library

@@ -85,7 +85,7 @@ def measure_row(
         "table": row.table,
         "name": row.name,
         "heads": row.heads,
-        "dtype": str(problem.dtype).removeprefix("torch."),
+        "dtype": problem.form,
         "batch": row.batch,
         "unique_tokens": problem.unique_tokens,
         "total_tokens": problem.total_tokens,

@@ -34,8 +34,8 @@ def pat(problem: Problem) -> list[Runner]:
         raise Unsupported(f"{group} query heads per KV head: it has {_either(GROUPS)}")
     if problem.head_dim not in HEAD_DIMS:
         raise Unsupported(f"head dimension {problem.head_dim}: it has {_either(HEAD_DIMS)}")
-    if problem.dtype not in DTYPES:
-        raise Unsupported(f"{problem.dtype}: it has {_either(DTYPES)}")
+    if problem.dtype not in DTYPES or problem.kv_dtype != problem.dtype:
+        raise Unsupported(f"{problem.form}: it has {_either(DTYPES)}")
     page, table = _pages(problem)
     from prefix_attn import PrefixTreeCPP, prefix_attn_with_kvcache
 

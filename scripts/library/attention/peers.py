@@ -34,7 +34,7 @@ def wrapper_of(problem: Problem, **options: Any) -> PrefixSharedDecodeWrapper:
     from sglang_codec import PrefixSharedDecodeWrapper
 
     heads = (problem.num_qo_heads, problem.num_kv_heads, problem.head_dim)
-    where = {"dtype": problem.dtype, "device": problem.device}
+    where = {"dtype": problem.dtype, "kv_data_type": problem.kv_dtype, "device": problem.device}
     return PrefixSharedDecodeWrapper(*heads, **where, **options)
 
 
@@ -90,8 +90,8 @@ def eager(problem: Problem) -> list[Runner]:
     def run(layer: int) -> torch.Tensor:
         rows = []
         for request, index in enumerate(slots):
-            k = problem.k[layer][index].repeat_interleave(group, 1).transpose(0, 1).float()
-            v = problem.v[layer][index].repeat_interleave(group, 1).transpose(0, 1).float()
+            k = problem.k[layer][index].float().repeat_interleave(group, 1).transpose(0, 1)
+            v = problem.v[layer][index].float().repeat_interleave(group, 1).transpose(0, 1)
             scores = k @ problem.q[request].float().unsqueeze(-1) * problem.sm_scale
             rows.append((scores.transpose(1, 2).softmax(-1) @ v).squeeze(1))
         return torch.stack(rows).to(problem.dtype)

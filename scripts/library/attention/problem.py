@@ -91,12 +91,25 @@ def _merge_equal_readers(raw: list[list[int]], lengths: list[int]) -> Tree:
     return Tree(parents, merged_lengths, paths)
 
 
-class KVPool:
-    """One block of random values from which every row cuts its layers: made once per run."""
+def form_of(dtype: str, kv_dtype: str | None) -> str:
+    """What tells reports of one dtype, or of one over a KV cache in another, from others."""
+    return "-".join(
+        dict.fromkeys(name.removeprefix("torch.") for name in (dtype, kv_dtype or dtype))
+    )
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, seed: int = 0) -> None:
-        self.dtype, self.device, self.seed = dtype, device, seed
-        self._values = torch.empty(0, dtype=dtype, device=device)
+
+class KVPool:
+    """One block of random values from which every row cuts its layers: made once per run.
+
+    Args:
+        dtype: of queries. kv_dtype: of the values.
+    """
+
+    def __init__(
+        self, dtype: torch.dtype, kv_dtype: torch.dtype, device: torch.device, seed: int = 0
+    ) -> None:
+        self.dtype, self.kv_dtype, self.device, self.seed = dtype, kv_dtype, device, seed
+        self._values = torch.empty(0, dtype=kv_dtype, device=device)
 
     def layers(
         self, count: int, shape: tuple[int, int, int]
@@ -104,11 +117,12 @@ class KVPool:
         """K and V of `count` layers, all distinct memory."""
         size = math.prod(shape)
         if self._values.numel() < 2 * count * size:
-            self._values = torch.empty(0, dtype=self.dtype, device=self.device)  # free, then grow
+            self._values = self._values.new_empty(0)  # free, then grow
             generator = torch.Generator(device=self.device).manual_seed(self.seed)
-            self._values = torch.empty(2 * count * size, dtype=self.dtype, device=self.device)
+            self._values = self._values.new_empty(2 * count * size)
             for part in self._values.split(2**30):
-                part.normal_(generator=generator)
+                wide = part if self.kv_dtype == self.dtype else part.to(self.dtype)
+                part.copy_(wide.normal_(generator=generator))
         cut = [self._values[i * size : (i + 1) * size].view(shape) for i in range(2 * count)]
         return cut[0::2], cut[1::2]
 
@@ -139,12 +153,13 @@ class Problem:
         self.row, self.slots, self.align, self.window = row, slots, align, window
         self.num_qo_heads, self.num_kv_heads = row.num_qo_heads, row.num_kv_heads
         self.head_dim, self.dtype, self.device = head_dim, pool.dtype, pool.device
+        self.kv_dtype = pool.kv_dtype
         self.batch = row.batch
         self.sm_scale = 1.0 / math.sqrt(head_dim)
         self.tree = Tree.of(row, seed + 1)
         self.node_slots, num_slots = _place(self.tree.lengths, slots, align, seed + 2)
         self.num_slots = num_slots
-        self.token_bytes = 2 * self.num_kv_heads * head_dim * pool.dtype.itemsize
+        self.token_bytes = 2 * self.num_kv_heads * head_dim * pool.kv_dtype.itemsize
         self.layers = layers or layers_to_stay_cold(self.unique_bytes)
         self.k, self.v = pool.layers(self.layers, (num_slots, self.num_kv_heads, head_dim))
         generator = torch.Generator(device=pool.device).manual_seed(seed + 3)
@@ -160,6 +175,11 @@ class Problem:
     def total_tokens(self) -> int:
         """Those that each request sees, together."""
         return len(self.kv_indices) if self.window else self.row.total_tokens
+
+    @property
+    def form(self) -> str:
+        """The dtypes, of the KV cache too where that has another."""
+        return form_of(str(self.dtype), str(self.kv_dtype))
 
     @property
     def unique_bytes(self) -> int:

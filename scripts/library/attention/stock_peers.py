@@ -43,7 +43,7 @@ def _flashinfer_decode(problem: Problem, tensor_cores: bool) -> Runner:
         problem.head_dim,
         1,
         q_data_type=problem.dtype,
-        kv_data_type=problem.dtype,
+        kv_data_type=problem.kv_dtype,
         sm_scale=problem.sm_scale,
     )
 
@@ -60,14 +60,18 @@ def paged(problem: Problem, layer: int, page: int = 1) -> tuple[torch.Tensor, to
 
 
 def fa3(problem: Problem) -> list[Runner]:
-    """FlashAttention-3 over a page table, as SGLang's `fa3` backend calls it."""
-    if reason := _fa3_refusal(str(problem.dtype).removeprefix("torch."), problem.head_dim):
+    """FlashAttention-3 over a page table, as SGLang's `fa3` backend calls it: all of it in fp8."""
+    if reason := _fa3_refusal(str(problem.kv_dtype).removeprefix("torch."), problem.head_dim):
         raise Unsupported(reason)
     from sgl_kernel.flash_attn import flash_attn_with_kvcache
 
     table = problem.page_table()
     lengths = problem.tensor(problem.lengths)
-    q = problem.q.unsqueeze(1)
+    q = problem.q.unsqueeze(1).to(problem.kv_dtype)
+    scales = {}
+    if problem.kv_dtype != problem.dtype:
+        ones = torch.ones(problem.batch, problem.num_kv_heads, device=problem.device)
+        scales = {"k_descale": ones, "v_descale": ones}
 
     def run(layer: int) -> torch.Tensor:
         k, v = paged(problem, layer)
@@ -80,6 +84,7 @@ def fa3(problem: Problem) -> list[Runner]:
             softmax_scale=problem.sm_scale,
             causal=True,
             window_size=(problem.window - 1, 0) if problem.window else (-1, -1),
+            **scales,
         )
         return out[:, 0]
 

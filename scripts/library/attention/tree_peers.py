@@ -64,7 +64,7 @@ def cascade(problem: Problem) -> list[Runner]:
             1,
             sm_scale=problem.sm_scale,
             q_data_type=problem.dtype,
-            kv_data_type=problem.dtype,
+            kv_data_type=problem.kv_dtype,
         )
 
     plan()

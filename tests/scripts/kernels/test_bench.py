@@ -56,7 +56,7 @@ def small_problem(
 ) -> Problem:
     row = tables.Row("small", tree, heads, *tables.parse_tree(tree))
     shape = {"layers": layers, "head_dim": 16, "window": window}
-    return Problem(row, KVPool(torch.float32, CPU), slots=slots, **shape)
+    return Problem(row, KVPool(torch.float32, torch.float32, CPU), slots=slots, **shape)
 
 
 def synthetic_row(row: tables.Row, **us: float) -> dict:
@@ -249,7 +249,9 @@ def test_the_reference_does_not_depend_on_its_chunks(monkeypatch: pytest.MonkeyP
 
 def test_larger_pages_need_whole_pages() -> None:
     row = tables.Row("small", "pages", "4/2", *tables.parse_tree("1,3_32,7"))
-    problem = Problem(row, KVPool(torch.float32, CPU), slots="contiguous", align=16, layers=1)
+    problem = Problem(
+        row, KVPool(torch.float32, torch.float32, CPU), slots="contiguous", align=16, layers=1
+    )
     table = problem.page_table(16)
     for request, slots in enumerate(problem.request_slots):
         token = np.arange(len(slots))
@@ -270,6 +272,21 @@ def test_cascade_levels_cover_every_request_once() -> None:
     unshared = small_problem("6_33")
     with pytest.raises(Unsupported, match="nothing is shared"):
         tree_peers.cascade_levels(unshared.tree, unshared.node_slots)
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_a_cache_in_fp8_is_read_by_peers_that_can(kv_dtype: torch.dtype) -> None:
+    """With half of the bytes in the limit, and compared with fp64 on what the cache holds."""
+    tree = "1,2,8_24,0,9"
+    row = tables.Row("small", tree, "4/2", *tables.parse_tree(tree))
+    pool = KVPool(torch.float32, kv_dtype, CPU)
+    problem = Problem(row, pool, layers=2, head_dim=16)
+    assert problem.unique_bytes == small_problem(tree).unique_bytes / 4
+    peers = ["codec", "eager", "fasttree", "pat"]
+    found = measure.measure_row(problem, peers, CEILINGS, rounds=1, verbose=False)
+    assert found["dtype"] == f"float32-{str(kv_dtype)[6:]}"
+    assert max(found["err"]["codec"], found["err"]["eager"]) < 1e-5
+    assert set(found["why"]) == {"fasttree", "pat"}
 
 
 def test_peers_that_fail_or_err_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,7 +417,7 @@ def test_pages_align_contiguous_nodes_only(
     monkeypatch.setattr(bench_kernels, "measure_row", lambda problem, *_: seen.append(problem))
     options = bench_kernels.parse(["--peers", "codec,pat", "--head-dim", "16"])
     row = tables.Row("small", "tree", "4/2", *tables.parse_tree("1,3_40,7"))
-    bench_kernels._one(row, slots, KVPool(torch.float32, CPU), options, CEILINGS)
+    bench_kernels._one(row, slots, KVPool(torch.float32, torch.float32, CPU), options, CEILINGS)
     assert seen[0].align == align
     assert (seen[0].node_slots[1][0] % 32 == 0) == (align == 32)
 
@@ -505,9 +522,7 @@ def test_launch_configurations_are_peers(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("text", ["64x64/5/4", "64/5/4/1", "64x64+64x64/5/4/1", "64x64/5/4/1/x/"])
-def test_a_wrong_configuration_is_refused(
-    text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_configuration_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench_kernels.parse(["--configs", text])
     assert "a configuration is as 64x64" in capsys.readouterr().err

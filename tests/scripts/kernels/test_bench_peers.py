@@ -25,7 +25,7 @@ def small_problem(
     head_dim: int = 16,
 ) -> Problem:
     row = tables.Row("small", tree, heads, *tables.parse_tree(tree))
-    pool = KVPool(dtype, CPU)
+    pool = KVPool(dtype, dtype, CPU)
     return Problem(row, pool, slots=slots, align=align, layers=2, head_dim=head_dim)
 
 
@@ -192,7 +192,7 @@ def test_pat_reads_the_problems_own_pages(
         ({"tree": "1,3_40,5"}, "do not fill pages"),
         ({"heads": "16/1"}, "16 query heads per KV head"),
         ({"head_dim": 16}, "head dimension 16"),
-        ({"dtype": torch.float32}, "torch.float32"),
+        ({"dtype": torch.float32}, "float32: it has"),
     ],
 )
 def test_pat_says_why_it_cannot_run_a_row(

@@ -64,7 +64,7 @@ def test_each_plan_is_run_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ablate_plans.make_parser().parse_args(
         ["--device=cpu", "--dtype=float32", "--head-dim=16", "--layers=1", "--rounds=1"]
     )
-    pool = KVPool(torch.float32, torch.device("cpu"))
+    pool = KVPool(torch.float32, torch.float32, torch.device("cpu"))
     row = tables.Row("small", "tree", "2/1", *tables.parse_tree("1,2_300,4"))
     ceilings = {"copy_TBps": 3.0, "bf16_TFLOPs": 790.0}
     entry = ablate_plans.measure(row, pool, ceilings, options)

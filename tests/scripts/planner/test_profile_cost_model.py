@@ -56,18 +56,22 @@ def test_curves_increase_from_zero_tokens() -> None:
     assert 0 < through_zero[0] < 1.0
 
 
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
 def test_the_file_is_the_one_the_planner_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kv_dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = {"group": 4, "num_kv_heads": 8, "slots": 66, "rows": [16, 64], "tokens": [0, 64, 128]}
     table["us"] = [profile.complete_curve([64, 128], [2.0, 3.0])] * 2
-    monkeypatch.setattr(profile, "COST_TABLES", tmp_path)
     monkeypatch.setattr(machine, "COST_TABLES", tmp_path)
-    path = profile.table_path(GPU.name, 128)
-    path.write_text(json.dumps(profile.document(GPU.name, "bfloat16", 128, [table], {})))
-    model = machine.cost_model(GPU, machine.plan_spec(GPU, SHAPE))
+    shape, other = (dataclasses.replace(SHAPE, kv_dtype=name) for name in (kv_dtype, "float16"))
+    document = profile.document(GPU.name, shape, [table], {})
+    machine.cost_table(GPU.name, shape).write_text(json.dumps(document))
+    model = machine.cost_model(GPU, machine.plan_spec(GPU, shape))
     assert isinstance(model, CostModel)
     assert model.task_us(np.array([64]), np.array([96]))[0] == pytest.approx(2.5)
+    # tables are by bytes: another one is not taken
+    is_found = machine.cost_table(GPU.name, other).exists()
+    assert is_found == (kv_dtype == "bfloat16")
 
 
 def test_a_task_is_timed_by_difference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +85,7 @@ def test_a_task_is_timed_by_difference(monkeypatch: pytest.MonkeyPatch) -> None:
             name: 5.0 + 3.0 * int(name) for name, sample in samplers.items() if sample(1)
         },
     )
-    pool = KVPool(torch.float32, torch.device("cpu"))
+    pool = KVPool(torch.float32, torch.float32, torch.device("cpu"))
     shape = AttentionShape.plain(4, 2, 16, "float32")
     us, slots = profile.task_us(shape, 16, 64, pool, scattered=True)
     assert us == pytest.approx(3.0)
