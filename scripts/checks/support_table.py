@@ -221,8 +221,8 @@ def page(rows: list[Row]) -> str:
     return f"""# Supported models
 
 Written by `scripts/checks/support_table.py` with SGLang {version("sglang")}: what codec's
-start-up checks say of each model with a bfloat16 KV cache, on one H100, without speculative
-decoding. Shapes are query heads / KV heads and head dimension, before tensor parallelism. A layer
+start-up checks say of each model with a bfloat16 KV cache (some rows with fp8), on one H100, without
+speculative decoding. Shapes are query heads / KV heads and head dimension, before tensor parallelism. A layer
 that is not served is decoded by SGLang's own backend, beside the others. What is refused is refused
 when the server starts. {len(rows)} models: {counts}.
 
