@@ -23,6 +23,7 @@ MET = (
         for what in ("bundles", "shared tiles", "gangs", "merges", "open tails")
     ),
     "refused: all sharing",
+    "windows",
 )
 
 

@@ -2,9 +2,9 @@
 
     python family_probe.py MODEL_FOLDER OUTPUT.json FAMILY [MIN_WINDOW [CONFIG [KV_CACHE_DTYPE]]]
 
-FAMILY names a configuration of `tests/data/models`. A third run is without what the family has
-(sinks, caps, windows): tokens that do not depend on it would show nothing. MIN_WINDOW is the
-shortest window that is served, and CONFIG is JSON to change in the configuration.
+FAMILY names a configuration of `tests/data/models`. A third run, of the first tokens, is without
+what the family has (sinks, caps, windows): tokens that do not depend on it would show nothing.
+MIN_WINDOW is the shortest window that is served, and CONFIG is JSON to change in the configuration.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main(
         layer.logit_cap = 0.0
         if min_window:
             layer.sliding_window_size = -1
-    report["without"] = _serve(engine, "without", tokens)
+    report["without"] = _serve(engine, "without", NEW_TOKENS)
     Path(output).write_text(json.dumps(report))
 
 
