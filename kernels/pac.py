@@ -144,14 +144,15 @@ def pac(
         and (not window or (row_lengths is not None and row_lengths.dtype == torch.int32))
         and not (config.warp_roles and _begin_anywhere(q, k_buffer, v_buffer, strides))
         and not (config.warp_roles and shape[2] > 128 and 128 in config.row_tiles)
+        and not (config.warp_roles and exponent and config.ahead < 1)
     ):
         refuse(
             "pac",
             "q and out [rows, Hq, D], k_buffer and v_buffer [num_slots, Hkv, D], of one dtype or K "
             "and V in fp8, the last dimension contiguous (on Hopper rows that begin at multiples "
-            f"of {_COPIED_BYTES} bytes, and no tiles of 128 rows for more than 128 columns), lse "
-            "[rows, Hq] fp32 contiguous, sinks [Hq] contiguous floats, and with a window the rows' "
-            "lengths, int32",
+            f"of {_COPIED_BYTES} bytes, no tiles of 128 rows for more than 128 columns, and steps "
+            "ahead for fp8), lse [rows, Hq] fp32 contiguous, sinks [Hq] contiguous floats, and "
+            "with a window the rows' lengths, int32",
             q=q,
             k_buffer=k_buffer,
             v_buffer=v_buffer,

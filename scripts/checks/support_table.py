@@ -221,10 +221,10 @@ def page(rows: list[Row]) -> str:
     return f"""# Supported models
 
 Written by `scripts/checks/support_table.py` with SGLang {version("sglang")}: what codec's
-start-up checks say of each model with a bfloat16 KV cache (some rows with fp8), on one H100, without
-speculative decoding. Shapes are query heads / KV heads and head dimension, before tensor parallelism. A layer
-that is not served is decoded by SGLang's own backend, beside the others. What is refused is refused
-when the server starts. {len(rows)} models: {counts}.
+start-up checks say of each model with a bfloat16 KV cache (some rows with fp8), on one H100,
+without speculative decoding. Shapes are query heads / KV heads and head dimension, before tensor
+parallelism. A layer that is not served is decoded by SGLang's own backend, beside the others. What
+is refused is refused when the server starts. {len(rows)} models: {counts}.
 
 Rows marked * were checked with attention layers made by hand, since SGLang does not build their
 class on a CPU. Arguments that show only in a call are looked for in a dummy decode step at

@@ -2,7 +2,8 @@
 
 A configuration is `query tiles+tile of bundles/stages/warps/programs per multiprocessor`, a tile
 `rows x KV tokens`; a last field may name `e` (early launch) and `w` (warp roles), see
-`LaunchConfig`: `64x64+128x64+b64x64/5/4/1/we`.
+`LaunchConfig`: `64x64+128x64+b64x64/5/4/1/we`. For fp8 with warp roles the steps copied ahead
+follow the stages: `64x64+128x64+b64x64/3+4/4/1/we`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def parse(text: str) -> tuple[str, LaunchConfig]:
         if unknown := set("".join(flags)) - set("ew"):
             raise ValueError(f"unknown flags {''.join(sorted(unknown))}")
         roles = {"early_launch": "e" in "".join(flags), "warp_roles": "w" in "".join(flags)}
+        stages, _, ahead = stages.partition("+")
         numbers = map(int, (stages, warps, ctas))
+        roles["ahead"] = int(ahead or 0)
         return text, LaunchConfig(tuple(tiles), bundle, *numbers, **roles)
     except (TypeError, ValueError) as error:
         form = "a configuration is as 64x64+128x64+b64x64/5/4/1/we"

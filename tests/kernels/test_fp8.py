@@ -16,7 +16,9 @@ from planned import plan_batch
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 from sglang_codec.attention import prefix_shared_attention, update_lengths
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.kernels.fp8 import EXPONENTS, narrowed, widened
+from sglang_codec.kernels.launch import launch_config
 from sglang_codec.testing import (
     Counts,
     Problem,
@@ -290,3 +292,13 @@ def test_a_layer_is_launched_again_with_its_own_scales(
         prefix_shared_attention(*tensors, **of_layer)
         assert_within_low_precision_error(out, step.exact()[0], step.eager())
     assert len(planned.buffers.launches) == (2 if device.type == "cuda" else 0)
+
+
+def test_warp_roles_need_steps_ahead(device: torch.device) -> None:
+    paths, problem = problem_of(
+        BATCHES["rows of one part"], device, torch.bfloat16, [*EXPONENTS][0]
+    )
+    of_bf16 = launch_config((9, 0), AttentionShape.plain(8, 2, 64))
+    planned = dataclasses.replace(plan_batch(paths, problem), config=of_bf16)
+    with pytest.raises(ValueError, match="steps ahead for fp8"):
+        planned.attend(problem)

@@ -249,4 +249,6 @@ def test_default_prefill_backend(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(factory.importlib.util, "find_spec", lambda name: name in packages or None)
     assert factory.default_prefill_backend(runner()) == expected
+    of_e5m2 = factory.default_prefill_backend(runner(kv_cache_dtype=torch.float8_e5m2))
+    assert of_e5m2 == ("flashinfer" if expected == "fa3" and "flashinfer" in packages else expected)
     assert factory.default_prefill_backend(runner(device="cpu")) == "torch_native"

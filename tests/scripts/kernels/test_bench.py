@@ -521,6 +521,11 @@ def test_launch_configurations_are_peers(monkeypatch: pytest.MonkeyPatch) -> Non
     del measure.ADAPTERS[name]
 
 
+def test_a_configuration_names_the_steps_ahead_of_fp8() -> None:
+    ((_, config),) = bench_kernels.parse(["--configs", "64x64+b64x64/3+4/4/1/we"]).configs
+    assert (config.stages, config.ahead) == (3, 4)
+
+
 @pytest.mark.parametrize("text", ["64x64/5/4", "64/5/4/1", "64x64+64x64/5/4/1", "64x64/5/4/1/x/"])
 def test_a_wrong_configuration_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
