@@ -36,8 +36,8 @@ class LaunchConfig:
             while the kernel before ends, such as the POR of the layer before (programmatic
             dependent launch, from compute capability 9.0).
         warp_roles: `hopper` in place of `portable`: query tiles of 64 and 128 rows, bundles of 64,
-            all with 64 KV tokens per step, and `stages` steps of KV in shared memory. With more
-            than 128 columns tiles of 64 rows only, and `stages` counts K and V of a step as two.
+            all with 64 KV tokens per step, and `stages` steps of KV in shared memory. With values
+            of more than 128 columns tiles of 64 rows only, and K and V of a step are two stages.
     """
 
     tiles: tuple[Tile, ...]
@@ -122,6 +122,8 @@ _SMALL_SHARED = LaunchConfig(
 )
 
 
+# 192 columns of Q and K: a step is 40 KB, 64 queries are 24
+_LONG_KEYS_HOPPER = dataclasses.replace(_HOPPER, stages=4)
 # 256 columns of output: twice the warps hold them or, where warps have roles, one computing
 # warpgroup, and two and a half steps fill the shared memory
 _WIDE_HOPPER = dataclasses.replace(_HOPPER, tiles=(Tile(64, 64),))
@@ -147,7 +149,7 @@ def launch_config(
             own.
         warp_roles: whether `hopper` can be used, where it is the better kernel.
     """
-    is_wide = shape.key_dim > 128
+    is_wide = max(shape.key_dim, shape.value_dim) > 128
     if capability in ((8, 6), (8, 9), (12, 0), (12, 1)):
         return _WIDE_SMALL_SHARED if is_wide else _SMALL_SHARED
     if capability[0] >= 10:
@@ -155,7 +157,9 @@ def launch_config(
             return _CAPPED_BLACKWELL
         return _WIDE_BLACKWELL if is_wide else _BLACKWELL
     if capability >= (9, 0) and warp_roles:
-        return _WIDE_HOPPER if is_wide else _HOPPER
+        if shape.value_dim > 128:
+            return _WIDE_HOPPER
+        return _LONG_KEYS_HOPPER if is_wide else _HOPPER
     if capability >= (9, 0):
         return _WIDE_PLAIN_HOPPER if is_wide else _PLAIN_HOPPER
     return _WIDE_AMPERE if is_wide else _AMPERE

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from sglang_codec.attention_shape import columns_for
 from sglang_codec.kernels.again import addresses
 from sglang_codec.kernels.given import are_sinks, is_lse, refuse
 from sglang_codec.kernels.launch import LaunchConfig
@@ -25,12 +26,12 @@ _COPIED_BYTES = 16  # at once, with warp roles: where rows of Q, K and V then ha
 class PacArguments(NamedTuple):
     """What a launch passes: tensors, which a kernel sees as pointers, and numbers."""
 
-    q_ptr: torch.Tensor  # [B, Hq, D]
-    k_ptr: torch.Tensor  # [num_slots, Hkv, D]
-    v_ptr: torch.Tensor  # [num_slots, Hkv, D]
-    out_ptr: torch.Tensor  # [B, Hq, D]
+    q_ptr: torch.Tensor  # [B, Hq, Dk]
+    k_ptr: torch.Tensor  # [num_slots, Hkv, Dk]
+    v_ptr: torch.Tensor  # [num_slots, Hkv, Dv]
+    out_ptr: torch.Tensor  # [B, Hq, Dv]
     lse_ptr: torch.Tensor  # [B, Hq] fp32, base 2
-    partial_out_ptr: torch.Tensor  # [parts, Hq, D] fp32
+    partial_out_ptr: torch.Tensor  # [parts, Hq, Dv] fp32
     partial_lse_ptr: torch.Tensor  # [parts, Hq] fp32, base 2
     sinks_ptr: torch.Tensor | None  # [Hq]
     plan_ptr: torch.Tensor  # packed plan, int32
@@ -59,7 +60,10 @@ class PacVariant(NamedTuple):
     """
 
     GROUP: int  # query heads per KV head
-    HEAD_DIM: int
+    KEY_DIM: int  # elements of a row of Q or K
+    VALUE_DIM: int  # of V, of the output or a partial
+    KEY_COLUMNS: int  # which hold them: a power of two
+    VALUE_COLUMNS: int
     EXACT_WEIGHTS: bool  # what rounding takes from the softmax weights is multiplied too
     WRITE_LSE: bool
     CLASSES: tuple[tuple[int, int, int, bool], ...]  # LaunchConfig.execution_order
@@ -91,10 +95,11 @@ def pac(
     """Run every task of a packed plan, with the lengths that `follow_lengths` wrote into it.
 
     Args:
-        q, out: ``[B, Hq, D]``, at least as many rows as the plan has. k_buffer, v_buffer:
-            ``[num_slots, Hkv, D]``. The last dimension of each is contiguous.
+        q, out: ``[B, Hq, Dk]`` and ``[B, Hq, Dv]``, at least as many rows as the plan has.
+            k_buffer, v_buffer: ``[num_slots, Hkv, Dk]`` and ``[num_slots, Hkv, Dv]``. The last
+            dimension of each is contiguous; nothing outside of these rows is read.
         lse: ``[B, Hq]`` fp32 contiguous, base 2, or None.
-        partial_out: ``[parts, Hq, D]`` fp32 contiguous; partial_lse: ``[parts, Hq]``.
+        partial_out: ``[parts, Hq, Dv]`` fp32 contiguous; partial_lse: ``[parts, Hq]``.
         plan: packed plan (`PlanLayout`), int32; the offsets say where its sections begin.
         kv_index: int32 KV slots. bundle_index: int32 KV slots of the bundles, bundle_readers: the
             queries ``[low, high)`` that see each, as ``low + 65536 * high``. With warp roles tasks
@@ -117,23 +122,24 @@ def pac(
     _, *partial_row = partial_out.shape
     strides = (*q.stride(), *k_buffer.stride(), *v_buffer.stride(), *out.stride())
     if not (
-        len(shape) == len(k_row) + 1 == 3
+        len(shape) == len(k_row) + 1 == len(v_row) + 1 == 3
         and strides[2::3] == (1, 1, 1, 1)
-        and shape == out.shape == (shape[0], *partial_row)
-        and k_row == v_row == [k_row[0], shape[2]]
+        and out.shape == (*shape[:2], v_row[1]) == (shape[0], *partial_row)
+        and k_row == [v_row[0], shape[2]]
         and shape[1] % k_row[0] == 0
         and q.dtype == k_buffer.dtype == v_buffer.dtype == out.dtype
         and is_lse(lse, shape[:2])
         and are_sinks(sinks, shape[1])
         and not (config.warp_roles and _begin_anywhere(q, k_buffer, v_buffer, strides))
-        and not (config.warp_roles and shape[2] > 128 and 128 in config.row_tiles)
+        and not (config.warp_roles and _do_not_fit(shape[2], v_row[1], config))
     ):
         refuse(
             "pac",
-            "q and out [rows, Hq, D], k_buffer and v_buffer [num_slots, Hkv, D], of one dtype, the "
-            "last dimension contiguous (on Hopper rows that begin at multiples of "
-            f"{_COPIED_BYTES} bytes, and no tiles of 128 rows for more than 128 columns), lse "
-            "[rows, Hq] fp32 contiguous, and sinks [Hq] contiguous floats",
+            "q [rows, Hq, Dk], out [rows, Hq, Dv], k_buffer [num_slots, Hkv, Dk] and v_buffer "
+            "[num_slots, Hkv, Dv], of one dtype, the last dimension contiguous (on Hopper rows "
+            f"that begin at multiples of {_COPIED_BYTES} bytes, Dk and Dv up to 64, 128 or 256 or "
+            "192 and 128, and no tiles of 128 rows for Dv above 128), lse [rows, Hq] fp32 "
+            "contiguous, and sinks [Hq] contiguous floats",
             q=q,
             k_buffer=k_buffer,
             v_buffer=v_buffer,
@@ -142,7 +148,8 @@ def pac(
             sinks=sinks,
             partial_out=partial_out,
         )
-    _, num_qo_heads, head_dim = shape
+    _, num_qo_heads, key_dim = shape
+    value_dim = v_row[1]
     num_kv_heads = k_row[0]
     group = num_qo_heads // num_kv_heads
     arguments = PacArguments(
@@ -170,7 +177,10 @@ def pac(
     )
     variant = PacVariant(
         GROUP=group,
-        HEAD_DIM=head_dim,
+        KEY_DIM=key_dim,
+        VALUE_DIM=value_dim,
+        KEY_COLUMNS=columns_for(key_dim),
+        VALUE_COLUMNS=columns_for(value_dim),
         EXACT_WEIGHTS=group < _EXACT_BELOW_GROUP and v_buffer.dtype != torch.float32,
         WRITE_LSE=lse is not None,
         CLASSES=config.execution_order,
@@ -193,6 +203,13 @@ def pac(
         launch(given._replace(q_ptr=q.data_ptr(), out_ptr=out.data_ptr()), variant)
 
     return again
+
+
+def _do_not_fit(key_dim: int, value_dim: int, config: LaunchConfig) -> bool:
+    """Whether `hopper` has no place for rows of these widths, or not with these tiles."""
+    columns = columns_for(value_dim)
+    has_place = columns_for(key_dim) == columns >= 64 or (key_dim, columns) == (192, 128)
+    return not has_place or (columns > 128 and 128 in config.row_tiles)
 
 
 def _begin_anywhere(

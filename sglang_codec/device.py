@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -90,10 +91,10 @@ def plan_spec(device: Device, shape: AttentionShape, *, tail_headroom: int = 0) 
 
 
 def cost_model(device: Device, spec: PlanSpec) -> CostModel:
-    """The measured table of this GPU and head dimension if there is one, else a roofline."""
+    """The measured table of this GPU and head dimensions if there is one, else a roofline."""
     shape = spec.shape
     if not device.is_interpreted:
-        table = COST_TABLES / f"{_table_name(device.name)}_d{shape.key_dim}.json"
+        table = cost_table(device.name, shape)
         if table.exists():
             return CostModel.from_json(table, shape.group)
     return roofline_cost_model(
@@ -105,8 +106,10 @@ def cost_model(device: Device, spec: PlanSpec) -> CostModel:
     )
 
 
-def _table_name(gpu: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in gpu.lower()).strip("_")
+def cost_table(gpu: str, shape: AttentionShape) -> Path:
+    """Where the measured table of a GPU and of head dimensions lies, if there is one."""
+    name = "".join(c if c.isalnum() else "_" for c in gpu.lower()).strip("_")
+    return COST_TABLES / f"{name}_d{shape.dims.replace('/', '_')}.json"
 
 
 def _ceilings(properties: torch.cuda._CudaDeviceProperties) -> tuple[float, float]:

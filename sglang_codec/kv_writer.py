@@ -38,7 +38,8 @@ class KVWriter:
             if again := self._launches.get(key):
                 again(k, v, slots)
                 return True
-            if _is_copied(k, k_buffer) and _is_copied(v, v_buffer):
+            # no pool that is plain has values unlike its keys
+            if k.shape == v.shape and _is_copied(k, k_buffer) and _is_copied(v, v_buffer):
                 self._launches[key] = store_kv(k, v, k_buffer, v_buffer, slots, early_launch=True)
                 return True
         self._pool.set_kv_buffer(layer, slots, k, v, layer.k_scale, layer.v_scale)

@@ -15,7 +15,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from sglang_codec.kernels.hopper.ring import place_of, release
-from sglang_codec.kernels.hopper.rows import ROWS, computing_warpgroups, held_by, product_layout
+from sglang_codec.kernels.hopper.rows import (
+    ROWS,
+    computing_warpgroups,
+    copied_columns,
+    held_by,
+    product_layout,
+    rest_columns,
+)
 from sglang_codec.kernels.softmax import capped, softmax_step
 
 
@@ -48,14 +55,15 @@ class Share(NamedTuple):
 @gluon.jit
 def places_of(VARIANT: gl.constexpr):
     """The places, the same for every task."""
-    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
+    COLUMNS: gl.constexpr = VARIANT.VALUE_COLUMNS
+    COPIED: gl.constexpr = copied_columns(VARIANT.KEY_DIM, COLUMNS)
     TOKENS: gl.constexpr = tokens_at_once(VARIANT.EXACT_WEIGHTS)
     of_scores: gl.constexpr = product_layout(TOKENS)
-    of_values: gl.constexpr = product_layout(HEAD_DIM)
-    scores_row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_scores)), HEAD_DIM)
+    of_values: gl.constexpr = product_layout(COLUMNS)
+    scores_row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_scores)), COPIED)
     column = gl.arange(0, TOKENS, gl.SliceLayout(0, of_scores))
-    row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_values)), HEAD_DIM)
-    dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, of_values))
+    row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_values)), COPIED)
+    dim = gl.arange(0, COLUMNS, gl.SliceLayout(0, of_values))
     no_scores = gl.zeros([ROWS, TOKENS], gl.float32, of_scores)
     return Places(scores_row, column, row, dim, no_scores)
 
@@ -68,11 +76,13 @@ def read_steps(
 
     That V is not let go of; the queries are. `step` is the first of the task, of `steps`.
     """
-    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
+    COLUMNS: gl.constexpr = VARIANT.VALUE_COLUMNS
+    COPIED: gl.constexpr = copied_columns(VARIANT.KEY_DIM, COLUMNS)
+    HAS_REST: gl.constexpr = rest_columns(VARIANT.KEY_DIM, COLUMNS) > 0
     STAGES: gl.constexpr = VARIANT.STAGES
     TOKENS: gl.constexpr = tokens_at_once(VARIANT.EXACT_WEIGHTS)
-    ALONE: gl.constexpr = computing_warpgroups(HEAD_DIM) == 1
-    of_values: gl.constexpr = product_layout(HEAD_DIM)
+    ALONE: gl.constexpr = computing_warpgroups(COLUMNS) == 1
+    of_values: gl.constexpr = product_layout(COLUMNS)
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, of_values, 2)
     of_scores: gl.constexpr = product_layout(TOKENS)
     rows: gl.constexpr = gl.SliceLayout(1, of_scores)
@@ -81,7 +91,7 @@ def read_steps(
     query = (share.base + places.scores_row) // VARIANT.GROUP
     running_max = gl.full([ROWS], -float("inf"), gl.float32, rows)
     running_sum = gl.zeros([ROWS], gl.float32, rows)
-    accumulator = warpgroup_mma_init(gl.zeros([ROWS, HEAD_DIM], gl.float32, of_values))
+    accumulator = warpgroup_mma_init(gl.zeros([ROWS, COLUMNS], gl.float32, of_values))
     mbarrier.wait(ring.q_full.index(share.buffer), share.phase)
     q = ring.q.index(share.buffer)
     _, last, _ = place_of(step + share.own, 1, VARIANT)  # barrier of V of the step before
@@ -96,6 +106,11 @@ def read_steps(
             pending = warpgroup_mma(
                 q, k.permute((1, 0)), places.no_scores, use_acc=False, is_async=True
             )
+            if HAS_REST:
+                k = ring.k_rest.index(my_step % STAGES).slice(half * TOKENS, TOKENS)
+                pending = warpgroup_mma(
+                    ring.q_rest.index(share.buffer), k.permute((1, 0)), pending, is_async=True
+                )
             scores, values = warpgroup_mma_wait(0, deps=(pending, accumulator))
             scores = capped(scores, given)
             if half == 0:
@@ -112,7 +127,7 @@ def read_steps(
                 )
                 scores = gl.where(seen, scores, -float("inf"))
             elif nth * ROWS + ROWS > task.kv_len:
-                token = nth * ROWS + held_by(half * TOKENS + places.column, HEAD_DIM)
+                token = nth * ROWS + held_by(half * TOKENS + places.column, COPIED)
                 within = (token < task.kv_len)[None, :]
                 scores = gl.where(within, scores, -float("inf"))
             weights, rescale, running_max, running_sum = softmax_step(

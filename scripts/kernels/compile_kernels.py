@@ -113,7 +113,7 @@ class Report:
     kernel: str = column("kernel", "<14")
     arch: int = column("sm", ">4")
     dtype: str = column("type", ">5")
-    head_dim: int = column("D", ">4")
+    head_dim: str = column("D", ">7")
     group: int = column("G", ">3")
     tiles: str = column("tiles", "<30")
     num_warps: int = column("warps", ">5")
@@ -167,14 +167,15 @@ def attention_launches(
 ) -> tuple[Launch, Launch]:
     """PAC and POR."""
     heads, dtype = shape.num_qo_heads, getattr(torch, shape.dtype)
-    q = tensor(_BATCH, heads, shape.key_dim, dtype=dtype)
-    buffer = tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.key_dim, dtype=dtype)
+    dims = (shape.key_dim, shape.value_dim)
+    q, out = (tensor(_BATCH, heads, dim, dtype=dtype) for dim in dims)
+    k, v = (tensor(_POOL_SLOTS, NUM_KV_HEADS, dim, dtype=dtype) for dim in dims)
     lse = tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None
     buffers = plan_buffers(gpu, config, shape)
     sinks = tensor(heads, dtype=torch.bfloat16) if has_sinks else None
     of_layer = {"sm_scale": 0.088, "sinks": sinks, "soft_cap": shape.soft_cap}
     of_launch = of_layer | {"config": config, "lse": lse}
-    pac, por = record(lambda: prefix_shared_attention(q, buffer, buffer, q, buffers, **of_launch))
+    pac, por = record(lambda: prefix_shared_attention(q, k, v, out, buffers, **of_launch))
     return pac, por
 
 
@@ -307,7 +308,7 @@ def examine(
         kernel=launch.name,
         arch=gpu.arch,
         dtype=_SHORT[shape.dtype] if shape else "-",
-        head_dim=shape.key_dim if shape else 0,
+        head_dim=shape.dims if shape else "-",
         group=shape.group if shape else 0,
         tiles=tiles,
         num_warps=num_warps,
@@ -325,8 +326,10 @@ def examine(
 
 def reports(options: argparse.Namespace) -> Iterator[Report]:
     for gpu in (GPUS[arch] for arch in options.arch):
-        for dtype, dim, group in itertools.product(options.dtype, options.head_dim, options.group):
-            shape = AttentionShape.plain(NUM_KV_HEADS * group, NUM_KV_HEADS, dim, DTYPES[dtype])
+        for dtype, dims, group in itertools.product(options.dtype, options.head_dim, options.group):
+            shape = AttentionShape(
+                NUM_KV_HEADS * group, NUM_KV_HEADS, *dims, DTYPES[dtype], DTYPES[dtype]
+            )
             shape = dataclasses.replace(shape, soft_cap=options.soft_cap)
             config = launch_config(gpu.capability, shape, warp_roles=not options.no_warp_roles)
             for return_lse in (False, True):
@@ -338,7 +341,8 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
                     yield examine(pac, gpu, shape=shape, tiles=tiles, ctas_per_sm=ctas)
                 tiles = "with LSE" if return_lse else "without LSE"
                 yield examine(por, gpu, shape=shape, tiles=tiles)
-            yield examine(store_launch(config, shape), gpu, shape=shape)
+            if shape.key_dim == shape.value_dim:
+                yield examine(store_launch(config, shape), gpu, shape=shape)
         for launch in per_step_launches(gpu, launch_config(gpu.capability, ANY_SHAPE)):
             yield examine(launch, gpu)
 
@@ -359,13 +363,20 @@ def print_row(report: Report) -> None:
     print(" ".join(cells), "; ".join(report.problems) or "ok", flush=True)
 
 
+def of_heads(text: str) -> tuple[int, int]:
+    """Dimensions of a key and a value head."""
+    key_dim, _, value_dim = text.partition("/")
+    return int(key_dim), int(value_dim or key_dim)
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(GPUS), default=[80, 90, 100])
-    dims = (64, 128, 256)
-    parser.add_argument("--head-dim", type=int, nargs="+", choices=dims, default=[*dims])
+    dims = [of_heads(text) for text in ("64", "80", "96", "128", "192/128", "256")]
+    about = "of keys and values, as 128 or 192/128"
+    parser.add_argument("--head-dim", type=of_heads, nargs="+", default=dims, help=about)
     parser.add_argument("--dtype", nargs="+", choices=sorted(DTYPES), default=list(DTYPES))
     parser.add_argument("--group", type=int, nargs="+", default=[1, 4, 8], help="GQA group sizes")
     parser.add_argument("--lse", action="store_true", help="compile the variant that returns LSE")

@@ -50,7 +50,9 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
     }
     pac = [kernel for kernel in kernels if kernel["kernel"] == name]
     assert {(kernel["head_dim"], kernel["dtype"]) for kernel in pac} == {
-        (head_dim, dtype) for head_dim in (64, 128, 256) for dtype in ("bf16", "fp16")
+        (dims, dtype)
+        for dims in ("64", "80", "96", "128", "192/128", "256")
+        for dtype in ("bf16", "fp16")
     }
     for kernel in pac:
         assert kernel["async_copies"] > 0
@@ -82,6 +84,8 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
         ("--arch", "90", "--dtype", "bf16", "--group", "4", "--no-warp-roles"),
         ("--arch", "80", "90", "100", "--head-dim", "64", "--dtype", "bf16", "--group", "8", *SUNK),
         ("--arch", "90", "--head-dim", "128", "--dtype", "bf16", "--group", "1", "4", *SUNK),
+        ("--arch", "90", "--head-dim", "192/128", "--dtype", "bf16", "--group", "8", "16", *SUNK),
+        ("--arch", "80", "90", "--head-dim", "80", "96", "--dtype", "bf16", "--group", "1"),
     ],
     ids=[
         "other groups, with LSE",
@@ -89,6 +93,8 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
         "a Triton without Gluon",
         "sinks and a cap",
         "sinks and a cap, wide heads",
+        "sinks and a cap, values unlike keys",
+        "narrow heads, exact weights",
     ],
 )
 def test_other_variants_compile_and_fit(arguments: tuple[str, ...], tmp_path: Path) -> None:
