@@ -3,7 +3,7 @@
     python family_probe.py MODEL_FOLDER OUTPUT.json FAMILY
 
 FAMILY names a configuration of `tests/data/models`. A third run is without what the family has in
-its full layers (sinks, caps): tokens that do not depend on it would show nothing.
+its full layers (sinks, caps), if anything: tokens that do not depend on it would show nothing.
 """
 
 from __future__ import annotations
@@ -29,6 +29,20 @@ SMALL = {
     # SGLang's kernel for it does not run in Triton's interpreter
     "final_logit_softcapping": None,
 }
+OF_FAMILY = {
+    "phi3_mini": {"hidden_size": 96, "num_key_value_heads": 4, "head_dim": 24},
+    "mimo_v2_flash": {
+        "head_dim": 48,
+        "v_head_dim": 32,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 2,
+        "swa_head_dim": 48,
+        "swa_v_head_dim": 32,
+        "sliding_window_size": 16,
+        "add_full_attention_sink_bias": True,
+    },
+}
+SINKS = ("sinks", "sink_bias")  # how their parameters end
 ROWS, NEW_TOKENS = 3, 6
 
 
@@ -38,6 +52,7 @@ def main(model_folder: str, output: str, family: str) -> None:
 
     config = json.loads((MODELS / f"{family}.json").read_text())
     config |= {name: value for name, value in SMALL.items() if name in config}
+    config |= OF_FAMILY.get(family, {})
     folder = Path(model_folder)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -55,7 +70,7 @@ def main(model_folder: str, output: str, family: str) -> None:
     engine.backend.decode_backend = engine.backend.prefill_backend
     report["stock"] = _serve(engine, "stock")
     for name, parameter in model.named_parameters():
-        if name.endswith("sinks"):
+        if name.endswith(SINKS):
             parameter.data.fill_(-float("inf"))
     for layer in attention_layers(model):
         layer.logit_cap = 0.0
@@ -69,7 +84,7 @@ def _draw_weights(model: torch.nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.3 if "attn" in name else 0.1)
-        elif name.endswith("sinks"):
+        elif name.endswith(SINKS):
             parameter.data.normal_(mean=8.0, std=2.0)
         elif name.endswith("norm.weight"):
             parameter.data.fill_(1.0)
