@@ -34,7 +34,7 @@ from library.attention import summary, tables, timing
 from library.attention.measure import measure_row
 from library.attention.peers import ADAPTERS, DEFAULT, PAGES
 from library.attention.problem import SLOTS, KVPool, Problem
-from library.options import parser_of, positive, some_of
+from library.options import head_dims, parser_of, positive, some_of
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -45,7 +45,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--heads", type=_heads, help="as 32/8,16/1: in place of each table's own")
     add("--only", help="rows whose table, name or tree contains this text")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    add("--head-dim", type=positive, default=tables.HEAD_DIM)
+    about = "of keys and values, as 128 or 192/128"
+    add("--head-dim", type=head_dims, default=(tables.HEAD_DIM,) * 2, help=about)
     add("--peers", type=peers, help=f"from {', '.join(ADAPTERS)}; default {','.join(DEFAULT)}")
     add("--contiguous-peers", type=peers, help="peers on contiguous slots; default: as --peers")
     add("--slots", type=some_of(SLOTS), default=["scattered"], help="scattered, contiguous or both")
@@ -137,7 +138,8 @@ def _one(
     peers = options.contiguous_peers if slots == "contiguous" else options.peers
     pages = [PAGES[peer] for peer in peers if peer in PAGES]
     align = max(pages, default=1) if slots == "contiguous" else 1
-    problem = Problem(row, pool, slots, align, options.layers, head_dim=options.head_dim)
+    dims = dict(zip(("head_dim", "value_dim"), options.head_dim, strict=True))
+    problem = Problem(row, pool, slots, align, options.layers, **dims)
     return measure_row(problem, peers, ceilings, options.rounds, options.verbose)
 
 

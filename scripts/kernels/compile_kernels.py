@@ -33,6 +33,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 import triton
+from library.options import head_dims
 from machine_code import MachineCode, kv_loops, reads_before_writes, stores_before_wait
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
@@ -47,6 +48,7 @@ from sglang_codec.kernels.kv_index import append_slots, gather_slots
 from sglang_codec.kernels.kv_store import store_kv
 from sglang_codec.kernels.launch import LaunchConfig, launch_config
 from sglang_codec.planning.plan import PlanCapacity, PlanLayout
+from sglang_codec.shape_support import GPU_HEAD_DIMS
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _SHORT = {name: short for short, name in DTYPES.items()}
@@ -363,20 +365,14 @@ def print_row(report: Report) -> None:
     print(" ".join(cells), "; ".join(report.problems) or "ok", flush=True)
 
 
-def of_heads(text: str) -> tuple[int, int]:
-    """Dimensions of a key and a value head."""
-    key_dim, _, value_dim = text.partition("/")
-    return int(key_dim), int(value_dim or key_dim)
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(GPUS), default=[80, 90, 100])
-    dims = [of_heads(text) for text in ("64", "80", "96", "128", "192/128", "256")]
+    dims = [head_dims(text) for text in GPU_HEAD_DIMS]
     about = "of keys and values, as 128 or 192/128"
-    parser.add_argument("--head-dim", type=of_heads, nargs="+", default=dims, help=about)
+    parser.add_argument("--head-dim", type=head_dims, nargs="+", default=dims, help=about)
     parser.add_argument("--dtype", nargs="+", choices=sorted(DTYPES), default=list(DTYPES))
     parser.add_argument("--group", type=int, nargs="+", default=[1, 4, 8], help="GQA group sizes")
     parser.add_argument("--lse", action="store_true", help="compile the variant that returns LSE")

@@ -1,4 +1,4 @@
-"""Measure on a GPU what a task costs: the planner's `cost_tables/<gpu>_d<head dim>.json`.
+"""Measure on a GPU what a task costs: the planner's `cost_tables/<gpu>_d<head dims>.json`.
 
     python scripts/planner/profile_cost_model.py                  # 32/8 heads, bf16, head dim 128
     python scripts/planner/profile_cost_model.py --heads 32/8,32/32,16/1 --json out/cost.json
@@ -21,12 +21,11 @@ import torch
 from library import results
 from library.attention import timing
 from library.attention.problem import KVPool, layers_to_stay_cold
-from library.options import parser_of
+from library.options import head_dims, parser_of
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 from sglang_codec.attention_shape import AttentionShape
-from sglang_codec.device import describe_device
-from sglang_codec.planning.cost_model import COST_TABLES
+from sglang_codec.device import cost_table, describe_device
 from sglang_codec.planning.plan import Plan
 
 TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -71,7 +70,7 @@ def task_us(
     least_bytes = _kv_bytes(shape, min(WAVES) * num_slots * tokens)
     layers = layers_to_stay_cold(least_bytes)
     calls = timing.calls_per_replay(layers, least_bytes / ROUGH_BYTES_PER_US)
-    k, v = pool.layers(layers, (most, shape.num_kv_heads, shape.key_dim))
+    k, v = pool.layers(layers, most, shape.num_kv_heads, (shape.key_dim, shape.value_dim))
     slots = np.arange(most, dtype=np.int32)
     if scattered:
         slots = np.random.default_rng(0).permutation(slots)
@@ -107,6 +106,7 @@ def _wrapper(shape: AttentionShape, pool: KVPool) -> PrefixSharedDecodeWrapper:
         shape.num_qo_heads,
         shape.num_kv_heads,
         shape.key_dim,
+        head_dim_vo=shape.value_dim,
         dtype=pool.dtype,
         device=pool.device,
         config=config,
@@ -156,19 +156,14 @@ def complete_curve(tokens: list[int], us: list[float]) -> list[float]:
     return [round(value, 4) for value in curve]
 
 
-def table_path(gpu: str, head_dim: int) -> Path:
-    """Where `sglang_codec.device` looks for the table of a GPU."""
-    name = "".join(c if c.isalnum() else "_" for c in gpu.lower()).strip("_")
-    return COST_TABLES / f"{name}_d{head_dim}.json"
-
-
-def document(gpu: str, dtype: str, head_dim: int, tables: list[dict], ceilings: dict) -> dict:
+def document(gpu: str, shape: AttentionShape, tables: list[dict], ceilings: dict) -> dict:
     """The file: its head describes the first table."""
     first = tables[0]
     return {
         "gpu": gpu,
-        "dtype": dtype,
-        "head_dim": head_dim,
+        "dtype": shape.dtype,
+        "head_dim": shape.key_dim,
+        "value_dim": shape.value_dim,
         "group": first["group"],
         "num_kv_heads": first["num_kv_heads"],
         "slots": first["slots"],
@@ -183,7 +178,7 @@ def main() -> int:
     parser = parser_of(__doc__)
     add = parser.add_argument
     add("--heads", default="32/8", help="query/KV heads, comma-separated; the first one counts")
-    add("--head-dim", type=int, default=128)
+    add("--head-dim", type=head_dims, default="128", help="of keys and values: 128 or 192/128")
     add("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     add("--tokens", default=",".join(map(str, TOKENS)))
     add("--slots", choices=("scattered", "contiguous"), default="scattered")
@@ -195,12 +190,12 @@ def main() -> int:
     print(gpu, ceilings, flush=True)
     pool = KVPool(getattr(torch, options.dtype), device)
     tokens = [int(n) for n in options.tokens.split(",")]
-    path = options.json or table_path(gpu, options.head_dim)
-    tables = []
+    tables, dtypes = [], (options.dtype,) * 2
     for heads in options.heads.split(","):
-        shape = AttentionShape.plain(*map(int, heads.split("/")), options.head_dim, options.dtype)
+        shape = AttentionShape(*map(int, heads.split("/")), *options.head_dim, *dtypes)
+        path = options.json or cost_table(gpu, shape)
         tables.append(measure_table(shape, pool, tokens, options.slots == "scattered"))
-        results.write(document(gpu, options.dtype, options.head_dim, tables, ceilings), path)
+        results.write(document(gpu, shape, tables, ceilings), path)
         torch.cuda.empty_cache()
     print(path)
     return 0

@@ -56,16 +56,19 @@ def test_curves_increase_from_zero_tokens() -> None:
     assert 0 < through_zero[0] < 1.0
 
 
+@pytest.mark.parametrize("dims", [(128, 128), (192, 128)], ids=str)
 def test_the_file_is_the_one_the_planner_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dims: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shape = AttentionShape(32, 8, *dims, "bfloat16", "bfloat16")
     table = {"group": 4, "num_kv_heads": 8, "slots": 66, "rows": [16, 64], "tokens": [0, 64, 128]}
     table["us"] = [profile.complete_curve([64, 128], [2.0, 3.0])] * 2
-    monkeypatch.setattr(profile, "COST_TABLES", tmp_path)
     monkeypatch.setattr(machine, "COST_TABLES", tmp_path)
-    path = profile.table_path(GPU.name, 128)
-    path.write_text(json.dumps(profile.document(GPU.name, "bfloat16", 128, [table], {})))
-    model = machine.cost_model(GPU, machine.plan_spec(GPU, SHAPE))
+    path = machine.cost_table(GPU.name, shape)
+    path.write_text(json.dumps(profile.document(GPU.name, shape, [table], {})))
+    model = machine.cost_model(GPU, machine.plan_spec(GPU, shape))
+    other = machine.cost_model(GPU, machine.plan_spec(GPU, dataclasses.replace(shape, key_dim=96)))
+    assert other.name == "roofline"
     assert isinstance(model, CostModel)
     assert model.task_us(np.array([64]), np.array([96]))[0] == pytest.approx(2.5)
 
