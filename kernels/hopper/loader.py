@@ -97,7 +97,7 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
             if REST:
                 rest = gl.arange(0, REST, dim.type.layout)
                 async_copy.async_copy_global_to_shared(
-                    ring.k_rest.index(step % STAGES),
+                    ring.rest[1].index(step % STAGES),
                     copied_from(k_head_ptr + COLUMNS, here, given.k_slot_stride, rest),
                     mask=of_width(within, rest[None, :], VARIANT.KEY_DIM - COLUMNS),
                 )
@@ -171,7 +171,7 @@ def _load_queries(given, ring, task, row, tile_row, kv_head, nth, dim, VARIANT: 
     if REST:
         rest = gl.arange(0, REST, dim.type.layout)
         async_copy.async_copy_global_to_shared(
-            ring.q_rest.index(buffer),
+            ring.rest[0].index(buffer),
             copied_from(given.q_ptr + COLUMNS, row, given.q_row_stride, rest)
             + (head * given.q_head_stride)[:, None],
             mask=of_width(valid, rest[None, :], VARIANT.KEY_DIM - COLUMNS),

@@ -41,8 +41,7 @@ class Ring(NamedTuple):
 
     q: Any  # [query_buffers, 64, D] with the columns D of V
     kv: Any  # [kv_places, 64, D]
-    q_rest: Any  # [query_buffers, 64, rest_columns] of Q behind D, or None
-    k_rest: Any  # [STAGES, 64, rest_columns] of K
+    rest: Any  # of Q and K, [query_buffers or STAGES, 64, rest_columns]: what is behind D, if any
     readers: Any  # [STAGES, 64] int32: of a bundle, who sees each token of a step
     q_full: Any
     q_empty: Any
@@ -65,12 +64,12 @@ def make_ring(dtype: gl.constexpr, VARIANT: gl.constexpr):
     PLACES: gl.constexpr = kv_places(COLUMNS, STAGES)
     kv = gl.allocate_shared_memory(dtype, [PLACES, ROWS, COLUMNS], layout)
     q = gl.allocate_shared_memory(dtype, [BUFFERS, ROWS, COLUMNS], layout)
-    q_rest = None
-    k_rest = None
+    rest = ()
     if REST:
         of_rest: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, REST], dtype)
         q_rest = gl.allocate_shared_memory(dtype, [BUFFERS, ROWS, REST], of_rest)
         k_rest = gl.allocate_shared_memory(dtype, [STAGES, ROWS, REST], of_rest)
+        rest = (q_rest, k_rest)
     line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     readers = gl.allocate_shared_memory(gl.int32, [STAGES, ROWS], line)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
@@ -90,7 +89,7 @@ def make_ring(dtype: gl.constexpr, VARIANT: gl.constexpr):
     for buffer in gl.static_range(BUFFERS):
         mbarrier.init(q_full.index(buffer), count=32 * LOADING_WARPS)
         mbarrier.init(q_empty.index(buffer), count=2)
-    return Ring(q, kv, q_rest, k_rest, readers, q_full, q_empty, k_full, v_full, empty, handed)
+    return Ring(q, kv, rest, readers, q_full, q_empty, k_full, v_full, empty, handed)
 
 
 @gluon.jit

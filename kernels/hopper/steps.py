@@ -107,9 +107,9 @@ def read_steps(
                 q, k.permute((1, 0)), places.no_scores, use_acc=False, is_async=True
             )
             if HAS_REST:
-                k = ring.k_rest.index(my_step % STAGES).slice(half * TOKENS, TOKENS)
+                k = ring.rest[1].index(my_step % STAGES).slice(half * TOKENS, TOKENS)
                 pending = warpgroup_mma(
-                    ring.q_rest.index(share.buffer), k.permute((1, 0)), pending, is_async=True
+                    ring.rest[0].index(share.buffer), k.permute((1, 0)), pending, is_async=True
                 )
             scores, values = warpgroup_mma_wait(0, deps=(pending, accumulator))
             scores = capped(scores, given)
