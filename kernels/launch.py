@@ -36,8 +36,8 @@ class LaunchConfig:
             while the kernel before ends, such as the POR of the layer before (programmatic
             dependent launch, from compute capability 9.0).
         warp_roles: `hopper` in place of `portable`: query tiles of 64 and 128 rows, bundles of 64,
-            all with 64 KV tokens per step, and `stages` steps of KV in shared memory. With more
-            than 128 columns tiles of 64 rows only, and `stages` counts K and V of a step as two.
+            all with 64 KV tokens per step, and `stages` steps of KV in shared memory. With values
+            of more than 128 columns tiles of 64 rows only, and K and V of a step are two stages.
         ahead: with `warp_roles`, steps of an fp8 cache that are copied before they are widened into
             the `stages`: shared memory of its own, half as much a step.
     """
@@ -112,9 +112,9 @@ _PLAIN_HOPPER = LaunchConfig(
 )
 # without bundles, on which Triton's passes for its tensor cores fail (3.6 and 3.7)
 _BLACKWELL = LaunchConfig((Tile(16, 64), Tile(64, 64)), None, stages=3, num_warps=4, ctas_per_sm=2)
-# with a cap and a sink ptxas may forget to write a register of its tensor cores, which tiles of 32
-# rows do not use
-_CAPPED_BLACKWELL = dataclasses.replace(_BLACKWELL, tiles=(Tile(16, 64), Tile(32, 64)))
+# with a cap and a sink, or heads that do not fill their columns, ptxas may forget to write a
+# register of its tensor cores, which tiles of 32 rows do not use
+_SMALL_TILES_BLACKWELL = dataclasses.replace(_BLACKWELL, tiles=(Tile(16, 64), Tile(32, 64)))
 # 164 KB of shared memory per multiprocessor
 _AMPERE = LaunchConfig(
     (Tile(16, 64), Tile(64, 32)), Tile(64, 32), stages=3, num_warps=4, ctas_per_sm=2
@@ -125,6 +125,8 @@ _SMALL_SHARED = LaunchConfig(
 )
 
 
+# 192 columns of Q and K: a step is 40 KB, 64 queries are 24
+_LONG_KEYS_HOPPER = dataclasses.replace(_HOPPER, stages=4)
 # 256 columns of output: twice the warps hold them or, where warps have roles, one computing
 # warpgroup, and two and a half steps fill the shared memory
 _WIDE_HOPPER = dataclasses.replace(_HOPPER, tiles=(Tile(64, 64),))
@@ -156,17 +158,24 @@ def launch_config(
             their own on some GPUs.
         warp_roles: whether `hopper` can be used, where it is the better kernel.
     """
-    is_wide = shape.key_dim > 128
+    is_wide = max(shape.key_dim, shape.value_dim) > 128
     if capability in ((8, 6), (8, 9), (12, 0), (12, 1)):
         return _WIDE_SMALL_SHARED if is_wide else _SMALL_SHARED
     if capability[0] >= 10:
-        if shape.soft_cap is not None and not is_wide:
-            return _CAPPED_BLACKWELL
+        is_narrow = shape.dims not in ("64", "128")
+        if (shape.soft_cap is not None or is_narrow) and not is_wide:
+            return _SMALL_TILES_BLACKWELL
         return _WIDE_BLACKWELL if is_wide else _BLACKWELL
-    if capability >= (9, 0) and warp_roles and shape.is_fp8:
-        return _FP8_HOPPER[shape.key_dim]
+    if shape.is_fp8 and warp_roles and capability >= (9, 0):
+        # rows that are no power of two, or unlike, are only widened where warps have no roles
+        is_plain = shape.dims in map(str, _FP8_HOPPER)
+        if is_plain:
+            return _FP8_HOPPER[shape.key_dim]
+        warp_roles = False
     if capability >= (9, 0) and warp_roles:
-        return _WIDE_HOPPER if is_wide else _HOPPER
+        if shape.value_dim > 128:
+            return _WIDE_HOPPER
+        return _LONG_KEYS_HOPPER if is_wide else _HOPPER
     if capability >= (9, 0):
         return _WIDE_PLAIN_HOPPER if is_wide else _PLAIN_HOPPER
     return _WIDE_AMPERE if is_wide else _AMPERE

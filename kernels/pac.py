@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from sglang_codec.attention_shape import columns_for
 from sglang_codec.kernels.again import addresses
 from sglang_codec.kernels.fp8 import exponent_bits
 from sglang_codec.kernels.given import are_sinks, is_lse, refuse
@@ -26,12 +27,12 @@ _COPIED_BYTES = 16  # at once, with warp roles: where rows of Q, K and V then ha
 class PacArguments(NamedTuple):
     """What a launch passes: tensors, which a kernel sees as pointers, and numbers."""
 
-    q_ptr: torch.Tensor  # [B, Hq, D]
-    k_ptr: torch.Tensor  # [num_slots, Hkv, D], bytes where they are fp8
-    v_ptr: torch.Tensor  # [num_slots, Hkv, D], likewise
-    out_ptr: torch.Tensor  # [B, Hq, D]
+    q_ptr: torch.Tensor  # [B, Hq, Dk]
+    k_ptr: torch.Tensor  # [num_slots, Hkv, Dk], bytes where they are fp8
+    v_ptr: torch.Tensor  # [num_slots, Hkv, Dv], likewise
+    out_ptr: torch.Tensor  # [B, Hq, Dv]
     lse_ptr: torch.Tensor  # [B, Hq] fp32, base 2
-    partial_out_ptr: torch.Tensor  # [parts, Hq, D] fp32
+    partial_out_ptr: torch.Tensor  # [parts, Hq, Dv] fp32
     partial_lse_ptr: torch.Tensor  # [parts, Hq] fp32, base 2
     sinks_ptr: torch.Tensor | None  # [Hq]
     plan_ptr: torch.Tensor  # packed plan, int32
@@ -62,7 +63,10 @@ class PacVariant(NamedTuple):
     """
 
     GROUP: int  # query heads per KV head
-    HEAD_DIM: int
+    KEY_DIM: int  # elements of a row of Q or K
+    VALUE_DIM: int  # of V, of the output or a partial
+    KEY_COLUMNS: int  # which hold them: a power of two
+    VALUE_COLUMNS: int
     EXPONENT: int  # bits of it where K and V are fp8; 0 where their dtype is that of the queries
     EXACT_WEIGHTS: bool  # what rounding takes from the softmax weights is multiplied too
     WRITE_LSE: bool
@@ -100,11 +104,12 @@ def pac(
     """Run every task of a packed plan, with the lengths that `follow_lengths` wrote into it.
 
     Args:
-        q, out: ``[B, Hq, D]``, at least as many rows as the plan has. k_buffer, v_buffer:
-            ``[num_slots, Hkv, D]``, in the dtype of q or in fp8 (e4m3fn, e5m2). The last dimension
-            of each is contiguous.
+        q, out: ``[B, Hq, Dk]`` and ``[B, Hq, Dv]``, at least as many rows as the plan has.
+            k_buffer, v_buffer: ``[num_slots, Hkv, Dk]`` and ``[num_slots, Hkv, Dv]``, in the dtype
+            of q or in fp8 (e4m3fn, e5m2). The last dimension of each is contiguous; nothing outside
+            of these rows is read.
         lse: ``[B, Hq]`` fp32 contiguous, base 2, or None.
-        partial_out: ``[parts, Hq, D]`` fp32 contiguous; partial_lse: ``[parts, Hq]``.
+        partial_out: ``[parts, Hq, Dv]`` fp32 contiguous; partial_lse: ``[parts, Hq]``.
         plan: packed plan (`PlanLayout`), int32; the offsets say where its sections begin.
         kv_index: int32 KV slots. bundle_index: int32 KV slots of the bundles, bundle_readers: the
             queries ``[low, high)`` that see each, as ``low + 65536 * high``. With warp roles tasks
@@ -131,10 +136,10 @@ def pac(
     strides = (*q.stride(), *k_buffer.stride(), *v_buffer.stride(), *out.stride())
     exponent = exponent_bits(k_buffer.dtype, q.dtype)
     if not (
-        len(shape) == len(k_row) + 1 == 3
+        len(shape) == len(k_row) + 1 == len(v_row) + 1 == 3
         and strides[2::3] == (1, 1, 1, 1)
-        and shape == out.shape == (shape[0], *partial_row)
-        and k_row == v_row == [k_row[0], shape[2]]
+        and out.shape == (*shape[:2], v_row[1]) == (shape[0], *partial_row)
+        and k_row == [v_row[0], shape[2]]
         and shape[1] % k_row[0] == 0
         and q.dtype == out.dtype
         and k_buffer.dtype == v_buffer.dtype
@@ -143,16 +148,17 @@ def pac(
         and are_sinks(sinks, shape[1])
         and (not window or (row_lengths is not None and row_lengths.dtype == torch.int32))
         and not (config.warp_roles and _begin_anywhere(q, k_buffer, v_buffer, strides))
-        and not (config.warp_roles and shape[2] > 128 and 128 in config.row_tiles)
-        and not (config.warp_roles and exponent and config.ahead < 1)
+        and not (config.warp_roles and _do_not_fit(shape[2], v_row[1], config))
+        and not (config.warp_roles and exponent and _no_bytes(shape[2], v_row[1], config))
     ):
         refuse(
             "pac",
-            "q and out [rows, Hq, D], k_buffer and v_buffer [num_slots, Hkv, D], of one dtype or K "
-            "and V in fp8, the last dimension contiguous (on Hopper rows that begin at multiples "
-            f"of {_COPIED_BYTES} bytes, no tiles of 128 rows for more than 128 columns, and steps "
-            "ahead for fp8), lse [rows, Hq] fp32 contiguous, sinks [Hq] contiguous floats, and "
-            "with a window the rows' lengths, int32",
+            "q [rows, Hq, Dk], out [rows, Hq, Dv], k_buffer [num_slots, Hkv, Dk] and v_buffer "
+            "[num_slots, Hkv, Dv], of one dtype or K and V in fp8, the last dimension contiguous "
+            f"(on Hopper rows that begin at multiples of {_COPIED_BYTES} bytes, Dk and Dv up to "
+            "64, 128 or 256 or 192 and 128, no tiles of 128 rows for Dv above 128, and of fp8 Dk "
+            "as Dv and steps ahead), lse [rows, Hq] fp32 contiguous, sinks [Hq] contiguous floats, "
+            "and with a window the rows' lengths, int32",
             q=q,
             k_buffer=k_buffer,
             v_buffer=v_buffer,
@@ -162,7 +168,8 @@ def pac(
             partial_out=partial_out,
             row_lengths=row_lengths,
         )
-    _, num_qo_heads, head_dim = shape
+    _, num_qo_heads, key_dim = shape
+    value_dim = v_row[1]
     num_kv_heads = k_row[0]
     group = num_qo_heads // num_kv_heads
     if exponent:
@@ -195,7 +202,10 @@ def pac(
     )
     variant = PacVariant(
         GROUP=group,
-        HEAD_DIM=head_dim,
+        KEY_DIM=key_dim,
+        VALUE_DIM=value_dim,
+        KEY_COLUMNS=columns_for(key_dim),
+        VALUE_COLUMNS=columns_for(value_dim),
         EXPONENT=exponent,
         EXACT_WEIGHTS=group < _EXACT_BELOW_GROUP and q.dtype != torch.float32,
         WRITE_LSE=lse is not None,
@@ -221,6 +231,18 @@ def pac(
         launch(given._replace(q_ptr=q.data_ptr(), out_ptr=out.data_ptr()), variant)
 
     return again
+
+
+def _do_not_fit(key_dim: int, value_dim: int, config: LaunchConfig) -> bool:
+    """Whether `hopper` has no place for rows of these widths, or not with these tiles."""
+    columns = columns_for(value_dim)
+    has_place = columns_for(key_dim) == columns >= 64 or (key_dim, columns) == (192, 128)
+    return not has_place or (columns > 128 and 128 in config.row_tiles)
+
+
+def _no_bytes(key_dim: int, value_dim: int, config: LaunchConfig) -> bool:
+    """Whether the warps that load fp8 cannot: rows of other widths, or no steps ahead."""
+    return config.ahead < 1 or not key_dim == value_dim == columns_for(value_dim)
 
 
 def _begin_anywhere(

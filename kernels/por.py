@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from sglang_codec.attention_shape import columns_for
 from sglang_codec.kernels.again import addresses
 from sglang_codec.kernels.given import are_sinks, is_lse, refuse
 from sglang_codec.kernels.records import MERGE_INTS
@@ -44,7 +45,8 @@ class PorArguments(NamedTuple):
 class PorVariant(NamedTuple):
     """What the kernel is compiled for."""
 
-    HEAD_DIM: int
+    VALUE_DIM: int
+    VALUE_COLUMNS: int
     FEW_HEADS: int  # of a program and step, where every program has one (row, head) pair at most
     FEW_PARTS: int
     MANY_HEADS: int  # where there are more
@@ -122,12 +124,16 @@ def _merge_rows(
 
     `record` is that of the first block, which the caller has loaded.
     """
-    HEAD_DIM: tl.constexpr = VARIANT.HEAD_DIM
+    VALUE_DIM: tl.constexpr = VARIANT.VALUE_DIM
+    VALUE_COLUMNS: tl.constexpr = VARIANT.VALUE_COLUMNS
     row, first, last = record
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     blocks = tl.cdiv(merges.num_qo_heads, HEADS)
-    dim = tl.arange(0, HEAD_DIM)
+    dim = tl.arange(0, VALUE_COLUMNS)
+    if VALUE_COLUMNS > VALUE_DIM:
+        # lanes behind the end do what those at the beginning do: no mask, and nothing else is read
+        dim = dim % VALUE_DIM
     parts = _parts(given.plan_ptr, first, last, PARTS)
     if VARIANT.EARLY_LAUNCH:
         # the plan is older than PAC, the partials are PAC's
@@ -142,7 +148,7 @@ def _merge_rows(
         states = ()
         sinks = ()
         for h in tl.static_range(HEADS):
-            states = states + ((-float("inf"), 0.0, tl.zeros([HEAD_DIM], tl.float32)),)
+            states = states + ((-float("inf"), 0.0, tl.zeros([VALUE_COLUMNS], tl.float32)),)
             if given.sinks_ptr is not None:
                 # of a head behind the last of all, which is not stored, that one's
                 sinks = sinks + (sinks_of(given, tl.minimum(head + h, merges.num_qo_heads - 1)),)
@@ -154,7 +160,7 @@ def _merge_rows(
                 pair = part.to(tl.int64) * merges.num_qo_heads + head + i % HEADS
                 # an empty part has LSE -inf and weight zero; what it stored is finite. Volatile
                 # keeps the order, in which the last LSE, that everything waits for, is loaded last
-                partial = given.partial_out_ptr + pair * HEAD_DIM
+                partial = given.partial_out_ptr + pair * VALUE_DIM
                 values = tl.load(partial + dim, mask=wanted, other=0.0, volatile=True)
                 lse = tl.load(
                     given.partial_lse_ptr + pair, mask=wanted, other=-float("inf"), volatile=True
@@ -275,7 +281,7 @@ def por(
             sinks=sinks,
             partial_out=partial_out,
         )
-    num_rows, num_qo_heads, head_dim = shape
+    num_rows, num_qo_heads, value_dim = shape
     most_programs = _most_programs(out.device)
     most_readable = (plan.numel() - merges_offset) // MERGE_INTS.value - 1
     arguments = PorArguments(
@@ -289,7 +295,8 @@ def por(
         *strides[:2],
     )
     variant = PorVariant(
-        HEAD_DIM=head_dim,
+        VALUE_DIM=value_dim,
+        VALUE_COLUMNS=columns_for(value_dim),
         FEW_HEADS=_FEW_HEADS,
         FEW_PARTS=_FEW_PARTS,
         MANY_HEADS=min(_MANY_HEADS, num_qo_heads),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sglang_codec.kernels.columns import of_width
 from sglang_codec.kernels.softmax import join_sink
 
 
@@ -35,7 +36,7 @@ def store_rows(given, row, head, dim, valid, result, lse, sink, VARIANT: tl.cons
     tl.store(
         out_row[:, None] + dim[None, :],
         result.to(given.out_ptr.dtype.element_ty),
-        mask=valid[:, None],
+        mask=of_width(valid[:, None], dim[None, :], VARIANT.VALUE_DIM),
     )
     if VARIANT.WRITE_LSE:
         tl.store(given.lse_ptr + row * given.num_qo_heads + head, lse, mask=valid)
@@ -47,6 +48,7 @@ def store_partials(
 ):
     """The same of parts that POR will merge; `KEPT` is how long L2 is to hold them."""
     partial = part.to(tl.int64) * given.num_qo_heads + head
-    partial_row = given.partial_out_ptr + partial * VARIANT.HEAD_DIM
-    tl.store(partial_row[:, None] + dim[None, :], result, mask=valid[:, None], eviction_policy=KEPT)
+    partial_row = given.partial_out_ptr + partial * VARIANT.VALUE_DIM
+    written = of_width(valid[:, None], dim[None, :], VARIANT.VALUE_DIM)
+    tl.store(partial_row[:, None] + dim[None, :], result, mask=written, eviction_policy=KEPT)
     tl.store(given.partial_lse_ptr + partial, lse, mask=valid, eviction_policy=KEPT)

@@ -32,8 +32,9 @@ def prefix_shared_attention(
     """Attend with the plan in `buffers`; two launches, no host synchronisation.
 
     Args:
-        q, out: ``[B, Hq, D]``; rows that the plan does not know become zero.
-        k_buffer, v_buffer: ``[num_slots, Hkv, D]``, in the dtype of q or in fp8.
+        q, out: ``[B, Hq, Dk]`` and ``[B, Hq, Dv]``; rows that the plan does not know become zero.
+        k_buffer, v_buffer: ``[num_slots, Hkv, Dk]`` and ``[num_slots, Hkv, Dv]``, in the dtype of q
+            or in fp8.
         lse: fp32 ``[B, Hq]``, base 2, or None.
         sinks: ``[Hq]`` floats, for each query head a logit that takes part in the softmax and has
             no value; `sm_scale` is not for them. A row without tokens stays zero.

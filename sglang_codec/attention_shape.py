@@ -13,6 +13,11 @@ _ELEMENT_BYTES = {
 }
 
 
+def columns_for(dim: int) -> int:
+    """Columns in which kernels hold rows of `dim` elements: a power of two, at least 16."""
+    return max(16, 1 << (dim - 1).bit_length())
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
     """What layers must have in common to be served by one plan and one launch.
@@ -68,9 +73,19 @@ class AttentionShape:
         return _ELEMENT_BYTES[self.kv_dtype] == 1
 
     @property
+    def dims(self) -> str:
+        """The dimension of a head, or those of a key's and a value's."""
+        return "/".join(map(str, dict.fromkeys((self.key_dim, self.value_dim))))
+
+    @property
     def kv_token_bytes(self) -> int:
         """K and V of one token for one KV head."""
         return (self.key_dim + self.value_dim) * _ELEMENT_BYTES[self.kv_dtype]
+
+    @property
+    def product_columns(self) -> int:
+        """Columns that are multiplied for a query row and a token."""
+        return columns_for(self.key_dim) + columns_for(self.value_dim)
 
     @property
     def partial_bytes(self) -> int:
@@ -78,9 +93,8 @@ class AttentionShape:
         return self.group * (self.value_dim + 1) * 4
 
     def __str__(self) -> str:
-        dims = dict.fromkeys((self.key_dim, self.value_dim))
         dtypes = dict.fromkeys((self.dtype, self.kv_dtype))
-        heads = f"{self.num_qo_heads}/{self.num_kv_heads} heads of {'/'.join(map(str, dims))}"
+        heads = f"{self.num_qo_heads}/{self.num_kv_heads} heads of {self.dims}"
         window = f", window of {self.seen_tokens}" if self.window is not None else ""
         cap = f", capped at {self.soft_cap:g}" if self.soft_cap is not None else ""
         return f"{heads}, {' over '.join(dtypes)}{window}{cap}"

@@ -91,7 +91,7 @@ def plan_spec(device: Device, shape: AttentionShape, *, tail_headroom: int = 0) 
 
 
 def cost_model(device: Device, spec: PlanSpec) -> CostModel:
-    """The measured table of this GPU and shape if there is one, else a roofline."""
+    """The measured table of this GPU and head dimensions if there is one, else a roofline."""
     shape = spec.shape
     if not device.is_interpreted:
         table = cost_table(device.name, shape)
@@ -107,9 +107,9 @@ def cost_model(device: Device, spec: PlanSpec) -> CostModel:
 
 
 def cost_table(gpu: str, shape: AttentionShape) -> Path:
-    """Where the table of a GPU is, by its name, head dimension and bytes per element of K and V."""
+    """Where the table of a GPU is, by its name, head dimensions and bytes an element of K and V."""
     name = "".join(c if c.isalnum() else "_" for c in gpu.lower()).strip("_")
-    return COST_TABLES / f"{name}_d{shape.key_dim}{'_fp8' * shape.is_fp8}.json"
+    return COST_TABLES / f"{name}_d{shape.dims.replace('/', '_')}{'_fp8' * shape.is_fp8}.json"
 
 
 def _ceilings(properties: torch.cuda._CudaDeviceProperties) -> tuple[float, float]:

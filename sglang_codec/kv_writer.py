@@ -52,7 +52,8 @@ class KVWriter:
             if again := self._launches.get(key):
                 again(k, v, slots)
                 return True
-            if _is_copied(k, k_buffer) and _is_copied(v, v_buffer):
+            # no pool that is plain has values unlike its keys
+            if k.shape == v.shape and _is_copied(k, k_buffer) and _is_copied(v, v_buffer):
                 by = dict(zip(("k_scale", "v_scale"), scales, strict=True))
                 self._launches[key] = store_kv(
                     k, v, k_buffer, v_buffer, slots, early_launch=True, **by

@@ -23,7 +23,7 @@ def decode_attention(
     """Exact attention of each row over its own KV slots, in float64.
 
     Args:
-        q: ``[B, Hq, D]``. k_buffer, v_buffer: ``[num_slots, Hkv, D]``.
+        q: ``[B, Hq, Dk]``. k_buffer, v_buffer: ``[num_slots, Hkv, Dk]`` and ``[.., Dv]``.
         rows: for each row its KV slots, in token order.
         soft_cap: scaled scores are bent into (-soft_cap, soft_cap) by tanh.
         sinks: ``[Hq]``, for each query head one more score, whose value is zero.
@@ -31,25 +31,25 @@ def decode_attention(
         k_scale, v_scale: factors of what the buffers hold.
 
     Returns:
-        float64 ``[B, Hq, D]`` and the base-2 log-sum-exp ``[B, Hq]``, sinks included. A row without
-        tokens is zero with LSE -inf.
+        float64 ``[B, Hq, Dv]`` and the base-2 log-sum-exp ``[B, Hq]``, sinks included. A row
+        without tokens is zero with LSE -inf.
     """
-    batch, num_qo_heads, head_dim = q.shape
-    num_kv_heads = k_buffer.shape[1]
-    out = torch.zeros(batch, num_qo_heads, head_dim, dtype=torch.float64, device=q.device)
+    batch, num_qo_heads, key_dim = q.shape
+    _, num_kv_heads, value_dim = v_buffer.shape
+    out = torch.zeros(batch, num_qo_heads, value_dim, dtype=torch.float64, device=q.device)
     lse = torch.full((batch, num_qo_heads), -float("inf"), dtype=torch.float64, device=q.device)
     for row, slots in enumerate(rows):
         if not len(slots):
             continue
         slots = slots[-window:].to(q.device, torch.int64)
         k, v = k_scale * k_buffer[slots].double(), v_scale * v_buffer[slots].double()
-        grouped = q[row].double().view(num_kv_heads, -1, head_dim)
+        grouped = q[row].double().view(num_kv_heads, -1, key_dim)
         scores = torch.einsum("hgd,nhd->hgn", grouped, k) * sm_scale
         if soft_cap is not None:
             scores = soft_cap * (scores / soft_cap).tanh()
         if sinks is not None:
             sink = sinks.double().view(num_kv_heads, -1, 1)
             scores, v = torch.cat([scores, sink], -1), torch.cat([v, torch.zeros_like(v[:1])])
-        out[row] = torch.einsum("hgn,nhd->hgd", scores.softmax(-1), v).reshape(-1, head_dim)
+        out[row] = torch.einsum("hgn,nhd->hgd", scores.softmax(-1), v).reshape(-1, value_dim)
         lse[row] = (scores.logsumexp(-1) / 0.6931471805599453).reshape(-1)
     return out, lse

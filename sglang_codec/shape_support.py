@@ -8,7 +8,7 @@ from collections.abc import Callable
 from sglang_codec.attention_shape import AttentionShape
 
 MAX_GROUP = 16
-GPU_HEAD_DIMS = (64, 128, 256)
+GPU_HEAD_DIMS = ("64", "80", "96", "128", "192/128", "256")  # of keys and values, if unlike
 GPU_DTYPES = ("bfloat16", "float16")
 FP8_DTYPES = ("float8_e4m3fn", "float8_e5m2")  # of a KV cache
 MIN_INTERPRETED_HEAD_DIM = 16
@@ -47,17 +47,14 @@ def _heads(shape: AttentionShape, _interpreted: bool) -> str | None:
 
 
 def _head_dims(shape: AttentionShape, interpreted: bool) -> str | None:
-    dim = shape.key_dim
-    if shape.value_dim != dim:
-        return f"v_head_dim {shape.value_dim} differs from the query's {dim}, they must be equal"
     if interpreted:
-        if dim < MIN_INTERPRETED_HEAD_DIM or dim & (dim - 1):
+        if any(d < MIN_INTERPRETED_HEAD_DIM or d % 8 for d in (shape.key_dim, shape.value_dim)):
             return (
-                f"head dim {dim}, the interpreter needs a power of two from "
+                f"head dim {shape.dims}, the interpreter needs multiples of 8 from "
                 f"{MIN_INTERPRETED_HEAD_DIM} up"
             )
-    elif dim not in GPU_HEAD_DIMS:
-        return f"head dim {dim}, supported are {', '.join(map(str, GPU_HEAD_DIMS))}"
+    elif shape.dims not in GPU_HEAD_DIMS:
+        return f"head dim {shape.dims}, supported are {', '.join(GPU_HEAD_DIMS)}"
     return None
 
 

@@ -165,9 +165,9 @@ def seen_pieces(
 class Problem:
     """A batch with random queries and a cache whose unused slots are NaN."""
 
-    q: torch.Tensor  # [B, Hq, D]
-    k_buffer: torch.Tensor  # [slots, Hkv, D], or [pages, page size, Hkv, D]
-    v_buffer: torch.Tensor
+    q: torch.Tensor  # [B, Hq, Dk]
+    k_buffer: torch.Tensor  # [slots, Hkv, Dk], or [pages, page size, Hkv, Dk]
+    v_buffer: torch.Tensor  # Dv in place of Dk
     rows: list[torch.Tensor]  # KV slots of each row
     sm_scale: float
     soft_cap: float | None = None
@@ -188,6 +188,11 @@ class Problem:
         of_layer = self.of_layer | {"window": self.window}
         return decode_attention(self.q, k, v, self.rows, self.sm_scale, **of_layer)
 
+    def empty(self) -> torch.Tensor:
+        """An output of NaN, ``[B, Hq, Dv]``."""
+        shape = (*self.q.shape[:2], self.v_buffer.shape[-1])
+        return self.q.new_full(shape, float("nan"))
+
     def eager(self) -> torch.Tensor:
         """What plain torch makes of it in the dtype of the tensors, on the host."""
         # compute-sanitizer does not see what cuBLAS writes in bf16, and reports who reads it
@@ -204,6 +209,7 @@ def make_problem(
     num_qo_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    value_dim: int | None = None,
     dtype: torch.dtype = torch.float32,
     kv_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -215,6 +221,7 @@ def make_problem(
 
     Args:
         kv_dtype: of the cache; `dtype` if None.
+        value_dim: `head_dim` if None.
         page_size: above 1 the buffers are 4-D.
         padding: query rows beyond the batch.
     """
@@ -223,15 +230,16 @@ def make_problem(
     used = torch.cat([torch.zeros(1, dtype=torch.int64)[:0], *rows])
     slots = (int(used.max()) if len(used) else 0) // page_size * page_size + 2 * page_size
 
-    def cache() -> torch.Tensor:
-        buffer = torch.full((slots, num_kv_heads, head_dim), float("nan"))
-        values = torch.randn(slots, num_kv_heads, head_dim, generator=generator)
+    def cache(dim: int) -> torch.Tensor:
+        buffer = torch.full((slots, num_kv_heads, dim), float("nan"))
+        values = torch.randn(slots, num_kv_heads, dim, generator=generator)
         buffer[used] = values[used]
         buffer = buffer.to(device, kv_dtype or dtype)
         return buffer.unflatten(0, (-1, page_size)) if page_size > 1 else buffer
 
     q = torch.randn(len(paths) + padding, num_qo_heads, head_dim, generator=generator)
-    return Problem(q.to(device, dtype), cache(), cache(), rows, head_dim**-0.5)
+    caches = cache(head_dim), cache(value_dim or head_dim)
+    return Problem(q.to(device, dtype), *caches, rows, head_dim**-0.5)
 
 
 def without_pages(buffer: torch.Tensor) -> torch.Tensor:
@@ -252,13 +260,13 @@ def eager_attention(
     v_scale: float = 1.0,
 ) -> torch.Tensor:
     """The oracle's computation with every intermediate in the dtype of `q`."""
-    out = torch.zeros_like(q)
-    num_kv_heads, head_dim = k_buffer.shape[1:]
+    out = q.new_zeros(*q.shape[:2], v_buffer.shape[-1])
+    num_kv_heads, key_dim = k_buffer.shape[1:]
     for row, slots in enumerate(rows):
         if not len(slots):
             continue
         slots = slots.to(q.device, torch.int64)
-        grouped = q[row].view(num_kv_heads, -1, head_dim)
+        grouped = q[row].view(num_kv_heads, -1, key_dim)
         k, v = k_buffer[slots].to(q.dtype), v_buffer[slots].to(q.dtype)
         scores = torch.einsum("hgd,nhd->hgn", grouped, k) * (sm_scale * k_scale)
         if soft_cap is not None:

@@ -66,7 +66,9 @@ class PrefixSharedDecodeWrapper:
     Args:
         num_qo_heads: query heads, a multiple of `num_kv_heads`; at most 16 per KV head.
         num_kv_heads: KV heads.
-        head_dim: 64, 128 or 256 (on a CPU any power of two from 16).
+        head_dim_qk: of a query and a key head, head_dim_vo: of a value head and the output, by
+            default the same: 64, 80, 96, 128 or 256, or 192 and 128 (on a CPU any multiples of 8
+            from 16).
         dtype: of q and the output: float16 or bfloat16 (on a CPU also float32).
         kv_data_type: of K and V: `dtype` (also if None), float8_e4m3fn or float8_e5m2.
         device: a CUDA device, or "cpu" with TRITON_INTERPRET=1.
@@ -82,8 +84,9 @@ class PrefixSharedDecodeWrapper:
         self,
         num_qo_heads: int,
         num_kv_heads: int,
-        head_dim: int,
+        head_dim_qk: int,
         *,
+        head_dim_vo: int | None = None,
         dtype: torch.dtype = torch.bfloat16,
         kv_data_type: torch.dtype | None = None,
         device: torch.device | str = "cuda",
@@ -94,7 +97,8 @@ class PrefixSharedDecodeWrapper:
         self.device = torch.empty(0, device=device).device
         self.dtype, self.kv_data_type = dtype, kv_data_type or dtype
         names = (str(each).removeprefix("torch.") for each in (dtype, self.kv_data_type))
-        self.shape = AttentionShape.plain(num_qo_heads, num_kv_heads, head_dim, *names)
+        heads, dims = (num_qo_heads, num_kv_heads), (head_dim_qk, head_dim_vo or head_dim_qk)
+        self.shape = AttentionShape(*heads, *dims, *names)
         if reason := why_unsupported(self.shape, interpreted=self.device.type != "cuda"):
             raise ValueError(f"PrefixSharedDecodeWrapper: {reason}")
         machine = describe_device(self.device, self.shape)
@@ -124,7 +128,7 @@ class PrefixSharedDecodeWrapper:
 
         Args:
             forest: from `PrefixForest.from_paths` or `PrefixForest.from_kv_indices`.
-            sm_scale: factor of the scores; ``1 / sqrt(head_dim)`` by default.
+            sm_scale: factor of the scores; ``1 / sqrt(head_dim_qk)`` by default.
             logits_soft_cap: scaled scores are bent into (-cap, cap) by tanh; 0 or None for no cap.
             window_left: tokens before its newest one that a row sees; -1 for all of them.
             cut: another way to cut and schedule the tasks, for comparisons.
@@ -197,17 +201,17 @@ class PrefixSharedDecodeWrapper:
         """Attend for one layer.
 
         Args:
-            q: ``[B, num_qo_heads, head_dim]``. B may exceed the planned batch; the rows beyond it
-                (padding) become zero with LSE -inf.
-            k_buffer, v_buffer: ``[num_slots, num_kv_heads, head_dim]``, or with pages
-                ``[num_pages, page_size, num_kv_heads, head_dim]`` (a slot is
-                ``page * page_size + offset``). The last dimension is contiguous.
+            q: ``[B, num_qo_heads, head_dim_qk]``. B may exceed the planned batch; the rows beyond
+                it (padding) become zero with LSE -inf.
+            k_buffer, v_buffer: ``[num_slots, num_kv_heads, head_dim_qk]`` and ``[..,
+                head_dim_vo]``, or with pages ``[num_pages, page_size, num_kv_heads, ..]`` (a slot
+                is ``page * page_size + offset``). The last dimension is contiguous.
             k_scale, v_scale: what K and V were divided by when they were stored; None for 1. A
                 captured graph keeps them.
             sinks: ``[num_qo_heads]`` floats, for each query head a logit that takes part in the
                 softmax and has no value; neither scaled nor capped. None for no sinks. A captured
                 graph reads this tensor's memory again.
-            out: like q, and other memory; allocated if None.
+            out: ``[B, num_qo_heads, head_dim_vo]``, other memory than q's; allocated if None.
             return_lse: also return the log-sum-exp of the scaled and capped scores and the sink,
                 fp32 ``[B, num_qo_heads]``, in base 2 (as FlashInfer's): with it a result can be
                 merged with that of other tokens without sinks. A row without tokens has -inf.
@@ -224,7 +228,7 @@ class PrefixSharedDecodeWrapper:
             if scale is not None and not (math.isfinite(scale) and scale > 0):
                 raise ValueError(f"{name} = {scale} must be a finite number greater than 0")
         if out is None:
-            out = torch.empty_like(q)
+            out = q.new_empty(self._out_shape(q))
         lse = q.new_empty(q.shape[:2], dtype=torch.float32) if return_lse else None
         prefix_shared_attention(
             q,
@@ -247,6 +251,9 @@ class PrefixSharedDecodeWrapper:
 
     def _allocate(self, capacity: PlanCapacity) -> PlanBuffers:
         return PlanBuffers(PlanLayout.of(capacity, self.spec), self.shape, self.device)
+
+    def _out_shape(self, q: torch.Tensor) -> tuple[int, int, int]:
+        return (*q.shape[:2], self.shape.value_dim)
 
     def _check_sinks(self, sinks: torch.Tensor | None) -> None:
         heads = self.shape.num_qo_heads
@@ -277,8 +284,8 @@ class PrefixSharedDecodeWrapper:
                     f"{self._highest_slot}; pass the buffer that the slots were given out of"
                 )
         tensors = {"q": q, "k_buffer": k, "v_buffer": v, "out": q if out is None else out}
-        if tensors["out"].shape != q.shape:
-            raise ValueError(f"out has shape {tuple(out.shape)}, expected {tuple(q.shape)}")
+        if out is not None and out.shape != self._out_shape(q):
+            raise ValueError(f"out has shape {tuple(out.shape)}, expected {self._out_shape(q)}")
         if out is not None and out.numel() and out.data_ptr() == q.data_ptr():
             raise ValueError(
                 "out is the memory of q, which is read after the first rows of out "

@@ -43,15 +43,16 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 class Replayed:
     """A wrapper whose `run` is captured once, over caches that are large enough for every batch."""
 
-    def __init__(self, dtype: torch.dtype, head_dim: int) -> None:
-        self.dtype, self.head_dim = dtype, head_dim
+    def __init__(self, dtype: torch.dtype, key_dim: int, value_dim: int) -> None:
+        self.dtype, self.dims = dtype, {"head_dim": key_dim, "value_dim": value_dim}
+        where = {"dtype": dtype, "device": "cuda"}
         self.wrapper = PrefixSharedDecodeWrapper(
-            HEADS, KV_HEADS, head_dim, dtype=dtype, device="cuda", capacity=CAPACITY
+            HEADS, KV_HEADS, key_dim, head_dim_vo=value_dim, capacity=CAPACITY, **where
         )
         slots = 80_000
-        self.q = torch.zeros(ROWS, HEADS, head_dim, dtype=dtype, device="cuda")
-        self.k = torch.zeros(slots, KV_HEADS, head_dim, dtype=dtype, device="cuda")
-        self.v = torch.zeros_like(self.k)
+        self.q = torch.zeros(ROWS, HEADS, key_dim, **where)
+        self.k = torch.zeros(slots, KV_HEADS, key_dim, **where)
+        self.v = torch.zeros(slots, KV_HEADS, value_dim, **where)
         self.wrapper.plan(PrefixForest.from_paths(with_slots(BATCHES[0])))
         self.run()  # compile outside the capture
         self.graph = torch.cuda.CUDAGraph()
@@ -68,7 +69,7 @@ class Replayed:
             paths,
             num_qo_heads=HEADS,
             num_kv_heads=KV_HEADS,
-            head_dim=self.head_dim,
+            **self.dims,
             dtype=self.dtype,
             device="cuda",
             padding=ROWS - len(counts),
@@ -81,9 +82,9 @@ class Replayed:
         return problem, PrefixForest.from_paths(paths)
 
 
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_replay_under_another_plan_equals_eager(head_dim: int, dtype: torch.dtype) -> None:
-    captured = Replayed(dtype, head_dim)
+@pytest.mark.parametrize("dims", [(64, 64), (96, 96), (128, 128), (192, 128), (256, 256)], ids=str)
+def test_replay_under_another_plan_equals_eager(dims: tuple[int, int], dtype: torch.dtype) -> None:
+    captured = Replayed(dtype, *dims)
     for seed, counts in enumerate([*BATCHES, BATCHES[0]]):
         problem, forest = captured.problem(counts, seed)
         captured.wrapper.plan(forest)
@@ -99,7 +100,7 @@ def test_replay_under_another_plan_equals_eager(head_dim: int, dtype: torch.dtyp
 
 
 def test_replays_of_one_plan_are_equal_to_the_bit(dtype: torch.dtype) -> None:
-    captured = Replayed(dtype, 128)
+    captured = Replayed(dtype, 128, 128)
     _, forest = captured.problem(BATCHES[2], 5)
     captured.wrapper.plan(forest)
     captured.graph.replay()
@@ -110,7 +111,7 @@ def test_replays_of_one_plan_are_equal_to_the_bit(dtype: torch.dtype) -> None:
 
 
 def test_a_captured_wrapper_refuses_what_the_graph_cannot_serve() -> None:
-    captured = Replayed(torch.bfloat16, 64)
+    captured = Replayed(torch.bfloat16, 64, 64)
     with pytest.raises(ValueError, match="a CUDA graph was captured with"):
         captured.wrapper.plan(PrefixForest.from_paths(with_slots(BATCHES[0])), sm_scale=0.3)
     with pytest.raises(ValueError, match="logits_soft_cap = 0.3, but a CUDA graph was captured"):
@@ -161,7 +162,7 @@ def test_a_later_plan_stays_within_the_smallest_captured_call() -> None:
 
 
 def test_running_never_waits_for_the_device(dtype: torch.dtype) -> None:
-    captured = Replayed(dtype, 128)
+    captured = Replayed(dtype, 128, 128)
     torch.cuda.set_sync_debug_mode("error")
     try:
         captured.graph.replay()

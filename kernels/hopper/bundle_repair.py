@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from sglang_codec.kernels.fp8 import widened
-from sglang_codec.kernels.hopper.rows import ROWS, held_by, product_layout
+from sglang_codec.kernels.hopper.rows import (
+    ROWS,
+    copied_columns,
+    held_by,
+    product_layout,
+)
 from sglang_codec.kernels.hopper.walk import batch_rows, tile_rows
 from sglang_codec.kernels.results import scaled, sinks_of
 from sglang_codec.kernels.softmax import capped, join_sink
 
-COLUMNS = gl.constexpr(32)  # of the output that are computed at a time
+
+@gluon.constexpr_function
+def columns_at_once(key_dim, value_dim):
+    """Of keys, and of the output: a divisor of both widths, and not too many for the registers."""
+    return math.gcd(32, key_dim, value_dim)
 
 
 @gluon.jit
@@ -20,11 +31,14 @@ def repair(given, task, kv_head, lse, VARIANT: gl.constexpr):
 
     Few registers, because what lives throughout the kernel would be spilled here otherwise.
     """
-    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
+    KEY_DIM: gl.constexpr = VARIANT.KEY_DIM
+    VALUE_DIM: gl.constexpr = VARIANT.VALUE_DIM
+    COPIED: gl.constexpr = copied_columns(KEY_DIM, VARIANT.VALUE_COLUMNS)
+    COLUMNS: gl.constexpr = columns_at_once(KEY_DIM, VALUE_DIM)
     dtype: gl.constexpr = given.q_ptr.dtype.element_ty
     layout: gl.constexpr = product_layout(COLUMNS)
     rows: gl.constexpr = gl.SliceLayout(1, layout)
-    tile_row = held_by(gl.arange(0, ROWS, rows), HEAD_DIM)
+    tile_row = held_by(gl.arange(0, ROWS, rows), COPIED)
     column = gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
     query, head, valid = tile_rows(task, tile_row, kv_head, VARIANT)
     row = batch_rows(given, task, tile_row, VARIANT).to(gl.int64)
@@ -36,14 +50,14 @@ def repair(given, task, kv_head, lse, VARIANT: gl.constexpr):
     q_rows = given.q_ptr + row * given.q_row_stride + head * given.q_head_stride
     k_head_ptr = given.k_ptr + kv_head.to(gl.int64) * given.k_head_stride
     v_head_ptr = given.v_ptr + kv_head.to(gl.int64) * given.v_head_stride
-    for begin in range(0, HEAD_DIM, COLUMNS):
+    for begin in range(0, VALUE_DIM, COLUMNS):
         values = gl.zeros([ROWS, COLUMNS], gl.float32, layout)
         for own in range(task.kv_start, task.kv_start + task.kv_len):
             at = gl.load(given.bundle_index_ptr + own).to(gl.int64)
             readers = gl.load(given.bundle_readers_ptr + own)
             is_seen = (query >= (readers & 0xFFFF)) & (query < (readers >> 16))
             score = gl.zeros([ROWS], gl.float32, rows)
-            for of_key in range(0, HEAD_DIM, COLUMNS):
+            for of_key in range(0, KEY_DIM, COLUMNS):
                 q = gl.load(
                     q_rows[:, None] + (of_key + column)[None, :], mask=valid[:, None], other=0.0
                 )
@@ -62,5 +76,5 @@ def repair(given, task, kv_head, lse, VARIANT: gl.constexpr):
             gl.store(out_rows[:, None] + column[None, :], values.to(dtype), mask=valid[:, None])
         else:
             partial = (task.part + query).to(gl.int64) * given.num_qo_heads + head
-            partial_rows = given.partial_out_ptr + partial * HEAD_DIM + begin
+            partial_rows = given.partial_out_ptr + partial * VALUE_DIM + begin
             gl.store(partial_rows[:, None] + column[None, :], values, mask=valid[:, None])

@@ -31,20 +31,20 @@ from sglang_codec.kernels.hopper.warp_roles import role_barrier
 @gluon.jit
 def load_bytes(given, ring, slot, kv_head, VARIANT: gl.constexpr):
     """The role of the loading warps."""
-    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
+    COLUMNS: gl.constexpr = VARIANT.VALUE_COLUMNS
     AHEAD: gl.constexpr = VARIANT.AHEAD
-    BUFFERS: gl.constexpr = query_buffers(HEAD_DIM)
-    WIDTH: gl.constexpr = pool_width(HEAD_DIM, VARIANT.EXPONENT)
-    of_queries: gl.constexpr = loading_layout(HEAD_DIM, [1, 8])
+    BUFFERS: gl.constexpr = query_buffers(COLUMNS, COLUMNS, VARIANT.STAGES)
+    WIDTH: gl.constexpr = pool_width(COLUMNS, VARIANT.EXPONENT)
+    of_queries: gl.constexpr = loading_layout(COLUMNS, [1, 8])
     query_rows: gl.constexpr = gl.SliceLayout(1, of_queries)
     of_bytes: gl.constexpr = loading_layout(WIDTH, [1, 16])
     rows: gl.constexpr = gl.SliceLayout(1, of_bytes)
     line: gl.constexpr = gl.BlockedLayout([1], [32], [LOADING_WARPS], [0])
-    tile_row = held_by(gl.arange(0, ROWS, query_rows), HEAD_DIM)
+    tile_row = held_by(gl.arange(0, ROWS, query_rows), COLUMNS)
     held = held_by(gl.arange(0, ROWS, rows), WIDTH)
     entry = held_by(gl.arange(0, ROWS, line), WIDTH)
-    query_dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, of_queries))
-    dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, of_bytes))
+    query_dim = gl.arange(0, COLUMNS, gl.SliceLayout(0, of_queries))
+    dim = gl.arange(0, COLUMNS, gl.SliceLayout(0, of_bytes))
     k_head_ptr = given.k_ptr + kv_head.to(gl.int64) * given.k_head_stride
     v_head_ptr = given.v_ptr + kv_head.to(gl.int64) * given.v_head_stride
 
@@ -98,24 +98,24 @@ def load_bytes(given, ring, slot, kv_head, VARIANT: gl.constexpr):
             is_copied = is_step & (start + held < task.kv_len)
             if VARIANT.WINDOW:
                 # nor what all rows of the tile have left: it may be another request's
-                is_copied = is_copied & (start + held >= task.head)
+                is_copied = is_copied & (start + held >= task.window[0])
             here = at
             at = slots_of(found.index, gl.maximum(start + ROWS, 0), rows, WIDTH)
             place = turns % AHEAD
             if task.kind == BUNDLE:
                 async_copy.async_copy_global_to_shared(
-                    ring.byte_readers.index(place),
+                    ring.staged[1].index(place),
                     given.bundle_readers_ptr + task.kv_start + start + entry,
                     mask=is_step & (start + entry < task.kv_len),
                 )
             # beyond the end nothing is loaded: zeros, so a weight of zero never meets a NaN
             async_copy.async_copy_global_to_shared(
-                ring.bytes.index(2 * place),
+                ring.staged[0].index(2 * place),
                 copied_from(k_head_ptr, here, given.k_slot_stride, dim),
                 mask=is_copied[:, None],
             )
             async_copy.async_copy_global_to_shared(
-                ring.bytes.index(2 * place + 1),
+                ring.staged[0].index(2 * place + 1),
                 copied_from(v_head_ptr, here, given.v_slot_stride, dim),
                 mask=is_copied[:, None],
             )
@@ -135,12 +135,12 @@ def _store_step(ring, at, step, VARIANT: gl.constexpr):
     line: gl.constexpr = gl.BlockedLayout([1], [32], [LOADING_WARPS], [0])
     k_place, of_k, k_uses = place_of(step, 0, VARIANT)
     v_place, of_v, v_uses = place_of(step, 1, VARIANT)
-    k = _widened(ring.bytes.index(2 * at), ring.kv.dtype, VARIANT)
+    k = _widened(ring.staged[0].index(2 * at), ring.kv.dtype, VARIANT)
     mbarrier.wait(ring.empty.index(of_k), k_uses ^ 1)
-    ring.readers.index(step % VARIANT.STAGES).store(ring.byte_readers.index(at).load(line))
+    ring.readers.index(step % VARIANT.STAGES).store(ring.staged[1].index(at).load(line))
     _hand_over(ring.kv.index(k_place), k, ring.k_full.index(of_k))
-    v = _widened(ring.bytes.index(2 * at + 1), ring.kv.dtype, VARIANT)
-    if computing_warpgroups(VARIANT.HEAD_DIM) == 1:
+    v = _widened(ring.staged[0].index(2 * at + 1), ring.kv.dtype, VARIANT)
+    if computing_warpgroups(VARIANT.VALUE_COLUMNS) == 1:
         mbarrier.wait(ring.empty.index(of_v), v_uses ^ 1)
     _hand_over(ring.kv.index(v_place), v, ring.v_full.index(of_v))
 
@@ -149,7 +149,7 @@ def _store_step(ring, at, step, VARIANT: gl.constexpr):
 def _widened(values, dtype: gl.constexpr, VARIANT: gl.constexpr):
     """fp8 in shared memory as `dtype` in registers: this GPU has an instruction for two at once."""
     fp8: gl.constexpr = gl.float8e4nv if VARIANT.EXPONENT == 4 else gl.float8e5
-    values = values.load(loading_layout(VARIANT.HEAD_DIM, [1, 8]))
+    values = values.load(loading_layout(VARIANT.VALUE_COLUMNS, [1, 8]))
     values = values.to(fp8, bitcast=True).to(gl.float16)
     if dtype != gl.float16:
         # by way of fp32, since from fp16 to bf16 a multiprocessor converts 16 values a cycle

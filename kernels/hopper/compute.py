@@ -31,8 +31,8 @@ from sglang_codec.kernels.results import scaled, sinks_of, store_partials, store
 def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.constexpr):
     """The role of one computing warpgroup."""
     STAGES: gl.constexpr = VARIANT.STAGES
-    BUFFERS: gl.constexpr = query_buffers(VARIANT.HEAD_DIM)
-    WARPGROUPS: gl.constexpr = computing_warpgroups(VARIANT.HEAD_DIM)
+    BUFFERS: gl.constexpr = query_buffers(VARIANT.KEY_DIM, VARIANT.VALUE_COLUMNS, STAGES)
+    WARPGROUPS: gl.constexpr = computing_warpgroups(VARIANT.VALUE_COLUMNS)
     places = places_of(VARIANT)
     if WARPGROUPS == 2:
         states = rows_of_values(ring, VARIANT)
@@ -101,7 +101,7 @@ def _store(given, task, row, rows, dim, result, lse, sink, VARIANT: gl.constexpr
     """Store what was found of a task: `rows` of its tile, batch rows `row`."""
     query, head, valid = rows
     result = scaled(result, given)
-    lse = gl.convert_layout(lse, gl.SliceLayout(1, product_layout(VARIANT.HEAD_DIM)))
+    lse = gl.convert_layout(lse, gl.SliceLayout(1, product_layout(VARIANT.VALUE_COLUMNS)))
     if task.part < 0:
         store_rows(given, row.to(gl.int64), head, dim, valid, result, lse, sink, VARIANT)
     else:

@@ -13,10 +13,9 @@ from sglang_codec.kernels.hopper.rows import ROWS, product_layout
 @gluon.jit
 def rows_of_values(ring, VARIANT: gl.constexpr):
     """The ring as a place for states: K and V of a step have room for 64 rows of fp32."""
-    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
     STAGES: gl.constexpr = VARIANT.STAGES
     layout: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [1, 0])
-    return ring.kv._reinterpret(gl.float32, [STAGES, ROWS, HEAD_DIM], layout)
+    return ring.kv._reinterpret(gl.float32, [STAGES, ROWS, VARIANT.VALUE_COLUMNS], layout)
 
 
 @gluon.jit
@@ -31,7 +30,7 @@ def hand_over(ring, states, result, lse, stage, nth, VARIANT: gl.constexpr):
 def take_over(ring, states, result, lse, stage, nth, VARIANT: gl.constexpr):
     """Merge a state with the other warpgroup's, and let go of the step that this lies over."""
     STAGES: gl.constexpr = VARIANT.STAGES
-    of_values: gl.constexpr = product_layout(VARIANT.HEAD_DIM)
+    of_values: gl.constexpr = product_layout(VARIANT.VALUE_COLUMNS)
     values_rows: gl.constexpr = gl.SliceLayout(1, of_values)
     mbarrier.wait(ring.handed.index(nth % STAGES), (nth // STAGES) & 1)
     other_lse = ring.readers.index(stage).load(lse.type.layout).to(gl.float32, bitcast=True)

@@ -38,7 +38,7 @@ def _pac_hopper_kernel(given, VARIANT: gl.constexpr):
     if VARIANT.EARLY_LAUNCH:
         # everything is read after this, by the other roles too
         tl.extra.cuda.gdc_wait()
-    if computing_warpgroups(VARIANT.HEAD_DIM) == 1:
+    if computing_warpgroups(VARIANT.VALUE_COLUMNS) == 1:
         specialize(
             [
                 (_load, (given, ring, slot, kv_head, VARIANT)),

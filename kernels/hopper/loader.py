@@ -14,6 +14,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from sglang_codec.kernels.columns import of_width
 from sglang_codec.kernels.hopper.ring import place_of, query_buffers
 from sglang_codec.kernels.hopper.rows import (
     LOADING_WARPS,
@@ -21,10 +22,12 @@ from sglang_codec.kernels.hopper.rows import (
     common_factor,
     computing_warpgroups,
     copied_by,
+    copied_columns,
     copied_from,
     held_by,
     loading_layout,
     pool_width,
+    rest_columns,
     to_rows,
 )
 from sglang_codec.kernels.hopper.walk import BUNDLE, KEPT, LARGE, batch_rows, task_of, walk_of
@@ -42,15 +45,17 @@ class Found(NamedTuple):
 @gluon.jit
 def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
     """The role of the loading warps."""
-    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
+    COLUMNS: gl.constexpr = VARIANT.VALUE_COLUMNS
+    COPIED: gl.constexpr = copied_columns(VARIANT.KEY_DIM, COLUMNS)
+    REST: gl.constexpr = rest_columns(VARIANT.KEY_DIM, COLUMNS)
     STAGES: gl.constexpr = VARIANT.STAGES
-    ALONE: gl.constexpr = computing_warpgroups(HEAD_DIM) == 1
-    layout: gl.constexpr = loading_layout(HEAD_DIM, [1, 8])
+    ALONE: gl.constexpr = computing_warpgroups(COLUMNS) == 1
+    layout: gl.constexpr = loading_layout(COPIED, [1, 8])
     rows: gl.constexpr = gl.SliceLayout(1, layout)
-    held = held_by(gl.arange(0, ROWS, rows), HEAD_DIM)
+    held = held_by(gl.arange(0, ROWS, rows), COPIED)
     entry_row = gl.arange(0, ROWS, gl.BlockedLayout([1], [32], [LOADING_WARPS], [0]))
-    entry = held_by(entry_row, HEAD_DIM)
-    dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, layout))
+    entry = held_by(entry_row, COPIED)
+    dim = gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
     k_head_ptr = given.k_ptr + kv_head.to(gl.int64) * given.k_head_stride
     v_head_ptr = given.v_ptr + kv_head.to(gl.int64) * given.v_head_stride
 
@@ -77,9 +82,9 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
             within = (start + held < task.kv_len)[:, None]
             if VARIANT.WINDOW:
                 # nor what all rows of the tile have left: it may be another request's
-                within = within & (start + held >= task.head)[:, None]
+                within = within & (start + held >= task.window[0])[:, None]
             here = at
-            at = slots_of(found.index, start + ROWS, rows, HEAD_DIM)
+            at = slots_of(found.index, start + ROWS, rows, COPIED)
             mbarrier.wait(ring.empty.index(of_k), k_uses ^ 1)
             if task.kind == BUNDLE:
                 async_copy.async_copy_global_to_shared(
@@ -91,15 +96,22 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
             async_copy.async_copy_global_to_shared(
                 ring.kv.index(k_place),
                 copied_from(k_head_ptr, here, given.k_slot_stride, dim),
-                mask=within,
+                mask=of_width(within, dim[None, :], VARIANT.KEY_DIM),
             )
+            if REST:
+                rest = gl.arange(0, REST, dim.type.layout)
+                async_copy.async_copy_global_to_shared(
+                    ring.rest[1].index(step % STAGES),
+                    copied_from(k_head_ptr + COLUMNS, here, given.k_slot_stride, rest),
+                    mask=of_width(within, rest[None, :], VARIANT.KEY_DIM - COLUMNS),
+                )
             async_copy.mbarrier_arrive(ring.k_full.index(of_k), increment_count=False)
             if ALONE:
                 mbarrier.wait(ring.empty.index(of_v), v_uses ^ 1)
             async_copy.async_copy_global_to_shared(
                 ring.kv.index(v_place),
                 copied_from(v_head_ptr, here, given.v_slot_stride, dim),
-                mask=within,
+                mask=of_width(within, dim[None, :], VARIANT.VALUE_DIM),
             )
             async_copy.mbarrier_arrive(ring.v_full.index(of_v), increment_count=False)
             step += 1
@@ -113,7 +125,8 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
 @gluon.jit
 def find(given, task, query_rows: gl.constexpr, rows: gl.constexpr, VARIANT: gl.constexpr):
     """Where a task's slots are, those of its first step, and its batch rows."""
-    WIDTH: gl.constexpr = pool_width(VARIANT.HEAD_DIM, VARIANT.EXPONENT)
+    COPIED: gl.constexpr = copied_columns(VARIANT.KEY_DIM, VARIANT.VALUE_COLUMNS)
+    WIDTH: gl.constexpr = pool_width(COPIED, VARIANT.EXPONENT)
     index = given.kv_index_ptr + task.kv_start
     if task.kind == BUNDLE:
         index = given.bundle_index_ptr + task.kv_start
@@ -134,27 +147,38 @@ def slots_of(index, start, rows: gl.constexpr, WIDTH: gl.constexpr):
 @gluon.jit
 def _loaded_rows(given, task, base: gl.constexpr, rows: gl.constexpr, VARIANT: gl.constexpr):
     """`batch_rows` of the 64 rows from `base` on, for copies: no thread loads a query twice."""
-    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
-    OF_THREAD: gl.constexpr = copied_by(HEAD_DIM)[1]
+    COPIED: gl.constexpr = copied_columns(VARIANT.KEY_DIM, VARIANT.VALUE_COLUMNS)
+    OF_THREAD: gl.constexpr = copied_by(COPIED)[1]
     SAME: gl.constexpr = common_factor(VARIANT.GROUP, OF_THREAD)
-    pairs: gl.constexpr = loading_layout(HEAD_DIM, [OF_THREAD // SAME, SAME])
+    pairs: gl.constexpr = loading_layout(COPIED, [OF_THREAD // SAME, SAME])
     nth = gl.arange(0, ROWS // SAME, gl.SliceLayout(1, pairs))
     row = batch_rows(given, task, base + SAME * nth, VARIANT)
     again = gl.zeros([SAME], gl.int32, gl.SliceLayout(0, pairs))
-    return to_rows((row[:, None] + again[None, :]).reshape([ROWS]), HEAD_DIM, rows)
+    return to_rows((row[:, None] + again[None, :]).reshape([ROWS]), COPIED, rows)
 
 
 @gluon.jit
 def load_queries(given, ring, task, row, tile_row, kv_head, nth, dim, VARIANT: gl.constexpr):
     """Copy 64 query rows of a task to the nth use of a buffer."""
-    BUFFERS: gl.constexpr = query_buffers(VARIANT.HEAD_DIM)
+    COLUMNS: gl.constexpr = VARIANT.VALUE_COLUMNS
+    REST: gl.constexpr = rest_columns(VARIANT.KEY_DIM, COLUMNS)
+    BUFFERS: gl.constexpr = query_buffers(VARIANT.KEY_DIM, COLUMNS, VARIANT.STAGES)
     buffer = nth % BUFFERS
     mbarrier.wait(ring.q_empty.index(buffer), ((nth // BUFFERS) & 1) ^ 1)
     head = kv_head * VARIANT.GROUP + tile_row % VARIANT.GROUP
+    valid = (tile_row // VARIANT.GROUP < task.queries)[:, None]
     async_copy.async_copy_global_to_shared(
         ring.q.index(buffer),
         copied_from(given.q_ptr, row, given.q_row_stride, dim)
         + (head * given.q_head_stride)[:, None],
-        mask=(tile_row // VARIANT.GROUP < task.queries)[:, None],
+        mask=of_width(valid, dim[None, :], VARIANT.KEY_DIM),
     )
+    if REST:
+        rest = gl.arange(0, REST, dim.type.layout)
+        async_copy.async_copy_global_to_shared(
+            ring.rest[0].index(buffer),
+            copied_from(given.q_ptr + COLUMNS, row, given.q_row_stride, rest)
+            + (head * given.q_head_stride)[:, None],
+            mask=of_width(valid, rest[None, :], VARIANT.KEY_DIM - COLUMNS),
+        )
     async_copy.mbarrier_arrive(ring.q_full.index(buffer), increment_count=False)

@@ -8,19 +8,26 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from sglang_codec.kernels.hopper.rows import LOADING_WARPS, ROWS, computing_warpgroups
+from sglang_codec.kernels.hopper.rows import (
+    LOADING_WARPS,
+    ROWS,
+    computing_warpgroups,
+    rest_columns,
+)
 
 
 @gluon.constexpr_function
-def query_buffers(head_dim):
-    """Buffers of 64 query rows: a large tile takes two, and beside 256 columns no more fit."""
-    return 4 if head_dim <= 128 else 2
+def query_buffers(key_dim, columns, stages):
+    """Buffers of 64 query rows: a large tile takes two; beside 256 columns, or four steps with 192
+    of K, no more fit."""
+    is_full = columns > 128 or (rest_columns(key_dim, columns) > 0 and stages > 3)
+    return 2 if is_full else 4
 
 
 @gluon.constexpr_function
-def kv_places(head_dim, stages):
+def kv_places(columns, stages):
     """Places for K or V of a step: where they are wide, `stages` counts these and not steps."""
-    return 2 * stages if computing_warpgroups(head_dim) == 2 else stages
+    return 2 * stages if computing_warpgroups(columns) == 2 else stages
 
 
 class Ring(NamedTuple):
@@ -33,11 +40,11 @@ class Ring(NamedTuple):
     warpgroup has put its state over a step.
     """
 
-    q: Any  # [query_buffers(D), 64, D]
-    kv: Any  # [kv_places(D, STAGES), 64, D]
+    q: Any  # [query_buffers, 64, D] with the columns D of V
+    kv: Any  # [kv_places, 64, D]
+    rest: Any  # of Q and K, [query_buffers or STAGES, 64, rest_columns]: what is behind D, if any
     readers: Any  # [STAGES, 64] int32: of a bundle, who sees each token of a step
-    bytes: Any  # [2 AHEAD, 64, D] uint8: K and V that are fp8, in turn; None for others
-    byte_readers: Any  # [AHEAD, 64] int32: `readers` of these
+    staged: Any  # K and V that are fp8, in turn, [2 AHEAD, 64, D] uint8, and their `readers`
     q_full: Any
     q_empty: Any
     k_full: Any
@@ -49,24 +56,32 @@ class Ring(NamedTuple):
 @gluon.jit
 def make_ring(dtype: gl.constexpr, VARIANT: gl.constexpr):
     """The ring of a program, all of it empty."""
-    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
+    COLUMNS: gl.constexpr = VARIANT.VALUE_COLUMNS
+    REST: gl.constexpr = rest_columns(VARIANT.KEY_DIM, COLUMNS)
     STAGES: gl.constexpr = VARIANT.STAGES
-    BUFFERS: gl.constexpr = query_buffers(HEAD_DIM)
-    layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, HEAD_DIM], dtype)
+    BUFFERS: gl.constexpr = query_buffers(VARIANT.KEY_DIM, COLUMNS, STAGES)
+    layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, COLUMNS], dtype)
     barrier_layout: gl.constexpr = mbarrier.MBarrierLayout()
-    PAIRS: gl.constexpr = computing_warpgroups(HEAD_DIM) == 2
-    PLACES: gl.constexpr = kv_places(HEAD_DIM, STAGES)
-    kv = gl.allocate_shared_memory(dtype, [PLACES, ROWS, HEAD_DIM], layout)
-    q = gl.allocate_shared_memory(dtype, [BUFFERS, ROWS, HEAD_DIM], layout)
+    PAIRS: gl.constexpr = computing_warpgroups(COLUMNS) == 2
+    PLACES: gl.constexpr = kv_places(COLUMNS, STAGES)
+    kv = gl.allocate_shared_memory(dtype, [PLACES, ROWS, COLUMNS], layout)
+    q = gl.allocate_shared_memory(dtype, [BUFFERS, ROWS, COLUMNS], layout)
+    rest = ()
+    if REST:
+        of_rest: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, REST], dtype)
+        q_rest = gl.allocate_shared_memory(dtype, [BUFFERS, ROWS, REST], of_rest)
+        k_rest = gl.allocate_shared_memory(dtype, [STAGES, ROWS, REST], of_rest)
+        rest = (q_rest, k_rest)
     line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     readers = gl.allocate_shared_memory(gl.int32, [STAGES, ROWS], line)
-    staged = None
-    staged_readers = None
+    staged = ()
     if VARIANT.EXPONENT:
         in_order: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-        size: gl.constexpr = [2 * VARIANT.AHEAD, ROWS, HEAD_DIM]
-        staged = gl.allocate_shared_memory(gl.uint8, size, in_order)
-        staged_readers = gl.allocate_shared_memory(gl.int32, [VARIANT.AHEAD, ROWS], line)
+        size: gl.constexpr = [2 * VARIANT.AHEAD, ROWS, COLUMNS]
+        staged = (
+            gl.allocate_shared_memory(gl.uint8, size, in_order),
+            gl.allocate_shared_memory(gl.int32, [VARIANT.AHEAD, ROWS], line),
+        )
     FILLING: gl.constexpr = 1 if VARIANT.EXPONENT else 32 * LOADING_WARPS
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)
     v_full = k_full
@@ -86,14 +101,14 @@ def make_ring(dtype: gl.constexpr, VARIANT: gl.constexpr):
         mbarrier.init(q_full.index(buffer), count=32 * LOADING_WARPS)
         mbarrier.init(q_empty.index(buffer), count=2)
     barriers = (q_full, q_empty, k_full, v_full, empty, handed)
-    return Ring(q, kv, readers, staged, staged_readers, *barriers)
+    return Ring(q, kv, rest, readers, staged, *barriers)
 
 
 @gluon.jit
 def place_of(step, OF_V: gl.constexpr, VARIANT: gl.constexpr):
     """Where K or V of a step is, which barriers are its own, and the parity of their uses."""
     STAGES: gl.constexpr = VARIANT.STAGES
-    if computing_warpgroups(VARIANT.HEAD_DIM) == 2:
+    if computing_warpgroups(VARIANT.VALUE_COLUMNS) == 2:
         barrier = step % STAGES
         place = 2 * barrier + OF_V
         uses = step // STAGES

@@ -15,29 +15,41 @@ LOADING_WARPS = gl.constexpr(4)
 
 
 @gluon.constexpr_function
-def computing_warpgroups(head_dim):
+def computing_warpgroups(columns):
     """An output of 256 columns takes half of the registers of a thread, where there are 256 in all:
     one warpgroup then computes, with as many as a thread can have."""
-    return 2 if head_dim <= 128 else 1
+    return 2 if columns <= 128 else 1
 
 
 @gluon.constexpr_function
-def pool_width(head_dim, exponent):
-    """Columns of two bytes that a row of K or V has in the pool: what `held_by` asks of tokens."""
-    return head_dim // 2 if exponent else head_dim
+def rest_columns(key_dim, columns):
+    """Columns of Q and K beyond those of V, in places of their own: 192 are no power of two."""
+    return 64 if key_dim > columns else 0
 
 
 @gluon.constexpr_function
-def copied_by(head_dim):
+def copied_columns(key_dim, columns):
+    """Columns of a row that threads copy side by side, of Q, K and V alike; then the next ones."""
+    return rest_columns(key_dim, columns) or columns
+
+
+@gluon.constexpr_function
+def pool_width(copied, exponent):
+    """Columns of two bytes that those of K or V have in the pool: what `held_by` asks of tokens."""
+    return copied // 2 if exponent else copied
+
+
+@gluon.constexpr_function
+def copied_by(copied):
     """Rows of a copy that one instruction of the loading warps writes, and those of each thread."""
-    rows = 32 * LOADING_WARPS.value // (head_dim // 8)  # 16 bytes a thread
+    rows = 32 * LOADING_WARPS.value // (copied // 8)  # 16 bytes a thread
     return rows, ROWS.value // rows
 
 
 @gluon.constexpr_function
-def loading_layout(head_dim, of_thread):
+def loading_layout(copied, of_thread):
     """Of two-dimensional tensors whose rows the loading warps share as they do a copy's."""
-    rows = copied_by(head_dim)[0]
+    rows = copied_by(copied)[0]
     warps = LOADING_WARPS.value
     return gl.BlockedLayout(of_thread, [rows // warps, 32 * warps // rows], [warps, 1], [1, 0])
 
@@ -55,18 +67,18 @@ def common_factor(group, rows):
 
 
 @gluon.jit
-def held_by(row, HEAD_DIM: gl.constexpr):
+def held_by(row, COPIED: gl.constexpr):
     """Which of 64 query rows, or of 64 tokens of a step, a row of shared memory holds."""
-    AT_ONCE: gl.constexpr = copied_by(HEAD_DIM)[0]
-    OF_THREAD: gl.constexpr = copied_by(HEAD_DIM)[1]
+    AT_ONCE: gl.constexpr = copied_by(COPIED)[0]
+    OF_THREAD: gl.constexpr = copied_by(COPIED)[1]
     return row % AT_ONCE * OF_THREAD + row // AT_ONCE
 
 
 @gluon.jit
-def to_rows(held, HEAD_DIM: gl.constexpr, layout: gl.constexpr):
+def to_rows(held, COPIED: gl.constexpr, layout: gl.constexpr):
     """What belongs to 64 queries or tokens, neighbours in a thread, as rows of shared memory."""
-    AT_ONCE: gl.constexpr = copied_by(HEAD_DIM)[0]
-    OF_THREAD: gl.constexpr = copied_by(HEAD_DIM)[1]
+    AT_ONCE: gl.constexpr = copied_by(COPIED)[0]
+    OF_THREAD: gl.constexpr = copied_by(COPIED)[1]
     held = held.reshape([AT_ONCE, OF_THREAD]).permute([1, 0]).reshape([ROWS])
     return gl.convert_layout(held, layout, assert_trivial=True)
 

@@ -18,9 +18,11 @@ from sglang_codec.kernels.hopper.ring import place_of, release
 from sglang_codec.kernels.hopper.rows import (
     ROWS,
     computing_warpgroups,
+    copied_columns,
     held_by,
     pool_width,
     product_layout,
+    rest_columns,
 )
 from sglang_codec.kernels.hopper.walk import batch_rows
 from sglang_codec.kernels.softmax import capped, softmax_step
@@ -55,14 +57,15 @@ class Share(NamedTuple):
 @gluon.jit
 def places_of(VARIANT: gl.constexpr):
     """The places, the same for every task."""
-    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
+    COLUMNS: gl.constexpr = VARIANT.VALUE_COLUMNS
+    COPIED: gl.constexpr = copied_columns(VARIANT.KEY_DIM, COLUMNS)
     TOKENS: gl.constexpr = tokens_at_once(VARIANT.EXACT_WEIGHTS)
     of_scores: gl.constexpr = product_layout(TOKENS)
-    of_values: gl.constexpr = product_layout(HEAD_DIM)
-    scores_row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_scores)), HEAD_DIM)
+    of_values: gl.constexpr = product_layout(COLUMNS)
+    scores_row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_scores)), COPIED)
     column = gl.arange(0, TOKENS, gl.SliceLayout(0, of_scores))
-    row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_values)), HEAD_DIM)
-    dim = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, of_values))
+    row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_values)), COPIED)
+    dim = gl.arange(0, COLUMNS, gl.SliceLayout(0, of_values))
     no_scores = gl.zeros([ROWS, TOKENS], gl.float32, of_scores)
     return Places(scores_row, column, row, dim, no_scores)
 
@@ -75,16 +78,18 @@ def read_steps(
 
     That V is not let go of; the queries are. `step` is the first of the task, of `steps`.
     """
-    HEAD_DIM: gl.constexpr = VARIANT.HEAD_DIM
+    COLUMNS: gl.constexpr = VARIANT.VALUE_COLUMNS
+    COPIED: gl.constexpr = copied_columns(VARIANT.KEY_DIM, COLUMNS)
+    HAS_REST: gl.constexpr = rest_columns(VARIANT.KEY_DIM, COLUMNS) > 0
     STAGES: gl.constexpr = VARIANT.STAGES
     TOKENS: gl.constexpr = tokens_at_once(VARIANT.EXACT_WEIGHTS)
-    ALONE: gl.constexpr = computing_warpgroups(HEAD_DIM) == 1
-    of_values: gl.constexpr = product_layout(HEAD_DIM)
+    ALONE: gl.constexpr = computing_warpgroups(COLUMNS) == 1
+    of_values: gl.constexpr = product_layout(COLUMNS)
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, of_values, 2)
     of_scores: gl.constexpr = product_layout(TOKENS)
     rows: gl.constexpr = gl.SliceLayout(1, of_scores)
     values_rows: gl.constexpr = gl.SliceLayout(1, of_values)
-    WIDTH: gl.constexpr = pool_width(HEAD_DIM, VARIANT.EXPONENT)
+    WIDTH: gl.constexpr = pool_width(COPIED, VARIANT.EXPONENT)
     dtype: gl.constexpr = given.q_ptr.dtype.element_ty
     query = (share.base + places.scores_row) // VARIANT.GROUP
     edge = query
@@ -92,11 +97,11 @@ def read_steps(
     if VARIANT.WINDOW:
         # the first token that each row sees, counted as the steps count; behind all: no masks
         row = batch_rows(given, task, share.base + places.scores_row, VARIANT)
-        edge = gl.load(given.row_lengths_ptr + row) - VARIANT.WINDOW - task.start
+        edge = gl.load(given.row_lengths_ptr + row) - VARIANT.WINDOW - task.window[1]
         masked = gl.where(is_bundle, 0, gl.max(edge, 0))
     running_max = gl.full([ROWS], -float("inf"), gl.float32, rows)
     running_sum = gl.zeros([ROWS], gl.float32, rows)
-    accumulator = warpgroup_mma_init(gl.zeros([ROWS, HEAD_DIM], gl.float32, of_values))
+    accumulator = warpgroup_mma_init(gl.zeros([ROWS, COLUMNS], gl.float32, of_values))
     mbarrier.wait(ring.q_full.index(share.buffer), share.phase)
     q = ring.q.index(share.buffer)
     _, last, _ = place_of(step + share.own, 1, VARIANT)  # barrier of V of the step before
@@ -111,6 +116,11 @@ def read_steps(
             pending = warpgroup_mma(
                 q, k.permute((1, 0)), places.no_scores, use_acc=False, is_async=True
             )
+            if HAS_REST:
+                k = ring.rest[1].index(my_step % STAGES).slice(half * TOKENS, TOKENS)
+                pending = warpgroup_mma(
+                    ring.rest[0].index(share.buffer), k.permute((1, 0)), pending, is_async=True
+                )
             scores, values = warpgroup_mma_wait(0, deps=(pending, accumulator))
             scores = capped(scores, given)
             if half == 0:

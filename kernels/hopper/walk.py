@@ -34,8 +34,8 @@ class Task(NamedTuple):
     first: Any
     queries: Any
     part: Any
-    head: Any  # of windows: entries in front of the chunk, because it has to begin aligned
-    start: Any  # and where in its rows the first of these entries would be; else None
+    window: Any  # entries in front of the chunk, because it has to begin aligned, and where in its
+    # rows the first of these entries would be; empty without a window
 
 
 class TileRows(NamedTuple):
@@ -91,14 +91,14 @@ def task_of(walk, turn, VARIANT: gl.constexpr):
     first = gl.load(record + 2, mask=is_task, other=0, eviction_policy=KEPT)
     queries = gl.load(record + 3, mask=is_task, other=0, eviction_policy=KEPT)
     part = gl.load(record + 4, mask=is_task, other=0, eviction_policy=KEPT)
-    head = None
-    start = None
+    window = ()
     if VARIANT.WINDOW:
         # but what its rows have left is counted in single tokens
         head = entry - kv_start
         start = gl.load(record + 6, mask=is_task, other=0, eviction_policy=KEPT) - head
+        window = (head, start)
         kv_len += gl.where(kv_len > 0, head, 0)
-    return Task(kind, kv_start, kv_len, first, queries, part, head, start)
+    return Task(kind, kv_start, kv_len, first, queries, part, window)
 
 
 @gluon.jit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sglang_codec.kernels.columns import of_width
 from sglang_codec.kernels.fp8 import widened
 from sglang_codec.kernels.portable.bundle_repair import attend_alone
 from sglang_codec.kernels.portable.products import add_values
@@ -25,7 +26,7 @@ def attend(
 ):
     """Attention of one query tile over one KV chunk, or one bundle, for one KV head."""
     GROUP: tl.constexpr = VARIANT.GROUP
-    HEAD_DIM: tl.constexpr = VARIANT.HEAD_DIM
+    COLUMNS: tl.constexpr = VARIANT.VALUE_COLUMNS
     record = given.plan_ptr + given.tasks_offset + task * TASK_INTS
     kv_start = tl.load(record)
     kv_len = tl.load(record + 1)
@@ -34,7 +35,8 @@ def attend(
     part = tl.load(record + 4)
 
     offs_row = tl.arange(0, ROWS)
-    offs_dim = tl.arange(0, HEAD_DIM)
+    key_column = tl.arange(0, VARIANT.KEY_COLUMNS)
+    value_column = tl.arange(0, COLUMNS)
     token = tl.arange(0, BLOCK_KV)
     query = offs_row // GROUP
     head = kv_head * GROUP + offs_row % GROUP
@@ -42,7 +44,8 @@ def attend(
     order = given.plan_ptr + given.order_offset + first + query
     row = tl.load(order, mask=valid, other=0).to(tl.int64)
     q_rows = given.q_ptr + row[:, None] * given.q_row_stride + head[:, None] * given.q_head_stride
-    q = tl.load(q_rows + offs_dim[None, :], mask=valid[:, None], other=0.0)
+    q_mask = of_width(valid[:, None], key_column[None, :], VARIANT.KEY_DIM)
+    q = tl.load(q_rows + key_column[None, :], mask=q_mask, other=0.0)
     k_head_ptr = given.k_ptr + kv_head.to(tl.int64) * given.k_head_stride
     v_head_ptr = given.v_ptr + kv_head.to(tl.int64) * given.v_head_stride
     index = (given.bundle_index_ptr if IS_BUNDLE else given.kv_index_ptr) + kv_start
@@ -50,7 +53,7 @@ def attend(
 
     running_max = tl.full([ROWS], -float("inf"), tl.float32)
     running_sum = tl.zeros([ROWS], tl.float32)
-    accumulator = tl.zeros([ROWS, HEAD_DIM], tl.float32)
+    accumulator = tl.zeros([ROWS, COLUMNS], tl.float32)
     IS_WINDOWED: tl.constexpr = VARIANT.WINDOW > 0 and not IS_BUNDLE
     if IS_WINDOWED:
         # the first token that each row sees, counted from the chunk's own
@@ -67,13 +70,13 @@ def attend(
         at = slot.to(tl.int64)
         # beyond the end nothing is loaded: zeros, so a weight of zero never meets a NaN
         k = tl.load(
-            k_head_ptr + at[:, None] * given.k_slot_stride + offs_dim[None, :],
-            mask=within[:, None],
+            k_head_ptr + at[:, None] * given.k_slot_stride + key_column[None, :],
+            mask=of_width(within[:, None], key_column[None, :], VARIANT.KEY_DIM),
             other=0.0,
         )
         v = tl.load(
-            v_head_ptr + at[:, None] * given.v_slot_stride + offs_dim[None, :],
-            mask=within[:, None],
+            v_head_ptr + at[:, None] * given.v_slot_stride + value_column[None, :],
+            mask=of_width(within[:, None], value_column[None, :], VARIANT.VALUE_DIM),
             other=0.0,
         )
         k = widened(k, q.dtype, VARIANT.EXPONENT)
@@ -132,6 +135,6 @@ def attend(
         # the only part of its row; read again rather than kept in registers throughout the loop
         row = tl.load(order, mask=valid, other=0, volatile=True).to(tl.int64)
         sink = sinks_of(given, head)
-        store_rows(given, row, head, offs_dim, valid, result, lse, sink, VARIANT)
+        store_rows(given, row, head, value_column, valid, result, lse, sink, VARIANT)
     else:
-        store_partials(given, part + query, head, offs_dim, valid, result, lse, "", VARIANT)
+        store_partials(given, part + query, head, value_column, valid, result, lse, "", VARIANT)

@@ -186,13 +186,14 @@ def judge(runner: Any) -> dict[str, Any]:
     import torch
 
     from sglang_codec.attention_layers import attention_layers
-    from sglang_codec.layer_groups import LayerGroups
+    from sglang_codec.layer_groups import LayerGroups, shape_of
     from sglang_codec.refusals import UnsupportedConfiguration, check_supported
 
     torch.cuda.get_device_capability = lambda *_: (9, 0)
     layers = {layer.layer_id: layer for layer in attention_layers(runner.model)}
     shapes = Counter(
-        f"{one.tp_q_head_num}/{one.tp_k_head_num} d{one.qk_head_dim}" for one in layers.values()
+        f"{shape.num_qo_heads}/{shape.num_kv_heads} d{shape.dims}"
+        for shape in (shape_of(layer, runner) for layer in layers.values())
     )
     answer = {"shape": ", ".join(shapes) or "-", "served": 0, "layers": len(layers)}
     try:

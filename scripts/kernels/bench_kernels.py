@@ -35,7 +35,7 @@ from library.attention import summary, tables, timing
 from library.attention.measure import measure_row
 from library.attention.peers import ADAPTERS, DEFAULT, PAGES
 from library.attention.problem import SLOTS, KVPool, Problem, form_of
-from library.options import parser_of, positive, some_of
+from library.options import head_dims, parser_of, positive, some_of
 
 from sglang_codec.shape_support import FP8_DTYPES
 
@@ -49,7 +49,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--only", help="rows whose table, name or tree contains this text")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     add("--kv-dtype", choices=FP8_DTYPES, help="of the KV cache; default: as --dtype")
-    add("--head-dim", type=positive, default=tables.HEAD_DIM)
+    about = "of keys and values, as 128 or 192/128"
+    add("--head-dim", type=head_dims, default=(tables.HEAD_DIM,) * 2, help=about)
     about = "tokens before its own that a row sees, as 4095 with --heads 40/8; default: all"
     add("--window-left", type=int, default=-1, help=about)
     add("--peers", type=peers, help=f"from {', '.join(ADAPTERS)}; default {','.join(DEFAULT)}")
@@ -145,7 +146,8 @@ def _one(
     peers = options.contiguous_peers if slots == "contiguous" else options.peers
     pages = [PAGES[peer] for peer in peers if peer in PAGES]
     align = max(pages, default=1) if slots == "contiguous" else 1
-    shape = {"head_dim": options.head_dim, "window": options.window_left + 1}
+    shape = dict(zip(("head_dim", "value_dim"), options.head_dim, strict=True))
+    shape["window"] = options.window_left + 1
     problem = Problem(row, pool, slots, align, options.layers, **shape)
     return measure_row(problem, peers, ceilings, options.rounds, options.verbose)
 

@@ -33,6 +33,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 import triton
+from library.options import head_dims
 from machine_code import MachineCode, kv_loops, reads_before_writes, stores_before_wait
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
@@ -47,6 +48,7 @@ from sglang_codec.kernels.kv_index import append_slots, gather_slots
 from sglang_codec.kernels.kv_store import store_kv
 from sglang_codec.kernels.launch import LaunchConfig, launch_config
 from sglang_codec.planning.plan import PlanCapacity, PlanLayout
+from sglang_codec.shape_support import GPU_HEAD_DIMS
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 KV_DTYPES = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
@@ -115,7 +117,7 @@ class Report:
     arch: int = column("sm", ">4")
     dtype: str = column("type", ">5")
     kv_dtype: str = column("KV", ">5")
-    head_dim: int = column("D", ">4")
+    head_dim: str = column("D", ">7")
     group: int = column("G", ">3")
     tiles: str = column("tiles", "<30")
     num_warps: int = column("warps", ">5")
@@ -151,9 +153,9 @@ def tensor(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def pool_buffer(shape: AttentionShape) -> torch.Tensor:
+def pool_buffer(shape: AttentionShape, dim: int) -> torch.Tensor:
     dtype = getattr(torch, shape.kv_dtype)
-    return tensor(_POOL_SLOTS, NUM_KV_HEADS, shape.key_dim, dtype=dtype)
+    return tensor(_POOL_SLOTS, NUM_KV_HEADS, dim, dtype=dtype)
 
 
 def scales(shape: AttentionShape) -> dict[str, float]:
@@ -178,21 +180,22 @@ def attention_launches(
 ) -> tuple[Launch, Launch]:
     """PAC and POR."""
     heads, dtype = shape.num_qo_heads, getattr(torch, shape.dtype)
-    q = tensor(_BATCH, heads, shape.key_dim, dtype=dtype)
-    buffer = pool_buffer(shape)
+    dims = (shape.key_dim, shape.value_dim)
+    q, out = (tensor(_BATCH, heads, dim, dtype=dtype) for dim in dims)
+    k, v = (pool_buffer(shape, dim) for dim in dims)
     lse = tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None
     buffers = plan_buffers(gpu, config, shape)
     sinks = tensor(heads, dtype=torch.bfloat16) if has_sinks else None
     of_layer = {"sm_scale": 0.088, "sinks": sinks, "soft_cap": shape.soft_cap} | scales(shape)
     of_launch = of_layer | {"config": config, "lse": lse}
-    pac, por = record(lambda: prefix_shared_attention(q, buffer, buffer, q, buffers, **of_launch))
+    pac, por = record(lambda: prefix_shared_attention(q, k, v, out, buffers, **of_launch))
     return pac, por
 
 
 def store_launch(config: LaunchConfig, shape: AttentionShape) -> Launch:
     dtype = getattr(torch, shape.dtype)
     new = tensor(_BATCH, NUM_KV_HEADS, shape.key_dim, dtype=dtype)
-    buffer = pool_buffer(shape)
+    buffer = pool_buffer(shape, shape.key_dim)
     slots = tensor(_BATCH, dtype=torch.int64)
     early = config.early_launch and config.warp_roles
     of_launch = {"early_launch": early} | scales(shape)
@@ -323,7 +326,7 @@ def examine(
         arch=gpu.arch,
         dtype=_SHORT[shape.dtype] if shape else "-",
         kv_dtype=_SHORT[shape.kv_dtype] if shape else "-",
-        head_dim=shape.key_dim if shape else 0,
+        head_dim=shape.dims if shape else "-",
         group=shape.group if shape else 0,
         tiles=tiles,
         num_warps=num_warps,
@@ -341,9 +344,9 @@ def examine(
 
 def reports(options: argparse.Namespace) -> Iterator[Report]:
     for gpu in (GPUS[arch] for arch in options.arch):
-        for dtype, dim, group in itertools.product(options.dtype, options.head_dim, options.group):
-            dtypes = DTYPES[dtype], KV_DTYPES.get(options.kv_dtype)
-            shape = AttentionShape.plain(NUM_KV_HEADS * group, NUM_KV_HEADS, dim, *dtypes)
+        for dtype, dims, group in itertools.product(options.dtype, options.head_dim, options.group):
+            dtypes = DTYPES[dtype], KV_DTYPES.get(options.kv_dtype, DTYPES[dtype])
+            shape = AttentionShape(NUM_KV_HEADS * group, NUM_KV_HEADS, *dims, *dtypes)
             of_layer = {"soft_cap": options.soft_cap, "window": options.window_left}
             shape = dataclasses.replace(shape, **of_layer)
             config = launch_config(gpu.capability, shape, warp_roles=not options.no_warp_roles)
@@ -356,7 +359,8 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
                     yield examine(pac, gpu, shape=shape, tiles=tiles, ctas_per_sm=ctas)
                 tiles = "with LSE" if return_lse else "without LSE"
                 yield examine(por, gpu, shape=shape, tiles=tiles)
-            yield examine(store_launch(config, shape), gpu, shape=shape)
+            if shape.key_dim == shape.value_dim:
+                yield examine(store_launch(config, shape), gpu, shape=shape)
         shape = dataclasses.replace(ANY_SHAPE, window=options.window_left)
         for launch in per_step_launches(gpu, launch_config(gpu.capability, shape), shape):
             yield examine(launch, gpu)
@@ -383,8 +387,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(GPUS), default=[80, 90, 100])
-    dims = (64, 128, 256)
-    parser.add_argument("--head-dim", type=int, nargs="+", choices=dims, default=[*dims])
+    dims = [head_dims(text) for text in GPU_HEAD_DIMS]
+    about = "of keys and values, as 128 or 192/128"
+    parser.add_argument("--head-dim", type=head_dims, nargs="+", default=dims, help=about)
     parser.add_argument("--dtype", nargs="+", choices=sorted(DTYPES), default=list(DTYPES))
     parser.add_argument("--kv-dtype", choices=sorted(KV_DTYPES), help="default: as --dtype")
     parser.add_argument("--group", type=int, nargs="+", default=[1, 4, 8], help="GQA group sizes")

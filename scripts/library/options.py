@@ -75,6 +75,14 @@ def positive(text: str) -> int:
     return value
 
 
+def head_dims(text: str) -> tuple[int, int]:
+    """Dimensions of a key and a value head, as in 128 or 192/128."""
+    words = text.split("/")
+    if len(words) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: need one dimension or two, as in 192/128")
+    return positive(words[0]), positive(words[-1])
+
+
 def positive_number(text: str) -> float:
     """A number above 0."""
     try:

@@ -1,4 +1,4 @@
-"""Measure on a GPU what a task costs: the planner's `cost_tables/<gpu>_d<head dim>[_fp8].json`.
+"""Measure on a GPU what a task costs: the planner's `cost_tables/<gpu>_d<head dims>[_fp8].json`.
 
     python scripts/planner/profile_cost_model.py                  # 32/8 heads, bf16, head dim 128
     python scripts/planner/profile_cost_model.py --heads 32/8,32/32,16/1 --json out/cost.json
@@ -22,7 +22,7 @@ import torch
 from library import results
 from library.attention import timing
 from library.attention.problem import KVPool, layers_to_stay_cold
-from library.options import parser_of
+from library.options import head_dims, parser_of
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 from sglang_codec.attention_shape import AttentionShape
@@ -72,7 +72,7 @@ def task_us(
     least_bytes = _kv_bytes(shape, min(WAVES) * num_slots * tokens)
     layers = layers_to_stay_cold(least_bytes)
     calls = timing.calls_per_replay(layers, least_bytes / ROUGH_BYTES_PER_US)
-    k, v = pool.layers(layers, (most, shape.num_kv_heads, shape.key_dim))
+    k, v = pool.layers(layers, most, shape.num_kv_heads, (shape.key_dim, shape.value_dim))
     slots = np.arange(most, dtype=np.int32)
     if scattered:
         slots = np.random.default_rng(0).permutation(slots)
@@ -108,6 +108,7 @@ def _wrapper(shape: AttentionShape, pool: KVPool) -> PrefixSharedDecodeWrapper:
         shape.num_qo_heads,
         shape.num_kv_heads,
         shape.key_dim,
+        head_dim_vo=shape.value_dim,
         dtype=pool.dtype,
         kv_data_type=pool.kv_dtype,
         device=pool.device,
@@ -164,6 +165,7 @@ def document(gpu: str, shape: AttentionShape, tables: list[dict], ceilings: dict
         "dtype": shape.dtype,
         "kv_dtype": shape.kv_dtype,
         "head_dim": shape.key_dim,
+        "value_dim": shape.value_dim,
         "group": first["group"],
         "num_kv_heads": first["num_kv_heads"],
         "slots": first["slots"],
@@ -178,7 +180,7 @@ def main() -> int:
     parser = parser_of(__doc__)
     add = parser.add_argument
     add("--heads", default="32/8", help="query/KV heads, comma-separated; the first one counts")
-    add("--head-dim", type=int, default=128)
+    add("--head-dim", type=head_dims, default="128", help="of keys and values: 128 or 192/128")
     add("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     add("--kv-dtype", choices=FP8_DTYPES, help="of the KV cache; default: as --dtype")
     add("--tokens", default=",".join(map(str, TOKENS)))
@@ -194,7 +196,7 @@ def main() -> int:
     tokens = [int(n) for n in options.tokens.split(",")]
     tables = []
     for heads in options.heads.split(","):
-        shape = AttentionShape.plain(*map(int, heads.split("/")), options.head_dim, *dtypes)
+        shape = AttentionShape(*map(int, heads.split("/")), *options.head_dim, *dtypes)
         path = options.json or cost_table(gpu, shape)
         tables.append(measure_table(shape, pool, tokens, options.slots == "scattered"))
         results.write(document(gpu, shape, tables, ceilings), path)

@@ -149,7 +149,7 @@ def roofline_cost_model(
     """A cost model from two ceilings, for a GPU without a measured table.
 
     One of `num_ctas` equally busy CTAs owns ``1 / num_ctas`` of both ceilings; a token costs
-    ``max(kv_token_bytes / bandwidth, 2 M (Dk + Dv) / flops)`` of its share.
+    ``max(kv_token_bytes / bandwidth, 2 M product_columns / flops)`` of its share.
 
     Args:
         bandwidth: bytes per second of device memory.
@@ -157,7 +157,7 @@ def roofline_cost_model(
         task_overhead_us: time of a task before its first token.
     """
     rows, tokens = np.array(_ROW_GRID), np.array(_TOKEN_GRID, np.float64)
-    products = 2 * rows * (shape.key_dim + shape.value_dim)
+    products = 2 * rows * shape.product_columns
     seconds = np.maximum(shape.kv_token_bytes / bandwidth, products / flops)
     per_token = seconds * num_ctas * 1e6
     return CostModel(rows, tokens, task_overhead_us + per_token[:, None] * tokens, "roofline")

@@ -34,11 +34,15 @@ BATCHES: dict[str, Counts] = {
     ],
     "many parts": [[("long", 9000), (f"tail {row}", 1)] for row in range(2)],
 }
-SHAPES = {
-    "exact weights": (2, 64),
-    "group of 4": (4, 128),
-    "256 columns": (8, 256),
-    "256 columns, exact weights": (1, 256),
+SHAPES = {  # group, key dim, value dim
+    "exact weights": (2, 64, 64),
+    "group of 4": (4, 128, 128),
+    "256 columns": (8, 256, 256),
+    "256 columns, exact weights": (1, 256, 256),
+    "96 columns, exact weights": (1, 96, 96),
+    "80 columns": (4, 80, 80),
+    "long keys": (16, 192, 128),
+    "long keys, exact weights": (2, 192, 128),
 }
 LAYERS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -61,9 +65,11 @@ def roles(request: pytest.FixtureRequest) -> bool:
     return request.param
 
 
-def config_for(device: torch.device, roles: bool, group: int, head_dim: int) -> LaunchConfig:
+def config_for(
+    device: torch.device, roles: bool, group: int, dims: tuple[int, int]
+) -> LaunchConfig:
     """The configuration of this GPU for a shape, with or without warp roles."""
-    shape = AttentionShape.plain(KV_HEADS * group, KV_HEADS, head_dim)
+    shape = AttentionShape(KV_HEADS * group, KV_HEADS, *dims, "bfloat16", "bfloat16")
     capability = torch.cuda.get_device_capability(device)
     config = launch_config(capability, shape, warp_roles=roles)
     if config.warp_roles != roles:
@@ -77,15 +83,16 @@ def config_for(device: torch.device, roles: bool, group: int, head_dim: int) -> 
 def test_a_padded_step_of_growing_rows(
     name: str, shape: str, layer: str, roles: bool, device: torch.device, dtype: torch.dtype
 ) -> None:
-    counts, (group, head_dim) = BATCHES[name], SHAPES[shape]
-    config = config_for(device, roles, group, head_dim)
+    counts, (group, *dims) = BATCHES[name], SHAPES[shape]
+    config = config_for(device, roles, group, dims)
     rows = len(counts)
     paths = with_slots([*counts, [("new", rows)]], seed=6)
     problem = make_problem(
         paths,
         num_qo_heads=KV_HEADS * group,
         num_kv_heads=KV_HEADS,
-        head_dim=head_dim,
+        head_dim=dims[0],
+        value_dim=dims[1],
         dtype=dtype,
         device=device,
         padding=PADDING - 1,  # the row of the new slots is padding too
@@ -105,15 +112,29 @@ def test_a_padded_step_of_growing_rows(
     assert (out[rows:] == 0).all()
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("head_dim", [64, 256])
-def test_a_nan_stays_with_its_row(
-    head_dim: int, layer: str, roles: bool, device: torch.device, dtype: torch.dtype
+@pytest.mark.parametrize("stages", [3, 4])
+def test_long_keys_with_more_steps_or_more_queries(
+    stages: int, device: torch.device, dtype: torch.dtype
 ) -> None:
-    config = config_for(device, roles, 4, head_dim)
+    """Large tiles that follow one another, with two query buffers and with four."""
+    config = dataclasses.replace(config_for(device, True, 16, (192, 128)), stages=stages)
+    paths = with_slots([[("prompt", 3000), (f"tail {row}", 70)] for row in range(64)], seed=4)
+    heads = {"num_qo_heads": 16 * KV_HEADS, "num_kv_heads": KV_HEADS}
+    widths = {"head_dim": 192, "value_dim": 128}
+    problem = make_problem(paths, **heads, **widths, dtype=dtype, device=device)
+    plan_batch(paths, problem, config=config).check(problem)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("dims", [(64, 64), (80, 80), (96, 96), (192, 128), (256, 256)], ids=str)
+def test_a_nan_stays_with_its_row(
+    dims: tuple[int, int], layer: str, roles: bool, device: torch.device, dtype: torch.dtype
+) -> None:
+    config = config_for(device, roles, 4, dims)
     paths = with_slots(BATCHES["bundles"], seed=2)
-    heads = {"num_qo_heads": 4 * KV_HEADS, "num_kv_heads": KV_HEADS, "head_dim": head_dim}
-    problem = make_problem(paths, **heads, dtype=dtype, device=device)
+    heads = {"num_qo_heads": 4 * KV_HEADS, "num_kv_heads": KV_HEADS}
+    widths = {"head_dim": dims[0], "value_dim": dims[1]}
+    problem = make_problem(paths, **heads, **widths, dtype=dtype, device=device)
     problem = of_layer(problem, layer)
     problem.v_buffer[problem.rows[17][-1]] = float("nan")
     out, _ = plan_batch(paths, problem, config=config).attend(problem)

@@ -38,7 +38,8 @@ def compile_kernels(
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
 def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
-    done, kernels = compile_kernels(tmp_path, "--arch", str(arch), "--group", "4")
+    dims = ("--head-dim", "64", "128", "256")
+    done, kernels = compile_kernels(tmp_path, "--arch", str(arch), "--group", "4", *dims)
     assert done.returncode == 0, done.stdout + done.stderr
     name = "pac_hopper" if arch == 90 else "pac"
     assert {kernel["kernel"] for kernel in kernels} == {
@@ -51,7 +52,7 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
     }
     pac = [kernel for kernel in kernels if kernel["kernel"] == name]
     assert {(kernel["head_dim"], kernel["dtype"]) for kernel in pac} == {
-        (head_dim, dtype) for head_dim in (64, 128, 256) for dtype in ("bf16", "fp16")
+        (head_dim, dtype) for head_dim in ("64", "128", "256") for dtype in ("bf16", "fp16")
     }
     for kernel in pac:
         assert kernel["async_copies"] > 0
@@ -85,6 +86,8 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
         ("--arch", "90", "--head-dim", "128", "--dtype", "bf16", "--group", "1", "4", *SUNK),
         (*ALL, "--dtype", "bf16", "--kv-dtype", "e4m3"),
         (*ALL, "--dtype", "fp16", "--kv-dtype", "e5m2", "--head-dim", "128", *SUNK),
+        ("--arch", "80", "90", "100", "--head-dim", "96", "192/128", "--dtype=bf16", "--group=16"),
+        ("--arch", "90", "--head-dim", "80", "192/128", "--dtype", "bf16", "--group", "1", *SUNK),
     ],
     ids=[
         "other groups, with LSE",
@@ -94,6 +97,8 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
         "sinks and a cap, wide heads",
         "fp8",
         "fp8, sinks and a cap",
+        "narrow heads, and values unlike keys",
+        "the same with sinks and a cap, exact weights",
     ],
 )
 def test_other_variants_compile_and_fit(arguments: tuple[str, ...], tmp_path: Path) -> None:

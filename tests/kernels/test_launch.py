@@ -41,6 +41,22 @@ def test_wide_heads_have_no_large_tile_where_one_warpgroup_computes(
     assert not (wide.warp_roles and 128 in wide.row_tiles)
 
 
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)])
+def test_narrow_heads_are_launched_as_those_that_hold_them(capability: tuple[int, int]) -> None:
+    for dim in (80, 96):
+        assert launch_config(capability, AttentionShape.plain(32, 8, dim)) == launch_config(
+            capability, SHAPE
+        )
+
+
+def test_long_keys_have_large_tiles_with_fewer_steps_at_hand() -> None:
+    shape = AttentionShape(64, 4, 192, 128, "bfloat16", "bfloat16")
+    config = launch_config((9, 0), shape)
+    assert config.warp_roles
+    assert config.row_tiles == ROLES.row_tiles
+    assert config.stages < ROLES.stages
+
+
 def test_bundles_are_optional() -> None:
     assert dataclasses.replace(ROLES, bundle=None).bundle_rows == 0
 

@@ -52,9 +52,9 @@ def wrapper_for(
     problem: Problem, num_kv_heads: int, **options: PlanCapacity
 ) -> PrefixSharedDecodeWrapper:
     q = problem.q
-    return PrefixSharedDecodeWrapper(
-        q.shape[1], num_kv_heads, q.shape[2], dtype=q.dtype, device=q.device, **options
-    )
+    widths = {"head_dim_qk": q.shape[2], "head_dim_vo": problem.v_buffer.shape[-1]}
+    where = {"dtype": q.dtype, "device": q.device}
+    return PrefixSharedDecodeWrapper(q.shape[1], num_kv_heads, **widths, **where, **options)
 
 
 def check(
@@ -62,7 +62,7 @@ def check(
 ) -> torch.Tensor:
     """Plan, run and compare output and LSE with fp64; returns the output."""
     wrapper.plan(forest, sm_scale=problem.sm_scale, logits_soft_cap=problem.soft_cap)
-    poisoned = torch.full_like(problem.q, float("nan"))
+    poisoned = problem.empty()
     tensors = (problem.q, problem.k_buffer, problem.v_buffer)
     out, lse = wrapper.run(*tensors, sinks=problem.sinks, out=poisoned, return_lse=True)
     assert out is poisoned
@@ -106,6 +106,26 @@ def test_every_dtype_and_head_dim(head_dim: int, dtype: torch.dtype, device: tor
     if device.type == "cuda" and (head_dim == 32 or dtype == torch.float32):
         pytest.skip("CPU only")
     solve(BATCHES["two levels"], device, dtype, head_dim=head_dim, num_kv_heads=2, group=2)
+
+
+@pytest.mark.parametrize("widths", [(192, 128), (96, 96), (80, 80)], ids=str)
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_widths_of_keys_and_values(
+    page_size: int, widths: tuple[int, int], device: torch.device, dtype: torch.dtype
+) -> None:
+    key_dim, value_dim = widths
+    shape = {"head_dim": key_dim, "value_dim": value_dim, "page_size": page_size, "padding": 1}
+    solve(BATCHES["two levels"], device, dtype, num_kv_heads=2, **shape)
+    _, problem = few_shot(device, dtype)
+    for name, width in {"q": key_dim, "k_buffer": key_dim, "v_buffer": value_dim}.items():
+        wide = getattr(problem, name).repeat(1, 1, 3)[..., :width]
+        problem = dataclasses.replace(problem, **{name: wide.contiguous()})
+    wrapper = wrapper_for(problem, 1)
+    wrapper.plan(equal_rows(3))
+    tensors = (problem.q, problem.k_buffer, problem.v_buffer)
+    assert wrapper.run(*tensors).shape == (3, 4, value_dim)
+    with pytest.raises(ValueError, match=rf"out has shape .*, expected \(3, 4, {value_dim}\)"):
+        wrapper.run(*tensors, out=problem.q.new_empty(3, 4, 64))
 
 
 @pytest.mark.parametrize("name", ["few-shot", "two levels", "rows without tokens"])
@@ -361,7 +381,7 @@ def test_tensors_of_another_dtype_device_or_layout_are_refused(
         ((6, 4), 64, "6 query heads are no multiple of 4 KV heads"),
         ((4, 0), 64, "no multiple of 0 KV heads"),
         ((17, 1), 64, "GQA group of 17, the limit is 16"),
-        ((4, 1), 96, "head dim 96"),
+        ((4, 1), 100, "head dim 100"),
         ((4, 1), 8, "head dim 8"),
     ],
 )

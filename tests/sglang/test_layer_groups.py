@@ -54,8 +54,9 @@ def test_layers_of_one_cap_are_a_group() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"head_dim": 96}, ["head dim 96", "64, 128, 256"]),
-        ({"head_dim": 128, "v_head_dim": 64}, ["v_head_dim 64", "128"]),
+        ({"head_dim": 48}, ["head dim 48", "64, 80, 96, 128, 192/128, 256"]),
+        ({"head_dim": 128, "v_head_dim": 64}, ["head dim 128/64", "192/128, 256"]),
+        ({"head_dim": 128, "v_head_dim": 192}, ["head dim 128/192", "192/128, 256"]),
         ({"heads": 32, "kv_heads": 1}, ["32 query heads", "limit is 16"]),
         ({"heads": 6, "kv_heads": 4}, ["6 query heads", "4 KV heads"]),
         ({"sliding_window_size": 512}, ["sliding window of 513 tokens", "1024 and more"]),
@@ -82,7 +83,7 @@ def test_a_layer_with_other_value_heads_is_delegated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "accepted"), [(16, True), (32, True), (8, False), (48, False)]
+    ("head_dim", "accepted"), [(16, True), (24, True), (192, True), (8, False), (44, False)]
 )
 def test_head_dims_of_the_interpreter(head_dim: int, accepted: bool) -> None:
     if accepted:
@@ -90,6 +91,15 @@ def test_head_dims_of_the_interpreter(head_dim: int, accepted: bool) -> None:
     else:
         with pytest.raises(UnsupportedConfiguration, match=f"head dim {head_dim}, the interpreter"):
             groups(layer(head_dim=head_dim), device="cpu")
+
+
+@pytest.mark.parametrize("dims", [(64, 64), (80, 80), (96, 96), (192, 128), (256, 256)], ids=str)
+def test_head_dims_of_a_gpu(dims: tuple[int, int]) -> None:
+    found = groups(layer(0, head_dim=dims[0], v_head_dim=dims[1]))
+    (group,) = found.groups
+    assert (group.shape.key_dim, group.shape.value_dim) == dims
+    assert group.shape.kv_token_bytes == 2 * sum(dims)
+    assert f"heads of {'/'.join(map(str, dict.fromkeys(dims)))}, bfloat16" in str(group)
 
 
 def test_a_layer_that_shares_its_id_with_another_kind_is_not_served() -> None:

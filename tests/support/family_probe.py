@@ -30,6 +30,20 @@ SMALL = {
     # SGLang's kernel for it does not run in Triton's interpreter
     "final_logit_softcapping": None,
 }
+OF_FAMILY = {
+    "phi3_mini": {"hidden_size": 96, "num_key_value_heads": 4, "head_dim": 24},
+    "mimo_v2_flash": {
+        "head_dim": 48,
+        "v_head_dim": 32,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 2,
+        "swa_head_dim": 48,
+        "swa_v_head_dim": 32,
+        "sliding_window_size": 16,
+        "add_full_attention_sink_bias": True,
+    },
+}
+SINKS = ("sinks", "sink_bias")  # how their parameters end
 ROWS, NEW_TOKENS = 3, 6
 # where windows are served rows share nothing any more in the end, and places behind the windows,
 # where they have a pool of their own, are given away
@@ -52,7 +66,8 @@ def main(
         shape_support.MIN_WINDOW = int(min_window)
         SMALL["hidden_size"] = 128  # where heads are what it is divided into
     config = json.loads((MODELS / f"{family}.json").read_text())
-    config |= {name: value for name, value in SMALL.items() if name in config} | json.loads(more)
+    config |= {name: value for name, value in SMALL.items() if name in config}
+    config |= OF_FAMILY.get(family, {}) | json.loads(more)
     if config.get("is_hybrid_swa"):
         from sglang.srt.configs import model_config
 
@@ -85,7 +100,7 @@ def main(
     engine.backend.decode_backend = engine.backend.prefill_backend
     report["stock"] = _serve(engine, "stock", tokens)
     for name, parameter in model.named_parameters():
-        if name.endswith("sinks"):
+        if name.endswith(SINKS):
             parameter.data.fill_(-float("inf"))
     for layer in attention_layers(model):
         layer.logit_cap = 0.0
@@ -101,7 +116,7 @@ def _draw_weights(model: torch.nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.3 if "attn" in name else 0.1)
-        elif name.endswith("sinks"):
+        elif name.endswith(SINKS):
             parameter.data.normal_(mean=8.0, std=2.0)
         elif name.endswith("norm.weight"):
             parameter.data.fill_(1.0)

@@ -40,7 +40,7 @@ class Planned:
 
     def attend(self, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
         """Output and LSE, in tensors that were NaN before."""
-        out = torch.full_like(problem.q, float("nan"))
+        out = problem.empty()
         lse = torch.full(out.shape[:2], float("nan"), device=out.device)
         update_lengths(self.buffers)
         prefix_shared_attention(
@@ -98,11 +98,10 @@ def plan_batch(
         make_plan: another planner than the one that serves.
     """
     device, num_kv_heads = problem.q.device, problem.k_buffer.shape[-2]
-    _, num_qo_heads, head_dim = problem.q.shape
-    dtype, kv_dtype = (
-        str(tensor.dtype).removeprefix("torch.") for tensor in (problem.q, problem.k_buffer)
-    )
-    shape = AttentionShape.plain(num_qo_heads, num_kv_heads, head_dim, dtype, kv_dtype)
+    _, num_qo_heads, key_dim = problem.q.shape
+    dims = (key_dim, problem.v_buffer.shape[-1])
+    dtypes = (str(tensor.dtype).removeprefix("torch.") for tensor in (problem.q, problem.k_buffer))
+    shape = AttentionShape(num_qo_heads, num_kv_heads, *dims, *dtypes)
     shape = dataclasses.replace(shape, window=problem.window - 1 if problem.window else None)
     machine = describe_device(device, shape)
     # on a whole GPU every task of a small batch has a program for itself, and no bundle pays

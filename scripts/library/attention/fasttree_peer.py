@@ -18,6 +18,7 @@ import torch
 
 from library.attention.problem import Problem, Tree
 from library.attention.runner import Runner, Unsupported
+from library.attention.stock_peers import refuse_unequal_dims
 from library.attention.timing import time_host
 
 TILE_ROWS = (64, 16)
@@ -57,6 +58,7 @@ def fasttree_nodes(tree: Tree) -> list[FastTreeNode]:
 
 def fasttree(problem: Problem) -> list[Runner]:
     """FastTree's plan and kernels on this problem's own slots."""
+    refuse_unequal_dims(problem)
     group = problem.num_qo_heads // problem.num_kv_heads
     if problem.kv_dtype != problem.dtype:
         raise Unsupported(f"a KV cache in {problem.kv_dtype}")

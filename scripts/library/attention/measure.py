@@ -57,7 +57,7 @@ def bytes_moved(problem: Problem, plan: dict | None) -> dict[str, int]:
         problem.unique_bytes,
         batch=problem.batch,
         num_qo_heads=problem.num_qo_heads,
-        head_dim=problem.head_dim,
+        dims=problem.dims,
         element_bytes=problem.dtype.itemsize,
         parts=plan["parts"] if plan else 0,
     )
@@ -97,6 +97,7 @@ def measure_row(
         "max_abs_err": outcome.max_abs_err,
         "tree": row.tree,
         "head_dim": problem.head_dim,
+        "value_dim": problem.value_dim,
         "slots": problem.slots,
         "layers": problem.layers,
         "calls": outcome.calls,

@@ -17,7 +17,7 @@ import torch
 
 from library.attention.problem import Problem
 from library.attention.runner import Runner, Unsupported
-from library.attention.stock_peers import paged
+from library.attention.stock_peers import paged, refuse_unequal_dims
 from library.attention.timing import time_host
 
 PAGES = (32, 16)  # the one of its own benchmark first
@@ -29,6 +29,7 @@ ONE_STREAM = "DISABLE_STREAM"  # the environment variable that it reads in every
 
 def pat(problem: Problem) -> list[Runner]:
     """PAT's plan and kernels on this problem's own slots: on its streams, and on a single one."""
+    refuse_unequal_dims(problem)
     group = problem.num_qo_heads // problem.num_kv_heads
     if group not in GROUPS:
         raise Unsupported(f"{group} query heads per KV head: it has {_either(GROUPS)}")

@@ -34,13 +34,14 @@ def wrapper_of(problem: Problem, **options: Any) -> PrefixSharedDecodeWrapper:
     from sglang_codec import PrefixSharedDecodeWrapper
 
     heads = (problem.num_qo_heads, problem.num_kv_heads, problem.head_dim)
-    where = {"dtype": problem.dtype, "kv_data_type": problem.kv_dtype, "device": problem.device}
+    dtypes = {"dtype": problem.dtype, "kv_data_type": problem.kv_dtype}
+    where = {"head_dim_vo": problem.value_dim, "device": problem.device} | dtypes
     return PrefixSharedDecodeWrapper(*heads, **where, **options)
 
 
 def call_of(wrapper: PrefixSharedDecodeWrapper, problem: Problem) -> Run:
     """The planned wrapper's attention of one layer, over an output that was NaN."""
-    out = torch.full_like(problem.q, float("nan"))
+    out = problem.empty()
     return lambda layer: wrapper.run(problem.q, problem.k[layer], problem.v[layer], out=out)
 
 

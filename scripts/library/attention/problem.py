@@ -112,18 +112,20 @@ class KVPool:
         self._values = torch.empty(0, dtype=kv_dtype, device=device)
 
     def layers(
-        self, count: int, shape: tuple[int, int, int]
+        self, count: int, num_slots: int, num_kv_heads: int, dims: tuple[int, int]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """K and V of `count` layers, all distinct memory."""
-        size = math.prod(shape)
-        if self._values.numel() < 2 * count * size:
+        """K and V of `count` layers, heads of `dims`, all distinct memory."""
+        shapes = [(num_slots, num_kv_heads, dim) for dim in dims] * count
+        sizes = [math.prod(shape) for shape in shapes]
+        if self._values.numel() < sum(sizes):
             self._values = self._values.new_empty(0)  # free, then grow
             generator = torch.Generator(device=self.device).manual_seed(self.seed)
-            self._values = self._values.new_empty(2 * count * size)
+            self._values = self._values.new_empty(sum(sizes))
             for part in self._values.split(2**30):
                 wide = part if self.kv_dtype == self.dtype else part.to(self.dtype)
                 part.copy_(wide.normal_(generator=generator))
-        cut = [self._values[i * size : (i + 1) * size].view(shape) for i in range(2 * count)]
+        parts = self._values[: sum(sizes)].split(sizes)
+        cut = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
         return cut[0::2], cut[1::2]
 
 
@@ -136,6 +138,7 @@ class Problem:
         slots: `scattered` (a random permutation of the pool) or `contiguous` (each node a run).
         align: first slot of each node is a multiple of this, for peers with larger pages.
         layers: number of distinct KV layers; by default enough to keep L2 cold.
+        value_dim: of a value head, `head_dim` by default.
         window: newest tokens that a request sees; 0 for all.
     """
 
@@ -148,20 +151,21 @@ class Problem:
         layers: int | None = None,
         seed: int = 0,
         head_dim: int = HEAD_DIM,
+        value_dim: int | None = None,
         window: int = 0,
     ) -> None:
         self.row, self.slots, self.align, self.window = row, slots, align, window
         self.num_qo_heads, self.num_kv_heads = row.num_qo_heads, row.num_kv_heads
-        self.head_dim, self.dtype, self.device = head_dim, pool.dtype, pool.device
-        self.kv_dtype = pool.kv_dtype
+        self.head_dim, self.value_dim = head_dim, value_dim or head_dim
+        self.dtype, self.kv_dtype, self.device = pool.dtype, pool.kv_dtype, pool.device
         self.batch = row.batch
         self.sm_scale = 1.0 / math.sqrt(head_dim)
         self.tree = Tree.of(row, seed + 1)
         self.node_slots, num_slots = _place(self.tree.lengths, slots, align, seed + 2)
         self.num_slots = num_slots
-        self.token_bytes = 2 * self.num_kv_heads * head_dim * pool.kv_dtype.itemsize
+        self.token_bytes = self.num_kv_heads * sum(self.dims) * pool.kv_dtype.itemsize
         self.layers = layers or layers_to_stay_cold(self.unique_bytes)
-        self.k, self.v = pool.layers(self.layers, (num_slots, self.num_kv_heads, head_dim))
+        self.k, self.v = pool.layers(self.layers, num_slots, self.num_kv_heads, self.dims)
         generator = torch.Generator(device=pool.device).manual_seed(seed + 3)
         q_shape = (self.batch, self.num_qo_heads, head_dim)
         self.q = torch.randn(q_shape, generator=generator, device=pool.device).to(pool.dtype)
@@ -182,6 +186,11 @@ class Problem:
         return form_of(str(self.dtype), str(self.kv_dtype))
 
     @property
+    def dims(self) -> tuple[int, int]:
+        """Of a key and of a value head."""
+        return self.head_dim, self.value_dim
+
+    @property
     def unique_bytes(self) -> int:
         return self.unique_tokens * self.token_bytes
 
@@ -191,11 +200,11 @@ class Problem:
 
     @property
     def qo_bytes(self) -> int:
-        return 2 * self.batch * self.num_qo_heads * self.head_dim * self.dtype.itemsize
+        return self.batch * self.num_qo_heads * sum(self.dims) * self.dtype.itemsize
 
     @property
     def flops(self) -> int:
-        return 4 * self.total_tokens * self.num_qo_heads * self.head_dim
+        return 2 * self.total_tokens * self.num_qo_heads * sum(self.dims)
 
     @cached_property
     def paths(self) -> list[list[tuple[int, np.ndarray]]]:
@@ -224,6 +233,10 @@ class Problem:
     @cached_property
     def kv_indices(self) -> np.ndarray:
         return np.concatenate(self.seen_slots)
+
+    def empty(self) -> torch.Tensor:
+        """An output of NaN, `[batch, num_qo_heads, value_dim]`."""
+        return self.q.new_full((self.batch, self.num_qo_heads, self.value_dim), math.nan)
 
     def tensor(
         self, values: np.ndarray | list[int], dtype: torch.dtype = torch.int32
@@ -254,14 +267,14 @@ class Problem:
 
     @cached_property
     def expected(self) -> torch.Tensor:
-        """Exact fp64 outputs `[sample, num_qo_heads, head_dim]` of layer 0."""
+        """Exact fp64 outputs `[sample, num_qo_heads, value_dim]` of layer 0."""
         return torch.stack([self._exact(request) for request in self.sample])
 
     def _exact(self, request: int, layer: int = 0) -> torch.Tensor:
         q = self.q[request].double().view(self.num_kv_heads, -1, self.head_dim) * self.sm_scale
         step = max(256, REFERENCE_ELEMENTS // (self.num_kv_heads * self.head_dim))
         slots = self.tensor(self.seen_slots[request], torch.int64)
-        out = torch.zeros_like(q)
+        out = q.new_zeros(*q.shape[:2], self.value_dim)
         lse = torch.full(q.shape[:2], -math.inf, dtype=torch.float64, device=self.device)
         for chunk in slots.split(step):
             k = self.k[layer][chunk].double().transpose(0, 1)  # [Hkv, n, D]
@@ -273,7 +286,7 @@ class Problem:
             out = out * (lse - both).exp().unsqueeze(-1)
             out += chunk_out * (chunk_lse - both).exp().unsqueeze(-1)
             lse = both
-        return out.view(self.num_qo_heads, self.head_dim)
+        return out.view(self.num_qo_heads, self.value_dim)
 
     def errors(
         self, out: torch.Tensor, position: torch.Tensor | None = None
@@ -281,7 +294,7 @@ class Problem:
         """Relative Frobenius and maximal absolute error of the sampled requests.
 
         Args:
-            out: `[batch, num_qo_heads, head_dim]`.
+            out: `[batch, num_qo_heads, value_dim]`.
             position: row of `out` that holds each request, where not the request's own.
         """
         rows = self.tensor(self.sample, torch.int64)

@@ -20,7 +20,7 @@ class Runner:
     """One variant of a peer on one problem.
 
     Args:
-        run: attention of one layer, `[batch, num_qo_heads, head_dim]`.
+        run: attention of one layer, `[batch, num_qo_heads, value_dim]`.
         variant: what distinguishes it from the peer's other variants.
         position: row of the output that holds each request, where not the request's own.
         notes: measured or reported beside the time, merged into the row.

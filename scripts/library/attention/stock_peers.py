@@ -21,8 +21,16 @@ def workspace(device: torch.device) -> torch.Tensor:
     return torch.zeros(WORKSPACE_BYTES, dtype=torch.uint8, device=device)
 
 
+def refuse_unequal_dims(problem: Problem) -> None:
+    """For peers that have one head dimension."""
+    if problem.head_dim != problem.value_dim:
+        raise Unsupported(f"values of {problem.value_dim} for keys of {problem.head_dim}")
+
+
 def flashinfer(problem: Problem) -> list[Runner]:
     """FlashInfer's paged decode: with tensor cores, and without them where the group is small."""
+    if problem.head_dim != problem.value_dim:
+        return [_flashinfer_prefill(problem)]
     group = problem.num_qo_heads // problem.num_kv_heads
     variants = (True,) if group >= 4 else (True, False)
     return [_flashinfer_decode(problem, tensor_cores) for tensor_cores in variants]
@@ -53,15 +61,46 @@ def _flashinfer_decode(problem: Problem, tensor_cores: bool) -> Runner:
     return Runner(run, "tensor cores" if tensor_cores else "CUDA cores")
 
 
+def _flashinfer_prefill(problem: Problem) -> Runner:
+    """Its prefill of one token a request, which the decode with tensor cores is too: only that one
+    takes two head dimensions."""
+    from flashinfer import BatchPrefillWithPagedKVCacheWrapper
+
+    wrapper = BatchPrefillWithPagedKVCacheWrapper(workspace(problem.device), "NHD")
+    wrapper.plan(
+        torch.arange(problem.batch + 1, dtype=torch.int32, device=problem.device),
+        problem.tensor(problem.kv_indptr),
+        problem.tensor(problem.kv_indices),
+        torch.ones(problem.batch, dtype=torch.int32, device=problem.device),
+        problem.num_qo_heads,
+        problem.num_kv_heads,
+        problem.head_dim,
+        1,
+        head_dim_vo=problem.value_dim,
+        causal=False,
+        q_data_type=problem.dtype,
+        kv_data_type=problem.dtype,
+        sm_scale=problem.sm_scale,
+    )
+
+    def run(layer: int) -> torch.Tensor:
+        return wrapper.run(problem.q, paged(problem, layer))
+
+    return Runner(run, "prefill of one token")
+
+
 def paged(problem: Problem, layer: int, page: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """K and V of a layer as `[pages, page, num_kv_heads, head_dim]`."""
-    shape = (-1, page, problem.num_kv_heads, problem.head_dim)
-    return problem.k[layer].view(shape), problem.v[layer].view(shape)
+    """K and V of a layer as `[pages, page, num_kv_heads, head_dim]`, V with `value_dim`."""
+    k, v = (
+        tensor.view(-1, page, problem.num_kv_heads, dim)
+        for tensor, dim in zip((problem.k[layer], problem.v[layer]), problem.dims, strict=True)
+    )
+    return k, v
 
 
 def fa3(problem: Problem) -> list[Runner]:
     """FlashAttention-3 over a page table, as SGLang's `fa3` backend calls it: all of it in fp8."""
-    if reason := _fa3_refusal(str(problem.kv_dtype).removeprefix("torch."), problem.head_dim):
+    if reason := _fa3_refusal(str(problem.kv_dtype).removeprefix("torch."), problem.dims):
         raise Unsupported(reason)
     from sgl_kernel.flash_attn import flash_attn_with_kvcache
 
@@ -95,24 +134,24 @@ def fa3(problem: Problem) -> list[Runner]:
 _FA3_PROBE = """
 import torch
 from sgl_kernel.flash_attn import flash_attn_with_kvcache
-kv = torch.zeros(4, 1, 1, {dim}, dtype=torch.{dtype}, device="cuda")
+k, v = (torch.zeros(4, 1, 1, dim, dtype=torch.{dtype}, device="cuda") for dim in {dims})
 table = torch.arange(4, dtype=torch.int32, device="cuda").unsqueeze(0)
 lengths = torch.full((1,), 4, dtype=torch.int32, device="cuda")
-flash_attn_with_kvcache(kv[:1], kv, kv, cache_seqlens=lengths, page_table=table, causal=True)
+flash_attn_with_kvcache(k[:1], k, v, cache_seqlens=lengths, page_table=table, causal=True)
 torch.cuda.synchronize()
 """
 
 
 @cache
-def _fa3_refusal(dtype: str, head_dim: int) -> str:
-    if dtype == "bfloat16" and head_dim in (64, 128):
+def _fa3_refusal(dtype: str, dims: tuple[int, int]) -> str:
+    if dtype == "bfloat16" and dims in ((64, 64), (128, 128)):
         return ""
-    probe = _FA3_PROBE.format(dim=head_dim, dtype=dtype)
+    probe = _FA3_PROBE.format(dims=dims, dtype=dtype)
     child = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     if child.returncode == 0:
         return ""
     lines = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]
-    return f"no FA3 kernel for {dtype}, head dim {head_dim}: {lines[-1]}"
+    return f"no FA3 kernel for {dtype}, head dims {dims}: {lines[-1]}"
 
 
 def sglang_triton(problem: Problem) -> list[Runner]:
@@ -123,9 +162,9 @@ def sglang_triton(problem: Problem) -> list[Runner]:
 def _sglang_triton(problem: Problem, max_splits: int) -> Runner:
     decode_attention_fwd, choose_splits = _sglang_triton_functions()
     shape = (problem.batch, problem.num_qo_heads, max_splits)
-    partial_out = torch.empty(*shape, problem.head_dim, device=problem.device)
+    partial_out = torch.empty(*shape, problem.value_dim, device=problem.device)
     partial_lse = torch.empty(shape, device=problem.device)
-    out = torch.empty_like(problem.q)
+    out = problem.empty()
     indptr = problem.tensor(problem.kv_indptr)
     indices = problem.tensor(problem.kv_indices, torch.int64)
     splits = torch.empty(problem.batch, dtype=torch.int32, device=problem.device)

@@ -7,18 +7,24 @@ KINDS = ("kv", "q", "o", "partial_write", "partial_read")
 
 
 def split(
-    kv: int, *, batch: int, num_qo_heads: int, head_dim: int, element_bytes: int, parts: int
+    kv: int,
+    *,
+    batch: int,
+    num_qo_heads: int,
+    dims: tuple[int, int],
+    element_bytes: int,
+    parts: int,
 ) -> dict[str, int]:
     """Bytes of each kind.
 
     Args:
-        kv: bytes of the unique KV.
+        kv: bytes of the unique KV. dims: of a key and of a value head.
         parts: partial rows of the plan; each holds an output and an LSE for every query head. Q
             counts once, as O does: the tasks of a row find it in L2.
     """
-    rows = batch * num_qo_heads * head_dim * element_bytes
-    partial = parts * num_qo_heads * (head_dim + 1) * PARTIAL_ELEMENT_BYTES
-    return {"kv": kv, "q": rows, "o": rows, "partial_write": partial, "partial_read": partial}
+    q, o = (batch * num_qo_heads * dim * element_bytes for dim in dims)
+    partial = parts * num_qo_heads * (dims[1] + 1) * PARTIAL_ELEMENT_BYTES
+    return {"kv": kv, "q": q, "o": o, "partial_write": partial, "partial_read": partial}
 
 
 def all_bytes_us(row: dict) -> float | None:

@@ -9,7 +9,7 @@ import torch
 
 from library.attention.problem import Problem, Tree
 from library.attention.runner import Runner, Unsupported
-from library.attention.stock_peers import paged, workspace
+from library.attention.stock_peers import paged, refuse_unequal_dims, workspace
 from library.attention.timing import time_host
 
 
@@ -47,6 +47,7 @@ def cascade_levels(tree: Tree, node_slots: list[np.ndarray]) -> list[Level]:
 
 def cascade(problem: Problem) -> list[Runner]:
     """FlashInfer's multi-level cascade; its queries lie in depth-first order, sorted beforehand."""
+    refuse_unequal_dims(problem)
     levels = cascade_levels(problem.tree, problem.node_slots)
     from flashinfer import MultiLevelCascadeAttentionWrapper
 

@@ -23,10 +23,12 @@ def small_problem(
     align: int = 1,
     dtype: torch.dtype = torch.float32,
     head_dim: int = 16,
+    value_dim: int | None = None,
 ) -> Problem:
     row = tables.Row("small", tree, heads, *tables.parse_tree(tree))
     pool = KVPool(dtype, dtype, CPU)
-    return Problem(row, pool, slots=slots, align=align, layers=2, head_dim=head_dim)
+    dims = {"head_dim": head_dim, "value_dim": value_dim}
+    return Problem(row, pool, slots=slots, align=align, layers=2, **dims)
 
 
 def attend(problem: Problem, request: int, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -34,6 +36,22 @@ def attend(problem: Problem, request: int, k: torch.Tensor, v: torch.Tensor) -> 
     q = problem.q[request].double().view(problem.num_kv_heads, -1, problem.head_dim)
     scores = torch.einsum("hgd,nhd->hgn", q, k.double()) * problem.sm_scale
     return torch.einsum("hgn,nhd->hgd", scores.softmax(-1), v.double()).flatten(0, 1)
+
+
+def test_values_may_be_unlike_keys() -> None:
+    problem = small_problem("1,3_64,5", head_dim=24, value_dim=16)
+    for peer in ("codec", "eager"):
+        (runner,) = peers.ADAPTERS[peer](problem)
+        assert runner.run(0).shape == (3, 4, 16)
+        assert problem.errors(runner.run(0))[0] < 1e-5
+        assert problem.errors(runner.run(1))[0] > 0.1, "layer 1 has other KV"
+    assert problem.unique_bytes == (64 + 3 * 5) * 2 * (24 + 16) * 4
+    moved = measure.bytes_moved(problem, {"parts": 5})
+    assert (moved["q"], moved["o"]) == (3 * 4 * 24 * 4, 3 * 4 * 16 * 4)
+    assert moved["partial_read"] == 5 * 4 * 17 * 4
+    for peer in ("cascade", "fasttree", "pat"):
+        with pytest.raises(Unsupported, match="values of 16 for keys of 24"):
+            peers.ADAPTERS[peer](problem)
 
 
 class StandInFastTree:

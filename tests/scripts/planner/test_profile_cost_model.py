@@ -57,16 +57,20 @@ def test_curves_increase_from_zero_tokens() -> None:
 
 
 @pytest.mark.parametrize("kv_dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("dims", [(128, 128), (192, 128)], ids=str)
 def test_the_file_is_the_one_the_planner_reads(
-    kv_dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dims: tuple[int, int], kv_dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shape = AttentionShape(32, 8, *dims, "bfloat16", "bfloat16")
     table = {"group": 4, "num_kv_heads": 8, "slots": 66, "rows": [16, 64], "tokens": [0, 64, 128]}
     table["us"] = [profile.complete_curve([64, 128], [2.0, 3.0])] * 2
     monkeypatch.setattr(machine, "COST_TABLES", tmp_path)
-    shape, other = (dataclasses.replace(SHAPE, kv_dtype=name) for name in (kv_dtype, "float16"))
-    document = profile.document(GPU.name, shape, [table], {})
-    machine.cost_table(GPU.name, shape).write_text(json.dumps(document))
+    shape, other = (dataclasses.replace(shape, kv_dtype=name) for name in (kv_dtype, "float16"))
+    path = machine.cost_table(GPU.name, shape)
+    path.write_text(json.dumps(profile.document(GPU.name, shape, [table], {})))
     model = machine.cost_model(GPU, machine.plan_spec(GPU, shape))
+    narrow = machine.plan_spec(GPU, dataclasses.replace(shape, key_dim=96))
+    assert machine.cost_model(GPU, narrow).name == "roofline"
     assert isinstance(model, CostModel)
     assert model.task_us(np.array([64]), np.array([96]))[0] == pytest.approx(2.5)
     # tables are by bytes: another one is not taken
