@@ -112,8 +112,8 @@ _PLAIN_HOPPER = LaunchConfig(
 )
 # without bundles, on which Triton's passes for its tensor cores fail (3.6 and 3.7)
 _BLACKWELL = LaunchConfig((Tile(16, 64), Tile(64, 64)), None, stages=3, num_warps=4, ctas_per_sm=2)
-# with a cap and a sink, or with fp8, ptxas may forget to write a register of its tensor cores, which
-# tiles of 32 rows do not use
+# with a cap and a sink, or with fp8, ptxas may forget to write a register of its tensor cores,
+# which tiles of 32 rows do not use
 _LOW_BLACKWELL = dataclasses.replace(_BLACKWELL, tiles=(Tile(16, 64), Tile(32, 64)))
 # 164 KB of shared memory per multiprocessor
 _AMPERE = LaunchConfig(
