@@ -300,5 +300,5 @@ def test_warp_roles_need_steps_ahead(device: torch.device) -> None:
     )
     of_bf16 = launch_config((9, 0), AttentionShape.plain(8, 2, 64))
     planned = dataclasses.replace(plan_batch(paths, problem), config=of_bf16)
-    with pytest.raises(ValueError, match="steps ahead for fp8"):
+    with pytest.raises(ValueError, match="fp8 Dk as Dv and steps ahead"):
         planned.attend(problem)

@@ -44,7 +44,7 @@ BATCHES: dict[str, tuple[Counts, int]] = {
     "tails longer than the window": ([[("run", 50), (f"tail {r}", 400)] for r in range(3)], 100),
     "a tail that is split": ([[("alone", 3000)]], 2500),
     "one token": ([[("run", 40), (f"tail {r}", r)] for r in range(4)], 1),
-    "bundles": ([[(f"group {r // 5}", 40), (f"tail {r}", 3 + r % 7)] for r in range(36)], 48),
+    "bundles": ([[(f"group {r // 5}", 40), (f"tail {r}", 3 + r % 7)] for r in range(36)], 60),
     "bundles with whole runs": (
         [[("prompt", 300), (f"g{r // 3}", 9), (f"tail {r}", 3 + r % 7)] for r in range(36)],
         120,
