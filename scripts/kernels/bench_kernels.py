@@ -53,6 +53,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--head-dim", type=head_dims, default=(tables.HEAD_DIM,) * 2, help=about)
     about = "tokens before its own that a row sees, as 4095 with --heads 40/8; default: all"
     add("--window-left", type=int, default=-1, help=about)
+    add("--sinks", action="store_true", help="a logit of each head joins the softmax")
     add("--peers", type=peers, help=f"from {', '.join(ADAPTERS)}; default {','.join(DEFAULT)}")
     add("--contiguous-peers", type=peers, help="peers on contiguous slots; default: as --peers")
     add("--slots", type=some_of(SLOTS), default=["scattered"], help="scattered, contiguous or both")
@@ -147,7 +148,7 @@ def _one(
     pages = [PAGES[peer] for peer in peers if peer in PAGES]
     align = max(pages, default=1) if slots == "contiguous" else 1
     shape = dict(zip(("head_dim", "value_dim"), options.head_dim, strict=True))
-    shape["window"] = options.window_left + 1
+    shape |= {"window": options.window_left + 1, "has_sinks": options.sinks}
     problem = Problem(row, pool, slots, align, options.layers, **shape)
     return measure_row(problem, peers, ceilings, options.rounds, options.verbose)
 

@@ -30,6 +30,8 @@ def both_ways(
     plan = make_plan(forest, spec, cost_model(spec), UNLIMITED)
     sizes = (plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries, plan.bundle_entries)
     capacity = PlanCapacity(*(size + spare for size in sizes))
+    # where others that it was compared with do not fit any more, it may be another one
+    plan = make_plan(forest, spec, cost_model(spec), capacity)
     layout = PlanLayout.of(capacity, spec)
     expected, out = (np.full(layout.size + 9, UNTOUCHED, np.int32) for _ in range(2))
     wanted = pack(forest, plan, layout, expected)

@@ -7,7 +7,7 @@ import traceback
 from dataclasses import dataclass, field
 
 from library.attention import timing, traffic
-from library.attention.peers import ADAPTERS, PREFIX_AWARE
+from library.attention.peers import ADAPTERS, PREFIX_AWARE, WITH_SINKS
 from library.attention.problem import Problem
 from library.attention.runner import Runner, Unsupported
 
@@ -90,6 +90,7 @@ def measure_row(
         "unique_tokens": problem.unique_tokens,
         "total_tokens": problem.total_tokens,
         **({"window_left": problem.window - 1} if problem.window else {}),
+        **({"sinks": True} if problem.sinks is not None else {}),
         "limit_us": limit,
         "plan_ms": plan_ms,
         "us": outcome.us,
@@ -122,6 +123,8 @@ def _candidates(
         candidates = []
         if problem.window and peer in PREFIX_AWARE:
             raise Unsupported("it has no windows")
+        if problem.sinks is not None and peer.split()[0] not in WITH_SINKS:
+            raise Unsupported("it has no sinks here")
         for runner in ADAPTERS[peer](problem):
             error = problem.errors(runner.run(0), runner.position)
             calls = _calls(runner, problem, limit_us)

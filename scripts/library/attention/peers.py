@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 STOCK = ("flashinfer", "fa3", "triton")
 PREFIX_AWARE = ("cascade", "fasttree", "pat")
+WITH_SINKS = ("codec", "fa3", "triton")  # FlashInfer compiles a kernel of its own for them
 DEFAULT = ("codec", "flashinfer", "fa3", "triton", "cascade", "fasttree", "pat")
 PAGES = {"pat": 32}  # slots; for contiguous nodes
 PLAN_REPEATS = 6
@@ -42,7 +43,8 @@ def wrapper_of(problem: Problem, **options: Any) -> PrefixSharedDecodeWrapper:
 def call_of(wrapper: PrefixSharedDecodeWrapper, problem: Problem) -> Run:
     """The planned wrapper's attention of one layer, over an output that was NaN."""
     out = problem.empty()
-    return lambda layer: wrapper.run(problem.q, problem.k[layer], problem.v[layer], out=out)
+    given = {"out": out, "sinks": problem.sinks}
+    return lambda layer: wrapper.run(problem.q, problem.k[layer], problem.v[layer], **given)
 
 
 def codec(problem: Problem) -> list[Runner]:

@@ -140,6 +140,7 @@ class Problem:
         layers: number of distinct KV layers; by default enough to keep L2 cold.
         value_dim: of a value head, `head_dim` by default.
         window: newest tokens that a request sees; 0 for all.
+        has_sinks: whether a logit of each head joins the softmax, without a value.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class Problem:
         head_dim: int = HEAD_DIM,
         value_dim: int | None = None,
         window: int = 0,
+        has_sinks: bool = False,
     ) -> None:
         self.row, self.slots, self.align, self.window = row, slots, align, window
         self.num_qo_heads, self.num_kv_heads = row.num_qo_heads, row.num_kv_heads
@@ -169,6 +171,10 @@ class Problem:
         generator = torch.Generator(device=pool.device).manual_seed(seed + 3)
         q_shape = (self.batch, self.num_qo_heads, head_dim)
         self.q = torch.randn(q_shape, generator=generator, device=pool.device).to(pool.dtype)
+        self.sinks = None
+        if has_sinks:
+            sinks = torch.randn(self.num_qo_heads, generator=generator, device=pool.device)
+            self.sinks = sinks.to(pool.dtype)
 
     @cached_property
     def unique_tokens(self) -> int:
@@ -276,6 +282,8 @@ class Problem:
         slots = self.tensor(self.seen_slots[request], torch.int64)
         out = q.new_zeros(*q.shape[:2], self.value_dim)
         lse = torch.full(q.shape[:2], -math.inf, dtype=torch.float64, device=self.device)
+        if self.sinks is not None:
+            lse = self.sinks.double().view(q.shape[:2])
         for chunk in slots.split(step):
             k = self.k[layer][chunk].double().transpose(0, 1)  # [Hkv, n, D]
             v = self.v[layer][chunk].double().transpose(0, 1)

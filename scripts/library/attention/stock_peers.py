@@ -123,6 +123,7 @@ def fa3(problem: Problem) -> list[Runner]:
             softmax_scale=problem.sm_scale,
             causal=True,
             window_size=(problem.window - 1, 0) if problem.window else (-1, -1),
+            sinks=problem.sinks,
             **scales,
         )
         return out[:, 0]
@@ -195,6 +196,7 @@ def _sglang_triton(problem: Problem, max_splits: int) -> Runner:
             problem.sm_scale,
             1.0,
             1.0,
+            sinks=problem.sinks,
         )
         return out
 

@@ -39,8 +39,88 @@ _SMALL = _LLAMA3_8B | {
     "num_key_value_heads": 4,
     "vocab_size": 32768,
 }
+_COMMON = {
+    "torch_dtype": "bfloat16",
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+# sinks, and every other layer with a window that is too short for codec
+_GPT_OSS_20B = _COMMON | {
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_hidden_layers": 24,
+    "layer_types": ["sliding_attention", "full_attention"] * 12,
+    "sliding_window": 128,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "attention_bias": True,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "swiglu_limit": 7.0,
+    "vocab_size": 201088,
+    "max_position_embeddings": 131072,
+    "rope_theta": 150000.0,
+    "rope_scaling": None,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
+}
+# one head per KV head, and three of four layers with a window of 4,096 tokens
+_OLMO3_7B = _COMMON | {
+    "architectures": ["Olmo2ForCausalLM"],
+    "model_type": "olmo3",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "layer_types": [*["sliding_attention"] * 3, "full_attention"] * 8,
+    "sliding_window": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "head_dim": 128,
+    "vocab_size": 100278,
+    "max_position_embeddings": 65536,
+    "rope_theta": 500000.0,
+}
+# head dim 256 in one of four layers, the others are linear
+_QWEN35_27B = _COMMON | {
+    "architectures": ["Qwen3_5ForCausalLM"],
+    "model_type": "qwen3_5_text",
+    "hidden_size": 5120,
+    "intermediate_size": 17408,
+    "num_hidden_layers": 64,
+    "layer_types": [*["linear_attention"] * 3, "full_attention"] * 16,
+    "full_attention_interval": 4,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "attn_output_gate": True,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 48,
+    "partial_rotary_factor": 0.25,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000000.0,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [11, 11, 10],
+        "mrope_interleaved": True,
+    },
+    "rope_theta": 10000000.0,
+    "vocab_size": 248320,
+    "max_position_embeddings": 131072,
+}
 SHAPES = {
     "llama3-8b": _LLAMA3_8B,
+    "gpt-oss-20b": _GPT_OSS_20B,
+    "olmo3-7b": _OLMO3_7B,
+    "qwen3.5-27b": _QWEN35_27B,
     # every feature and every token id that SGLang's tests use, and up at once
     "small": _SMALL,
     # its layers run under attention data parallelism, Llama's do not

@@ -24,7 +24,8 @@ from typing import Any
 
 from library.servers.backends import has_gpu
 
-_BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4}
+_BYTES = {"bfloat16": 2, "bf16": 2, "float16": 2, "half": 2, "float32": 4, "float": 4}
+_BYTES |= {"fp8_e4m3": 1, "fp8_e5m2": 1}
 
 
 def bound_of(row: dict, rows: list[dict], bandwidth_TBps: float | None) -> dict[str, Any] | None:
@@ -51,7 +52,9 @@ def bound_of(row: dict, rows: list[dict], bandwidth_TBps: float | None) -> dict[
 
 
 def kv_bytes_per_token(config: dict[str, Any], server: dict[str, Any]) -> int:
-    """Bytes of one token's K and V over all layers, on one GPU.
+    """Bytes of one token's K and V over all layers that see every token, on one GPU.
+
+    Layers with a window read some of it too: a bound without them is one still.
 
     Args:
         config: the model's `config.json`.
@@ -66,7 +69,8 @@ def kv_bytes_per_token(config: dict[str, Any], server: dict[str, Any]) -> int:
     if dtype not in _BYTES:
         raise ValueError(f"KV cache of type {dtype}: known are {', '.join(_BYTES)}")
     on_gpu = max(1, kv_heads // int(server.get("tp_size") or 1))
-    return 2 * config["num_hidden_layers"] * on_gpu * head_dim * _BYTES[dtype]
+    kinds = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
+    return 2 * kinds.count("full_attention") * on_gpu * head_dim * _BYTES[dtype]
 
 
 def probe_gpus(gpus: Sequence[int]) -> dict[str, Any]:

@@ -53,9 +53,10 @@ def small_problem(
     slots: str = "scattered",
     layers: int = 2,
     window: int = 0,
+    has_sinks: bool = False,
 ) -> Problem:
     row = tables.Row("small", tree, heads, *tables.parse_tree(tree))
-    shape = {"layers": layers, "head_dim": 16, "window": window}
+    shape = {"layers": layers, "head_dim": 16, "window": window, "has_sinks": has_sinks}
     return Problem(row, KVPool(torch.float32, torch.float32, CPU), slots=slots, **shape)
 
 
@@ -128,6 +129,14 @@ def test_a_problem_holds_the_tree(tree: str, slots: str) -> None:
     for node, parent in enumerate(problem.tree.parents):
         assert parent < node
         assert parent < 0 or len(readers[node]) < len(readers[parent]), "an unmerged run"
+
+
+def test_sinks_are_in_what_every_peer_is_compared_with() -> None:
+    problem = small_problem("1,8_24,9", has_sinks=True)
+    row = measure.measure_row(problem, ["codec", "flashinfer"], CEILINGS, 1, False)
+    assert row["err"]["codec"] < 1e-5
+    assert row["why"] == {"flashinfer": "it has no sinks here"}
+    assert row["sinks"]
 
 
 def test_windows_are_cut_for_every_peer_alike() -> None:

@@ -396,8 +396,19 @@ def test_bytes_of_a_token() -> None:
     assert bound.kv_bytes_per_token(llama, {"dtype": "float32"}) == 2 * LLAMA_BYTES
     without_head_dim = {k: v for k, v in llama.items() if k != "head_dim"}
     assert bound.kv_bytes_per_token({"text_config": without_head_dim}, {}) == LLAMA_BYTES
-    with pytest.raises(ValueError, match="fp8_e4m3"):
-        bound.kv_bytes_per_token(llama, {"kv_cache_dtype": "fp8_e4m3"})
+    assert bound.kv_bytes_per_token(llama, {"kv_cache_dtype": "fp8_e4m3"}) == LLAMA_BYTES // 2
+    half = llama | {"layer_types": ["full_attention", "sliding_attention"] * 16}
+    assert bound.kv_bytes_per_token(half, {}) == LLAMA_BYTES // 2
+    with pytest.raises(ValueError, match="fp4_e2m1"):
+        bound.kv_bytes_per_token(llama, {"kv_cache_dtype": "fp4_e2m1"})
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_have_a_kind_for_every_layer(shape: str) -> None:
+    config = SHAPES[shape]
+    kinds = config.get("layer_types", ["full_attention"] * config["num_hidden_layers"])
+    assert len(kinds) == config["num_hidden_layers"]
+    assert config["num_attention_heads"] % config["num_key_value_heads"] == 0
 
 
 # document ----------------------------------------------------------------------------------------
