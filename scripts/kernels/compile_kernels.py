@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import subprocess
@@ -24,6 +25,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -343,6 +345,25 @@ def examine(
 
 
 def reports(options: argparse.Namespace) -> Iterator[Report]:
+    """In the order of the options, compiled by as many processes as there are cores."""
+    jobs = [*_jobs(options)]
+    # forked ones know the jobs, of which some parts cannot be sent
+    with multiprocessing.get_context("fork").Pool(os.cpu_count(), _take, (jobs,)) as pool:
+        yield from pool.imap(_examine_nth, range(len(jobs)))
+
+
+_taken: list[partial[Report]] = []
+
+
+def _take(jobs: list[partial[Report]]) -> None:
+    _taken.extend(jobs)
+
+
+def _examine_nth(number: int) -> Report:
+    return _taken[number]()
+
+
+def _jobs(options: argparse.Namespace) -> Iterator[partial[Report]]:
     for gpu in (GPUS[arch] for arch in options.arch):
         for dtype, dims, group in itertools.product(options.dtype, options.head_dim, options.group):
             dtypes = DTYPES[dtype], KV_DTYPES.get(options.kv_dtype, DTYPES[dtype])
@@ -356,14 +377,15 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
                 )
                 if return_lse == options.lse:
                     tiles, ctas = tile_names(config), config.ctas_per_sm
-                    yield examine(pac, gpu, shape=shape, tiles=tiles, ctas_per_sm=ctas)
+                    of_pac = {"shape": shape, "tiles": tiles, "ctas_per_sm": ctas}
+                    yield partial(examine, pac, gpu, **of_pac)
                 tiles = "with LSE" if return_lse else "without LSE"
-                yield examine(por, gpu, shape=shape, tiles=tiles)
+                yield partial(examine, por, gpu, shape=shape, tiles=tiles)
             if shape.key_dim == shape.value_dim:
-                yield examine(store_launch(config, shape), gpu, shape=shape)
+                yield partial(examine, store_launch(config, shape), gpu, shape=shape)
         shape = dataclasses.replace(ANY_SHAPE, window=options.window_left)
         for launch in per_step_launches(gpu, launch_config(gpu.capability, shape), shape):
-            yield examine(launch, gpu)
+            yield partial(examine, launch, gpu)
 
 
 def tile_names(config: LaunchConfig) -> str:
