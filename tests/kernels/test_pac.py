@@ -292,7 +292,9 @@ def test_both_kernels_are_given_the_same(group: int, monkeypatch: pytest.MonkeyP
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         tensors |= {"lse": None, "partial_out": q}
         for config in (INTERPRETED, launch_config((9, 0), SHAPE)):
-            launch(tensors, config, sinks=q[0, :, 0].clone(), soft_cap=30.0)
+            of_layer = {"sinks": q[0, :, 0].clone(), "soft_cap": 30.0, "v_scale": 0.5}
+            of_rows = {"row_lengths": torch.zeros(4, dtype=torch.int32), "window": 7}
+            launch(tensors, config, **of_layer, **of_rows)
     pairs = list(zip(portable.launches, hopper._pac_hopper_kernel.launches, strict=True))
     assert len(pairs) == len(dtypes)
     for dtype, ((grid, given, variant), (other_grid, other_given, other)) in zip(
