@@ -34,8 +34,8 @@ def why_unknown(layer: Any, model_runner: Any) -> str | None:
 def scales_of(layer: Any) -> tuple[float | None, float | None]:
     """What SGLang divides a layer's K and V by when it stores them as fp8; None for 1.
 
-    Loading weights may change them; a captured graph keeps those that it was captured with, as it
-    does in SGLang's own backends.
+    Loading weights may change them; a captured graph keeps those that it was captured with, as in
+    SGLang's `flashinfer` and `triton`, and the backend counts the steps in which they differ.
     """
     k_scale, v_scale = layer.k_scale_float, layer.v_scale_float
     # a file of scales (`--quantization-param-path`) sets these alone, to plain numbers

@@ -78,6 +78,8 @@ class CodecDecodeBackend(AttentionBackend):
         """Everything that the host decides, before a capture or a replay."""
         if self.ordinary is not None:
             self.ordinary.init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
+        if not in_capture and not all(group.reads_as_it_is_written() for group in self.groups):
+            FALLBACKS.record("fp8 scales are others than CUDA graphs read with: capture them again")
         self._prepare(forward_batch, in_capture=in_capture)
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:

@@ -147,12 +147,21 @@ def _glue_graph(runner: Any) -> str | None:
 
 def _kv_pool(runner: Any) -> str | None:
     """Only pools whose slots are known to be rows of one buffer per layer, by their exact class."""
-    from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPool
+    from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool
     from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
     pool = runner.token_to_kv_pool
-    # pools of hybrid models keep the full-attention layers in an inner pool
-    inner = pool.full_kv_pool if type(pool) in (HybridLinearKVPool, SWAKVPool) else pool
+    # pools of hybrid models keep the full-attention layers in an inner pool, and those with a
+    # window in another
+    is_outer = type(pool) in (HybridLinearKVPool, SWAKVPool)
+    inner = [pool.full_kv_pool] if is_outer else [pool]
+    inner += [pool.swa_kv_pool] if type(pool) is SWAKVPool else []
+    return next(filter(None, (_inner_pool(one, pool) for one in inner)), None)
+
+
+def _inner_pool(inner: Any, pool: Any) -> str | None:
+    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
     if type(inner) is not MHATokenToKVPool:
         name = " in ".join(dict.fromkeys(type(one).__name__ for one in (inner, pool)))
         return f"the KV pool is {name}, codec reads only MHATokenToKVPool; {_OTHER_BACKEND}"

@@ -48,6 +48,8 @@ class ServedGroup:
         self._writer = KVWriter(pool, machine.config)
         is_apart = in_window_pool(pool, group.layer_ids[0])
         self.window_slots = WindowSlots(pool, rows) if is_apart else None
+        # of fp8 layers, by id: the layer, and the scales of its latest launch
+        self._read_with: dict[int, tuple[Any, tuple[float | None, float | None]]] = {}
         spec = plan_spec(machine, group.shape, tail_headroom=TAIL_HEADROOM)
         pool_slots = pool.get_key_buffer(group.layer_ids[0]).shape[0]
         layout = PlanLayout.of(capacity_for(spec, rows=rows, pool_slots=pool_slots), spec)
@@ -117,7 +119,9 @@ class ServedGroup:
         shape = self.group.shape
         q = q.reshape(-1, shape.num_qo_heads, shape.key_dim)
         values = (*q.shape[:2], shape.value_dim)
-        k_scale, v_scale = scales_of(layer) if shape.kv_dtype != shape.dtype else (None, None)
+        k_scale, v_scale = scales_of(layer) if shape.is_fp8 else (None, None)
+        if shape.is_fp8:
+            self._read_with[layer.layer_id] = layer, (k_scale, v_scale)
         out = q.new_empty(values) if out is None else out.view(values)
         prefix_shared_attention(
             q,
@@ -133,6 +137,14 @@ class ServedGroup:
             v_scale=v_scale,
         )
         return out.view(len(q), -1)
+
+    def reads_as_it_is_written(self) -> bool:
+        """Whether fp8 is read with the scales that it is written with.
+
+        Those of a read are numbers in a captured graph; SGLang's write divides by what is in the
+        layer, which loading weights may change.
+        """
+        return all(scales_of(layer) == scales for layer, scales in self._read_with.values())
 
     def write(self, layer: Any, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
         """Put a step's keys and values of one layer into the pool."""

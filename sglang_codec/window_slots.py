@@ -42,8 +42,12 @@ class WindowSlots:
             self._kept = self._kept.new_zeros(rows)
 
     def take(self, slots: torch.Tensor) -> None:
-        """Look up a step's slots ``[B]``, padding included: from now on they are `now`."""
+        """Look up a step's slots ``[B]``, with its padding or without: they are `now` then.
+
+        A replayed graph of more rows writes those beyond them to slot 0, as SGLang's padding does.
+        """
         places = self.places[slots]
         self.now = places
         if len(slots) <= len(self._kept):
             self.now = self._kept[: len(slots)].copy_(places)
+            self._kept[len(slots) :].zero_()

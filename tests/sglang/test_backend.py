@@ -9,6 +9,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sglang_codec.batch_planner import Totals
+from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.refusals import UnsupportedConfiguration
 
 ROWS = (5, 2, 7)  # places in the request pool
@@ -244,10 +245,12 @@ def test_an_fp8_pool_and_the_scales_of_each_layer(kv_dtype: torch.dtype) -> None
 
     bench = Bench(q_heads=(4, 4, 4), change_layer=scale, kv_dtype=kv_dtype)
     bench.sinks = {1: torch.randn(4)}
-    for batch, _ in zip(steps(bench), range(2), strict=False):
+    for batch, nth in zip(steps(bench), range(2), strict=False):
         bench.eager(batch)
+        FALLBACKS.counts.clear()
         bench.layers[1].v_scale_float = 0.7  # weights may be loaded again
         bench.replay(batch, 4)
+        assert sum("fp8 scales are others" in why for why in FALLBACKS.counts) == (nth == 0)
     assert [str(one.group.shape) for one in bench.backend.groups] == [
         f"4/2 heads of 16, float32 over {str(kv_dtype)[6:]}{cap}" for cap in ("", ", capped at 2")
     ]

@@ -69,7 +69,12 @@ def _h100(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 ENCODER_DECODER = SimpleNamespace(is_encoder_decoder=True)
-HND = pool("SWAKVPool", full_kv_pool=pool(kv_cache_layout="hnd"), layers_mapping={})
+HND = pool(
+    "SWAKVPool",
+    full_kv_pool=pool(),
+    swa_kv_pool=pool(kv_cache_layout="hnd"),
+    layers_mapping={},
+)
 
 
 class OtherPool(memory_pool.MHATokenToKVPool):
