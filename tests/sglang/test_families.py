@@ -47,8 +47,9 @@ def test_tokens_are_those_of_the_stock_backend(family: str, version: str, tmp_pa
 
 # group by group; the windows are cut to 16 tokens, or 17 where SGLang's own number is one too many
 WINDOWS = {
-    "olmo3_7b": ("3 of 4/2 heads of 32, float32, window of 16", "1 of 4/2 heads of 32, float32"),
     "command_a": ("3 of 4/2 heads of 32, float32, window of 17", "1 of 4/2 heads of 32, float32"),
+    # SGLang 0.5.17 finds no rope in its configuration
+    "olmo3_7b": ("3 of 4/2 heads of 32, float32, window of 16", "1 of 4/2 heads of 32, float32"),
 }
 
 

@@ -85,6 +85,7 @@ _OLMO3_7B = _COMMON | {
     "vocab_size": 100278,
     "max_position_embeddings": 65536,
     "rope_theta": 500000.0,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
 }
 # head dim 256 in one of four layers, the others are linear
 _QWEN35_27B = _COMMON | {
