@@ -112,7 +112,7 @@ _PLAIN_HOPPER = LaunchConfig(
 )
 # without bundles, on which Triton's passes for its tensor cores fail (3.6 and 3.7)
 _BLACKWELL = LaunchConfig((Tile(16, 64), Tile(64, 64)), None, stages=3, num_warps=4, ctas_per_sm=2)
-# with a cap and a sink, with fp8, or with heads that do not fill their columns, ptxas may forget to
+# with a cap and a sink, a window, fp8, or heads that do not fill their columns, ptxas may forget to
 # write a register of its tensor cores, which tiles of 32 rows do not use
 _LOW_BLACKWELL = dataclasses.replace(_BLACKWELL, tiles=(Tile(16, 64), Tile(32, 64)))
 # 164 KB of shared memory per multiprocessor
@@ -162,8 +162,8 @@ def launch_config(
     if capability in ((8, 6), (8, 9), (12, 0), (12, 1)):
         return _WIDE_SMALL_SHARED if is_wide else _SMALL_SHARED
     if capability[0] >= 10:
-        is_plain = shape.dims in ("64", "128") and shape.soft_cap is None and not shape.is_fp8
-        if not (is_plain or is_wide):
+        is_plain = shape.soft_cap is None and shape.window is None and not shape.is_fp8
+        if not (is_wide or (is_plain and shape.dims in ("64", "128"))):
             return _LOW_BLACKWELL
         return _WIDE_BLACKWELL if is_wide else _BLACKWELL
     if shape.is_fp8 and warp_roles and capability >= (9, 0):

@@ -77,8 +77,11 @@ def load_bytes(given, ring, slot, kv_head, VARIANT: gl.constexpr):
             # not before: programs that find room early would get more than their share of the work
             tl.extra.cuda.gdc_launch_dependents()
         at = found.slots
-        for start in range(-idle * ROWS, gl.maximum(task.kv_len, 1), ROWS):
-            if (steps >> (AHEAD - 1)) % 2 == 1:
+        # `idle` counts in the body too: of what is handed on from task to task for the bounds of a
+        # loop alone, Triton 3.6 and 3.7 take nothing with them
+        for nth in range(idle + gl.maximum((task.kv_len + ROWS - 1) // ROWS, 1)):
+            start = (nth - idle) * ROWS
+            if ((steps >> (AHEAD - 1)) & 1) == 1:
                 async_copy.wait_group(AHEAD - 1)
                 _store_step(ring, turns % AHEAD, stored, VARIANT)
                 stored += 1

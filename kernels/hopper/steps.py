@@ -98,6 +98,7 @@ def read_steps(
         # the first token that each row sees, counted as the steps count; behind all: no masks
         row = batch_rows(given, task, share.base + places.scores_row, VARIANT)
         edge = gl.load(given.row_lengths_ptr + row) - VARIANT.WINDOW - task.window[1]
+        edge = gl.where(query < task.queries, edge, 0)
         masked = gl.where(is_bundle, 0, gl.max(edge, 0))
     running_max = gl.full([ROWS], -float("inf"), gl.float32, rows)
     running_sum = gl.zeros([ROWS], gl.float32, rows)
