@@ -67,7 +67,7 @@ def describe_device(device: torch.device, shape: AttentionShape) -> Device:
 def _has_run_on_a_gpu(shape: AttentionShape) -> bool:
     """Whether `kernels/hopper` has, for such layers: the interpreter, in which `kernels/portable`
     is tested, does not run it, so others are left to that one until it has."""
-    return shape.dims in ("64", "128", "256") and not shape.is_fp8 and shape.window is None
+    return shape.query_rows == 1
 
 
 def _has_warp_roles() -> bool:

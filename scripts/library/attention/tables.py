@@ -173,7 +173,15 @@ QUICK = (
     ("pat", "PAT-19", "32/8"),
     ("controls", "8_8192", "32/8"),
 )
-PRESETS = ("quick", *TABLES, "all")
+# what every other attention shape is measured on, at its own heads (`--heads`), with `controls`
+SHAPES = (
+    ("codec", "batch120k 64", "32/8"),
+    ("codec", "depth 6", "32/8"),
+    ("fasttree", "FT-9", "32/8"),
+    *(("pat", f"PAT-{number}", "32/8") for number in (2, 3, 4, 7, 10, 12, 18)),
+)
+CHOICES = {"quick": QUICK, "shapes": SHAPES}
+PRESETS = (*CHOICES, *TABLES, "all")
 
 
 def all_rows() -> Iterator[Row]:
@@ -197,7 +205,7 @@ def select(
             raise ValueError(f"unknown rows {preset!r}: choose from {', '.join(PRESETS)}")
         for row in all_rows():
             key = (row.table, row.name, row.heads)
-            if preset in ("all", row.table) or (preset == "quick" and key in QUICK):
+            if preset in ("all", row.table) or key in CHOICES.get(preset, ()):
                 chosen[row] = None
     if heads:
         chosen = {replace(row, heads=h): None for row in chosen for h in heads}

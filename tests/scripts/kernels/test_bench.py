@@ -106,6 +106,7 @@ def test_presets_select_rows() -> None:
     assert len(quick) == len(tables.QUICK)
     assert {row.table for row in quick} == set(tables.TABLES)
     assert len(tables.select(["all"])) == 163
+    assert len(tables.select(["shapes", "controls"], heads=["64/8"])) == 10 + 8
     assert len(tables.select(["codec", "quick"], only="batch120k")) == 5
     assert {row.heads for row in tables.select(["pat"], heads=["8/1"])} == {"8/1"}
     assert len(tables.select(["pat"], heads=["8/1"])) == 20
