@@ -1,8 +1,9 @@
 """The loading warps where K and V are fp8: bytes are copied far ahead, and widened into the ring.
 
-The computing warpgroups find there what they find of any other pool. Between memory and the ring
-a step waits among the `AHEAD` last ones that were copied, in shared memory too; a turn of the inner
-loop stores the oldest of these and copies the next.
+The computing warpgroups find there what they find of any other pool, but V as fp16, which holds
+all that fp8 does and leaves the weights more bits than bf16. Between memory and the ring a step
+waits among the `AHEAD` last ones that were copied, in shared memory too; a turn of the inner loop
+stores the oldest of these and copies the next.
 """
 
 from __future__ import annotations
@@ -136,23 +137,31 @@ def load_bytes(given, ring, slot, kv_head, VARIANT: gl.constexpr):
 def _store_step(ring, at, step, VARIANT: gl.constexpr):
     """Put K and V of a step into the ring, and who sees its tokens; `at`: where their bytes are."""
     line: gl.constexpr = gl.BlockedLayout([1], [32], [LOADING_WARPS], [0])
+    layout: gl.constexpr = loading_layout(VARIANT.VALUE_COLUMNS, [1, 8])
     k_place, of_k, k_uses = place_of(step, 0, VARIANT)
     v_place, of_v, v_uses = place_of(step, 1, VARIANT)
-    k = _widened(ring.staged[0].index(2 * at), ring.kv.dtype, VARIANT)
+    k_bytes = ring.staged[0].index(2 * at).load(layout)
+    v_bytes = ring.staged[0].index(2 * at + 1).load(layout)
+    k = _widened(k_bytes, ring.kv.dtype, VARIANT)
     mbarrier.wait(ring.empty.index(of_k), k_uses ^ 1)
     ring.readers.index(step % VARIANT.STAGES).store(ring.staged[1].index(at).load(line))
-    _hand_over(ring.kv.index(k_place), k, ring.k_full.index(of_k))
-    v = _widened(ring.staged[0].index(2 * at + 1), ring.kv.dtype, VARIANT)
+    ring.kv.index(k_place).store(k)
+    v = _widened(v_bytes, ring.as_v.dtype, VARIANT)
     if computing_warpgroups(VARIANT.VALUE_COLUMNS) == 1:
+        _hand_over(ring.k_full.index(of_k))
         mbarrier.wait(ring.empty.index(of_v), v_uses ^ 1)
-    _hand_over(ring.kv.index(v_place), v, ring.v_full.index(of_v))
+        ring.as_v.index(v_place).store(v)
+        _hand_over(ring.v_full.index(of_v))
+    else:
+        ring.as_v.index(v_place).store(v)
+        _hand_over(ring.k_full.index(of_k))
+        mbarrier.arrive(ring.v_full.index(of_v), count=1)
 
 
 @gluon.jit
 def _widened(values, dtype: gl.constexpr, VARIANT: gl.constexpr):
-    """fp8 in shared memory as `dtype` in registers: this GPU has an instruction for two at once."""
+    """Bytes of fp8 as `dtype`: this GPU has an instruction for two at once, which makes fp16."""
     fp8: gl.constexpr = gl.float8e4nv if VARIANT.EXPONENT == 4 else gl.float8e5
-    values = values.load(loading_layout(VARIANT.VALUE_COLUMNS, [1, 8]))
     values = values.to(fp8, bitcast=True).to(gl.float16)
     if dtype != gl.float16:
         # by way of fp32, since from fp16 to bf16 a multiprocessor converts 16 values a cycle
@@ -161,8 +170,7 @@ def _widened(values, dtype: gl.constexpr, VARIANT: gl.constexpr):
 
 
 @gluon.jit
-def _hand_over(place, values, full):
-    """Store, and say so when all have; whose matrix products read it puts the fence between."""
-    place.store(values)
+def _hand_over(full):
+    """Say that all have stored; whose matrix products read it puts the fence between."""
     role_barrier()
     mbarrier.arrive(full, count=1)

@@ -42,6 +42,7 @@ class Ring(NamedTuple):
 
     q: Any  # [query_buffers, 64, D] with the columns D of V
     kv: Any  # [kv_places, 64, D]
+    as_v: Any  # what it is where a place holds V: with an fp8 pool fp16
     rest: Any  # of Q and K, [query_buffers or STAGES, 64, rest_columns]: what is behind D, if any
     readers: Any  # [STAGES, 64] int32: of a bundle, who sees each token of a step
     staged: Any  # K and V that are fp8, in turn, [2 AHEAD, 64, D] uint8, and their `readers`
@@ -74,8 +75,11 @@ def make_ring(dtype: gl.constexpr, VARIANT: gl.constexpr):
         rest = (q_rest, k_rest)
     line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     readers = gl.allocate_shared_memory(gl.int32, [STAGES, ROWS], line)
+    as_v = kv
     staged = ()
     if VARIANT.EXPONENT:
+        of_v: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, COLUMNS], gl.float16)
+        as_v = kv._reinterpret(gl.float16, [PLACES, ROWS, COLUMNS], of_v)
         in_order: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
         size: gl.constexpr = [2 * VARIANT.AHEAD, ROWS, COLUMNS]
         staged = (
@@ -101,7 +105,7 @@ def make_ring(dtype: gl.constexpr, VARIANT: gl.constexpr):
         mbarrier.init(q_full.index(buffer), count=32 * LOADING_WARPS)
         mbarrier.init(q_empty.index(buffer), count=2)
     barriers = (q_full, q_empty, k_full, v_full, empty, handed)
-    return Ring(q, kv, rest, readers, staged, *barriers)
+    return Ring(q, kv, as_v, rest, readers, staged, *barriers)
 
 
 @gluon.jit

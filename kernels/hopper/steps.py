@@ -90,7 +90,7 @@ def read_steps(
     rows: gl.constexpr = gl.SliceLayout(1, of_scores)
     values_rows: gl.constexpr = gl.SliceLayout(1, of_values)
     WIDTH: gl.constexpr = pool_width(COPIED, VARIANT.EXPONENT)
-    dtype: gl.constexpr = given.q_ptr.dtype.element_ty
+    dtype: gl.constexpr = ring.as_v.dtype
     query = (share.base + places.scores_row) // VARIANT.GROUP
     edge = query
     masked = 0
@@ -154,7 +154,7 @@ def read_steps(
             if half == 0:
                 mbarrier.wait(ring.v_full.index(of_v), v_uses)
                 fence_async_shared()
-            v = ring.kv.index(v_place).slice(half * TOKENS, TOKENS)
+            v = ring.as_v.index(v_place).slice(half * TOKENS, TOKENS)
             accumulator = warpgroup_mma(
                 gl.convert_layout(rounded, weights_layout), v, values, is_async=True
             )
