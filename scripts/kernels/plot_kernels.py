@@ -2,6 +2,7 @@
 """Draw a report of `bench_kernels.py`: times per table, and gains over all.
 
     python scripts/kernels/plot_kernels.py out/kernels.json --out docs/results
+    python scripts/kernels/plot_kernels.py out/fp8.json out/sinks.json --by-shape --out shapes.png
 
 Several reports of one machine can be given; rows of a later one replace those of an earlier one.
 """
@@ -9,7 +10,8 @@ Several reports of one machine can be given; rows of a later one replace those o
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +27,26 @@ if TYPE_CHECKING:
 ROWS_PER_PANEL, PANEL_WIDTH = 40, 17.0
 
 
-def draw(paths: list[Path], out: Path, dpi: int = 110, only: str | None = None) -> list[Path]:
-    """Write the figures of some reports into the folder `out`; of one layout of KV slots."""
+def draw(
+    paths: list[Path],
+    out: Path,
+    dpi: int = 110,
+    only: str | None = None,
+    *,
+    by_shape: bool = False,
+) -> list[Path]:
+    """Write the figures of some reports into the folder `out`; of one layout of KV slots.
+
+    With `by_shape` one figure, `out`: the gains, a panel for each attention shape.
+    """
     head, rows = results.load(paths)
     rows = [row for row in rows if only in (None, row.get("slots"))]
+    if by_shape:
+        figure = gains_figure(rows, shape_of)
+        title = (
+            f"codec against the best stock backend ({head['gpu']}, commit {head['commit'][:10]})"
+        )
+        return [figures.save(figure, title, out, dpi)]
     layouts = grouped(rows, lambda row: (row["dtype"], row.get("slots", "")))
     written = []
     for (dtype, slots), members in layouts.items():
@@ -71,13 +89,25 @@ def times_figure(rows: list[dict]) -> Figure:
     return figure
 
 
-def gains_figure(rows: list[dict]) -> Figure:
-    """`codec` over the best stock backend, row by row; what loses is marked."""
+def shape_of(row: dict) -> str:
+    """The attention shape of a row, in words."""
+    dims = dict.fromkeys((row["head_dim"], row["value_dim"]))
+    words = [f"{row['heads']} heads of {'/'.join(map(str, dims))}", row["dtype"]]
+    if row.get("query_rows", 1) > 1:
+        words.append(f"{row['query_rows']} queries a request")
+    if "window_left" in row:
+        words.append(f"window of {row['window_left'] + 1}")
+    return ", ".join(words) + (", sinks" if row.get("sinks") else "")
+
+
+def gains_figure(rows: list[dict], key: Callable[[dict], str] = itemgetter("table")) -> Figure:
+    """`codec` over the best stock backend, row by row, in panels; what loses is marked."""
     parts: dict[str, list[dict]] = {}
-    for table, members in grouped(rows, lambda row: row["table"]).items():
+    for table, members in grouped(rows, key).items():
+        members = [row for row in members if gain(row) is not None]
         ratios = [gain(row) for row in members]
         losing = sum(ratio < LOSING for ratio in ratios)
-        about = f"geometric mean of the table {geometric_mean(ratios):.2f}x"
+        about = f"geometric mean {geometric_mean(ratios):.2f}x"
         about += f", {losing} of {len(ratios)} rows below {LOSING}x"
         pages = -(-len(members) // ROWS_PER_PANEL)
         size = -(-len(members) // pages)
@@ -100,10 +130,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw all figures and print their names."""
     parser = parser_of(__doc__)
     parser.add_argument("reports", type=Path, nargs="+", help="JSON of bench_kernels.py")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder (default: out)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out"), help="folder, or file of --by-shape (default: out)"
+    )
     parser.add_argument("--slots", choices=SLOTS, help="only the rows with such KV slots")
+    about = "one figure OUT of the gains, a panel for each attention shape"
+    parser.add_argument("--by-shape", action="store_true", help=about)
     args = parser.parse_args(argv)
-    for path in draw(args.reports, args.out, only=args.slots):
+    for path in draw(args.reports, args.out, only=args.slots, by_shape=args.by_shape):
         print(path)
     return 0
 

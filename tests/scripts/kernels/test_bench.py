@@ -65,6 +65,8 @@ def synthetic_row(row: tables.Row, **us: float) -> dict:
         "table": row.table,
         "name": row.name,
         "heads": row.heads,
+        "head_dim": 128,
+        "value_dim": 128,
         "dtype": "bfloat16",
         "batch": row.batch,
         "unique_tokens": row.unique_tokens,
@@ -514,6 +516,11 @@ def test_plots_of_a_whole_report(tmp_path: Path) -> None:
         "kernels-gain.png",
     ]
     assert all(path.stat().st_size > 5000 for path in written)
+    (single,) = plot_kernels.draw([report], tmp_path / "shapes.png", dpi=40, by_shape=True)
+    assert single.stat().st_size > 5000
+    row = {"heads": "64/4", "head_dim": 192, "value_dim": 128, "dtype": "bfloat16"}
+    row |= {"window_left": 4095, "sinks": True}
+    assert plot_kernels.shape_of(row) == "64/4 heads of 192/128, bfloat16, window of 4096, sinks"
 
 
 def test_launch_configurations_are_peers(monkeypatch: pytest.MonkeyPatch) -> None:
