@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planned import Planned, plan_batch
 
+from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.kernels.kv_index import append_slots
 from sglang_codec.planning.frugal import frugal_plan
 from sglang_codec.planning.plain import plain_plan
-from sglang_codec.planning.plan import PlanCapacity
+from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError
+from sglang_codec.shape_support import why_unsupported
 from sglang_codec.testing import (
     Counts,
     Paths,
@@ -177,3 +180,106 @@ def test_slots_of_all_query_rows_are_written_and_no_others(device: torch.device)
     assert torch.equal(memory, expected)
     with pytest.raises(ValueError, match=r"a slot of every row \(3 of each\)"):
         append_slots(kv_index, row_lengths, plan, lengths, slots[:14], **how)
+
+
+SINKS = torch.randn(6, generator=torch.Generator().manual_seed(5)) + 2
+LAYERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of its problem, and of its tensors
+    "plain": ({}, {}),
+    "sinks and a cap": ({"sinks": SINKS, "soft_cap": 20.0}, {}),
+    "fp8": ({"k_scale": 0.5, "v_scale": 0.25}, {"kv_dtype": torch.float8_e4m3fn}),
+    "80 columns": ({}, {"head_dim": 80}),
+}
+
+
+@pytest.mark.parametrize("is_fixed", [False, True], ids=["growing", "fixed"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_wrapper_takes_query_rows_plan_by_plan(
+    layer: str, is_fixed: bool, device: torch.device, dtype: torch.dtype
+) -> None:
+    """With padding, and queries that are a part of wider rows, as a model has them."""
+    of_problem, made = LAYERS[layer]
+    paths = with_slots([[("prompt", 200), (f"tail {r}", 6 + 19 * r)] for r in range(3)], seed=2)
+    of_tensors = {"num_qo_heads": 6, "num_kv_heads": 2, "head_dim": 64, "dtype": dtype} | made
+    wrapper = PrefixSharedDecodeWrapper(
+        6,
+        2,
+        of_tensors["head_dim"],
+        dtype=dtype,
+        kv_data_type=made.get("kv_dtype"),
+        device=device,
+        capacity=PlanCapacity(4, 60, 100, 900) if is_fixed else None,
+    )
+    forest = PrefixForest.from_paths(paths)
+    for query_rows, padding in ((3, 2), (1, 0), (5, 1)):
+        problem = make_problem(
+            paths, **of_tensors, device=device, padding=padding, query_rows=query_rows
+        )
+        problem = dataclasses.replace(problem, **of_problem)
+        of_call = problem.of_layer
+        cap = of_call.pop("soft_cap")
+        if problem.sinks is not None:
+            problem = dataclasses.replace(problem, sinks=problem.sinks.to(device))
+            of_call["sinks"] = problem.sinks
+        wrapper.plan(forest, problem.sm_scale, logits_soft_cap=cap, query_rows=query_rows)
+        wider = torch.cat([problem.q, problem.q], 1)
+        tensors = wider[:, :6], problem.k_buffer, problem.v_buffer
+        out, lse = wrapper.run(*tensors, **of_call, return_lse=True)
+        exact, exact_lse = problem.exact()
+        close = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(out.double(), exact, atol=close, rtol=close)
+        assert_lse_close(lse, exact_lse)
+
+
+def test_a_run_that_reaches_into_the_newest_tokens_is_private_there(
+    device: torch.device, dtype: torch.dtype
+) -> None:
+    """Of the rows that it does so with; the others share it, and all what is above."""
+    counts = [[("top", 40), ("run", 50), (f"tail {r}", tail)] for r, tail in enumerate((0, 2, 3))]
+    counts += [[("top", 40), ("run", 50), ("long", 90)], [("top", 40), ("other", 9)]]
+    paths = with_slots(counts, seed=2)
+    forest = PrefixForest.from_paths(paths)
+    several = forest.through_window(0, query_rows=4).checked()
+    tails = several.length[several.num_shared :][np.argsort(several.order)]
+    assert tails.tolist() == [50, 52, 3, 90, 9]
+    assert several.length[: several.num_shared].tolist() == [40, 50]
+    assert forest.through_window(0, query_rows=1) is forest
+    assert several.through_window(0, query_rows=3) is several
+    problem = problem_of(paths, 4, 3, dtype, device)
+    check(plan_batch(paths, problem), problem)
+
+
+def test_what_is_not_served_is_refused_with_its_limit(device: torch.device) -> None:
+    where = {"dtype": torch.float16, "device": device}
+    wrapper = PrefixSharedDecodeWrapper(16, 2, 64, **where)
+    paths = with_slots([[("a", 40)], [("b", 50)]])
+    forest = PrefixForest.from_paths(paths)
+    for query_rows, more, says in (
+        (0, {}, "0 query rows per request, supported are 1 to 16"),
+        (17, {}, "17 query rows per request, supported are 1 to 16"),
+        (9, {}, "72 rows of a query tile, the limit is 64: at most 8 query rows of this group"),
+        (2, {"window_left": 9}, "2 query rows per request and a sliding window"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            wrapper.plan(forest, query_rows=query_rows, **more)
+        window = 2000 if more else None
+        shape = AttentionShape.plain(16, 2, 64)
+        shape = dataclasses.replace(shape, query_rows=query_rows, window=window)
+        assert says in (why_unsupported(shape, interpreted=False) or "")
+    assert why_unsupported(dataclasses.replace(shape, window=None), interpreted=False) is None
+    assert "2 query rows" in str(shape)
+    wrapper.plan(forest, query_rows=8)
+    problem = make_problem(
+        paths, num_qo_heads=16, num_kv_heads=2, head_dim=64, **where, query_rows=8
+    )
+    q, k, v = problem.q, problem.k_buffer, problem.v_buffer
+    with pytest.raises(ValueError, match="q has 15 rows, the plan 8 query rows for each row"):
+        wrapper.run(q[:15], k, v)
+    with pytest.raises(ValueError, match="q has 8 rows, but the plan is for 16"):
+        wrapper.run(q[:8], k, v)
+    apart = torch.empty(16, 16, 128, **where)[..., :64]
+    wrapper.run(q, k, v, out=apart)  # heads apart, and rows behind one another
+    with pytest.raises(ValueError, match="rows of out that follow their heads"):
+        wrapper.run(q, k, v, out=torch.empty(16, 18, 64, **where)[:, :16])
+    small = PrefixSharedDecodeWrapper(16, 2, 64, **where, capacity=PlanCapacity(1, 9, 9, 99))
+    with pytest.raises(PlanCapacityError):
+        small.plan(forest, query_rows=2)
