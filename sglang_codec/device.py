@@ -55,7 +55,7 @@ def describe_device(device: torch.device, shape: AttentionShape) -> Device:
     capability = (properties.major, properties.minor)
     bandwidth, flops = _ceilings(properties)
     config = launch_config(capability, shape)
-    if config.warp_roles and not (_has_run_on_a_gpu(shape) and _has_warp_roles()):
+    if config.warp_roles and not _has_warp_roles():
         config = launch_config(capability, shape, warp_roles=False)
     return Device(
         properties.name,
@@ -65,12 +65,6 @@ def describe_device(device: torch.device, shape: AttentionShape) -> Device:
         flops,
         properties.L2_cache_size,
     )
-
-
-def _has_run_on_a_gpu(shape: AttentionShape) -> bool:
-    """Whether `kernels/hopper` has, for such layers: the interpreter, in which `kernels/portable`
-    is tested, does not run it, so others are left to that one until it has."""
-    return shape.query_rows == 1
 
 
 def _has_warp_roles() -> bool:

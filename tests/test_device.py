@@ -12,12 +12,13 @@ from sglang_codec import device
 from sglang_codec.attention_shape import AttentionShape
 
 PLAIN = AttentionShape.plain(32, 8, 128)
-HAVE_RUN = (
+SERVED = (
     *(AttentionShape.plain(16, 2, dim) for dim in (64, 96, 128, 256)),
     dataclasses.replace(PLAIN, soft_cap=30.0),
     dataclasses.replace(PLAIN, kv_dtype="float8_e4m3fn"),
     dataclasses.replace(PLAIN, window=4095),
     dataclasses.replace(PLAIN, key_dim=192),
+    dataclasses.replace(PLAIN, query_rows=4),
 )
 
 
@@ -30,11 +31,11 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     return torch.device("cuda")
 
 
-def test_what_has_run_with_warp_roles_is_served_so(hopper: torch.device) -> None:
-    for shape in HAVE_RUN:
+def test_shapes_are_served_with_warp_roles(hopper: torch.device) -> None:
+    for shape in SERVED:
         assert device.describe_device(hopper, shape).config.warp_roles
 
 
-def test_what_has_not_takes_the_kernel_that_is_tested_everywhere(hopper: torch.device) -> None:
-    several = dataclasses.replace(PLAIN, query_rows=4)
-    assert not device.describe_device(hopper, several).config.warp_roles
+def test_heads_of_fp8_that_fill_no_columns_are_not(hopper: torch.device) -> None:
+    narrow = AttentionShape.plain(16, 2, 96, kv_dtype="float8_e4m3fn")
+    assert not device.describe_device(hopper, narrow).config.warp_roles
