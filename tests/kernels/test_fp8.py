@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_problems import layer_problem
 from planned import plan_batch
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
@@ -44,12 +45,6 @@ LAYERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def dtype(device: torch.device) -> torch.dtype:
-    """What is served: rounding to it shows in the budget."""
-    return torch.float16 if device.type == "cpu" else torch.bfloat16
-
-
 @pytest.fixture(autouse=True)
 def _nan_is_meant() -> Any:
     """The interpreter warns where an infinity or a NaN is read."""
@@ -77,42 +72,15 @@ def test_every_value_is_exact(
     assert torch.equal(out.cpu().signbit()[expected == 0], torch.tensor([False, True]))
 
 
-def problem_of(
-    counts: Counts,
-    device: torch.device,
-    dtype: torch.dtype,
-    kv_dtype: torch.dtype,
-    *,
-    group: int = 4,
-    head_dim: int = 64,
-    sinks: bool = False,
-    **of_layer: Any,
-) -> tuple[Any, Problem]:
-    """A batch with paths, padded by two rows."""
-    paths = with_slots(counts, seed=3, spare=20)
-    problem = make_problem(
-        paths,
-        num_qo_heads=2 * group,
-        num_kv_heads=2,
-        head_dim=head_dim,
-        dtype=dtype,
-        kv_dtype=kv_dtype,
-        device=device,
-        padding=2,
-    )
-    if sinks:
-        drawn = 2 * torch.randn(2 * group, generator=torch.Generator().manual_seed(1)) + 3
-        of_layer["sinks"] = drawn.to(device, dtype)
-    return paths, dataclasses.replace(problem, **of_layer)
-
-
 @FORMATS
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("name", BATCHES)
 def test_every_kind_of_row(
-    name: str, layer: str, kv_dtype: torch.dtype, device: torch.device, dtype: torch.dtype
+    name: str, layer: str, kv_dtype: torch.dtype, device: torch.device, low_dtype: torch.dtype
 ) -> None:
-    paths, problem = problem_of(BATCHES[name], device, dtype, kv_dtype, **LAYERS[layer])
+    paths, problem = layer_problem(
+        BATCHES[name], device, low_dtype, kv_dtype=kv_dtype, **LAYERS[layer]
+    )
     planned = plan_batch(paths, problem)
     out, lse = planned.check(problem)
     assert (out[len(paths) :] == 0).all()
@@ -140,17 +108,19 @@ def test_any_forest(
 ) -> None:
     dtype = torch.float16 if device.type == "cpu" else torch.bfloat16
     counts = tree_counts(nodes, rows)
-    paths, problem = problem_of(counts, device, dtype, kv_dtype, group=group, **of_layer)
+    paths, problem = layer_problem(
+        counts, device, dtype, kv_dtype=kv_dtype, group=group, **of_layer
+    )
     plan_batch(paths, problem).check(problem)
 
 
 @pytest.mark.parametrize("head_dim", [128, 256])
 @pytest.mark.parametrize("name", ["merged rows", "bundles"])
 def test_other_head_dims(
-    name: str, head_dim: int, device: torch.device, dtype: torch.dtype
+    name: str, head_dim: int, device: torch.device, low_dtype: torch.dtype
 ) -> None:
-    paths, problem = problem_of(
-        BATCHES[name], device, dtype, torch.float8_e4m3fn, head_dim=head_dim, group=2
+    paths, problem = layer_problem(
+        BATCHES[name], device, low_dtype, kv_dtype=torch.float8_e4m3fn, head_dim=head_dim, group=2
     )
     plan_batch(paths, problem).check(problem)
 
@@ -161,11 +131,13 @@ def test_other_head_dims(
     ids=str,
 )
 def test_a_broken_token_stays_with_its_row(
-    kv_dtype: torch.dtype, value: str, device: torch.device, dtype: torch.dtype
+    kv_dtype: torch.dtype, value: str, device: torch.device, low_dtype: torch.dtype
 ) -> None:
     """A bundle with a NaN in it, or an infinity that makes one, is computed again."""
     layer = LAYERS["sinks"] | {"k_scale": 0.5}
-    paths, problem = problem_of(BATCHES["bundles"], device, dtype, kv_dtype, **layer)
+    paths, problem = layer_problem(
+        BATCHES["bundles"], device, low_dtype, kv_dtype=kv_dtype, **layer
+    )
     spoiled = 17
     problem.v_buffer[problem.rows[spoiled][-1]] = float(value)
     planned = plan_batch(paths, problem)
@@ -178,9 +150,11 @@ def test_a_broken_token_stays_with_its_row(
     assert_lse_close(lse, exact_lse)
 
 
-def test_partials_carry_the_scale_of_values(device: torch.device, dtype: torch.dtype) -> None:
+def test_partials_carry_the_scale_of_values(device: torch.device, low_dtype: torch.dtype) -> None:
     """The LSE does not, whoever merges."""
-    paths, problem = problem_of(BATCHES["merged rows"], device, dtype, torch.float8_e4m3fn)
+    paths, problem = layer_problem(
+        BATCHES["merged rows"], device, low_dtype, kv_dtype=torch.float8_e4m3fn
+    )
     planned = plan_batch(paths, problem)
     out, lse = planned.attend(problem)
     partials = planned.buffers.partial_out.clone()
@@ -190,20 +164,22 @@ def test_partials_carry_the_scale_of_values(device: torch.device, dtype: torch.d
     assert torch.equal(planned.buffers.partial_out, 2 * partials)
 
 
-def test_pages_of_more_than_one_slot(device: torch.device, dtype: torch.dtype) -> None:
+def test_pages_of_more_than_one_slot(device: torch.device, low_dtype: torch.dtype) -> None:
     paths = with_slots(BATCHES["merged rows"], page_size=16)
     sizes = {"num_qo_heads": 8, "num_kv_heads": 2, "head_dim": 64}
     problem = make_problem(
-        paths, **sizes, dtype=dtype, kv_dtype=torch.float8_e5m2, device=device, page_size=16
+        paths, **sizes, dtype=low_dtype, kv_dtype=torch.float8_e5m2, device=device, page_size=16
     )
     plan_batch(paths, problem).check(problem)
 
 
 @pytest.mark.parametrize("other", [torch.float8_e4m3fnuz, torch.uint8, torch.float64], ids=str)
 def test_other_dtypes_are_refused(
-    other: torch.dtype, device: torch.device, dtype: torch.dtype
+    other: torch.dtype, device: torch.device, low_dtype: torch.dtype
 ) -> None:
-    paths, problem = problem_of(BATCHES["rows of one part"], device, dtype, torch.float8_e4m3fn)
+    paths, problem = layer_problem(
+        BATCHES["rows of one part"], device, low_dtype, kv_dtype=torch.float8_e4m3fn
+    )
     planned = plan_batch(paths, problem)
     k, v = problem.k_buffer, problem.v_buffer
     for change in (
@@ -221,9 +197,11 @@ def wrapper_of(problem: Problem, **options: Any) -> PrefixSharedDecodeWrapper:
 
 
 @FORMATS
-def test_the_wrapper(kv_dtype: torch.dtype, device: torch.device, dtype: torch.dtype) -> None:
+def test_the_wrapper(kv_dtype: torch.dtype, device: torch.device, low_dtype: torch.dtype) -> None:
     scales = {"k_scale": 0.2, "v_scale": 3.0}
-    paths, problem = problem_of(BATCHES["merged rows"], device, dtype, kv_dtype, **scales)
+    paths, problem = layer_problem(
+        BATCHES["merged rows"], device, low_dtype, kv_dtype=kv_dtype, **scales
+    )
     wrapper = wrapper_of(problem)
     wrapper.plan(PrefixForest.from_paths(paths))
     tensors = (problem.q, problem.k_buffer, problem.v_buffer)
@@ -238,7 +216,9 @@ def test_the_wrapper(kv_dtype: torch.dtype, device: torch.device, dtype: torch.d
     for name in ("k_buffer", "v_buffer"):
         wrong = dict(zip(("q", "k_buffer", "v_buffer"), tensors, strict=True)) | {name: problem.q}
         wrong[name] = wrong[name].new_zeros(problem.k_buffer.shape)
-        with pytest.raises(ValueError, match=f"{name} has dtype {dtype}, the wrapper {kv_dtype}"):
+        with pytest.raises(
+            ValueError, match=f"{name} has dtype {low_dtype}, the wrapper {kv_dtype}"
+        ):
             wrapper.run(**wrong)
     with pytest.raises(ValueError, match="a KV cache of float64 for queries of"):
         wrapper_of(problem, kv_data_type=torch.float64)
@@ -279,10 +259,10 @@ def test_every_number_is_narrowed_as_torch_does(
 
 @FORMATS
 def test_a_layer_is_launched_again_with_its_own_scales(
-    kv_dtype: torch.dtype, device: torch.device, dtype: torch.dtype
+    kv_dtype: torch.dtype, device: torch.device, low_dtype: torch.dtype
 ) -> None:
     """On a GPU from the second call on by a kept launch, which belongs to buffers and scales."""
-    paths, problem = problem_of(BATCHES["merged rows"], device, dtype, kv_dtype)
+    paths, problem = layer_problem(BATCHES["merged rows"], device, low_dtype, kv_dtype=kv_dtype)
     planned = plan_batch(paths, problem)
     update_lengths(planned.buffers)
     for v_scale in (0.5, 2.0, 0.5, 2.0):
@@ -296,8 +276,8 @@ def test_a_layer_is_launched_again_with_its_own_scales(
 
 
 def test_warp_roles_need_steps_ahead(device: torch.device) -> None:
-    paths, problem = problem_of(
-        BATCHES["rows of one part"], device, torch.bfloat16, [*EXPONENTS][0]
+    paths, problem = layer_problem(
+        BATCHES["rows of one part"], device, torch.bfloat16, kv_dtype=[*EXPONENTS][0]
     )
     of_bf16 = launch_config((9, 0), AttentionShape.plain(8, 2, 64))
     planned = dataclasses.replace(plan_batch(paths, problem), config=of_bf16)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planned import Planned, plan_batch
+from planned import plan_batch
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 from sglang_codec.attention_shape import AttentionShape
@@ -53,17 +53,6 @@ WAYS: dict[str, Any] = {
 }
 
 
-def check(planned: Planned, problem: Problem) -> None:
-    """Compare with fp64, in fp32 so closely that one token more or less shows."""
-    if problem.q.dtype != torch.float32:
-        planned.check(problem)
-        return
-    out, lse = planned.attend(problem)
-    exact, exact_lse = problem.exact()
-    torch.testing.assert_close(out.double(), exact, atol=1e-5, rtol=1e-5)
-    assert_lse_close(lse, exact_lse)
-
-
 def problem_of(
     paths: Paths, query_rows: int, group: int, dtype: torch.dtype, device: torch.device
 ) -> Problem:
@@ -86,7 +75,7 @@ def test_every_kind_of_row(
     paths = with_slots(BATCHES[name], seed=8, spare=3)
     problem = problem_of(paths, query_rows, group, dtype, device)
     planned = plan_batch(paths, problem, make_plan=WAYS[PAGES if "chunks" in name else "best"])
-    check(planned, problem)
+    planned.check_closely(problem)
     assert planned.plan.num_parts > 0 or not ("chunks" in name or "split" in name)
 
 
@@ -108,7 +97,8 @@ def test_any_forest(
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     paths = with_slots(tree_counts(nodes, rows), seed=8, spare=3)
     problem = problem_of(paths, query_rows, group, dtype, device)
-    check(plan_batch(paths, problem, make_plan=WAYS[way], tail_headroom=HEADROOM), problem)
+    planned = plan_batch(paths, problem, make_plan=WAYS[way], tail_headroom=HEADROOM)
+    planned.check_closely(problem)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -143,7 +133,7 @@ def test_a_plan_lives_while_drafts_are_accepted_or_not(
         is_gone = torch.ones(len(now.v_buffer), dtype=torch.bool)
         is_gone[torch.cat(rows)] = False
         now.v_buffer[is_gone.to(device)] = float("nan")
-        check(planned, now)
+        planned.check_closely(now)
 
 
 def test_a_plan_may_be_longer_than_its_rows(device: torch.device, dtype: torch.dtype) -> None:
@@ -157,7 +147,7 @@ def test_a_plan_may_be_longer_than_its_rows(device: torch.device, dtype: torch.d
             problem.v_buffer[row[-shorter:].to(device)] = float("nan")
         lengths = [len(row) for row in rows]
         planned.buffers.row_lengths[: len(rows)] = torch.tensor(lengths, device=device)
-        check(planned, dataclasses.replace(problem, rows=rows))
+        planned.check_closely(dataclasses.replace(problem, rows=rows))
 
 
 def test_slots_of_all_query_rows_are_written_and_no_others(device: torch.device) -> None:
@@ -244,7 +234,7 @@ def test_a_run_that_reaches_into_the_newest_tokens_is_private_there(
     assert forest.through_window(0, query_rows=1) is forest
     assert several.through_window(0, query_rows=3) is several
     problem = problem_of(paths, 4, 3, dtype, device)
-    check(plan_batch(paths, problem), problem)
+    plan_batch(paths, problem).check_closely(problem)
 
 
 def test_what_is_not_served_is_refused_with_its_limit(device: torch.device) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_problems import layer_problem
 from planned import plan_batch
 
 from sglang_codec import attention
@@ -18,12 +19,9 @@ from sglang_codec.kernels.por import por
 from sglang_codec.reference import decode_attention
 from sglang_codec.testing import (
     Counts,
-    Problem,
     assert_lse_close,
     assert_within_low_precision_error,
-    make_problem,
     tree_counts,
-    with_slots,
 )
 
 INF = float("inf")
@@ -40,12 +38,6 @@ LAYERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def dtype(device: torch.device) -> torch.dtype:
-    """Low precision on a CPU too: of capped scores fp32 keeps some digits less than of others."""
-    return torch.float16 if device.type == "cpu" else torch.bfloat16
-
-
 @pytest.fixture(autouse=True)
 def _tanh_far_from_zero_is_meant() -> Any:
     """It is computed from a power of two that may be infinite, of which the interpreter warns."""
@@ -53,38 +45,12 @@ def _tanh_far_from_zero_is_meant() -> Any:
         yield
 
 
-def problem_of(
-    counts: Counts,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    sinks: Any = None,
-    soft_cap: float | None = None,
-    group: int = 4,
-    padding: int = 2,
-) -> tuple[Any, Problem]:
-    """A batch with paths; `sinks` are given, or drawn if True."""
-    paths = with_slots(counts, seed=3, spare=20)
-    problem = make_problem(
-        paths,
-        num_qo_heads=2 * group,
-        num_kv_heads=2,
-        head_dim=64,
-        dtype=dtype,
-        device=device,
-        padding=padding,
-    )
-    if sinks is True:
-        sinks = 2 * torch.randn(2 * group, generator=torch.Generator().manual_seed(1)) + 3
-    if sinks is not None:
-        sinks = torch.as_tensor(sinks, dtype=dtype, device=device)
-    return paths, dataclasses.replace(problem, sinks=sinks, soft_cap=soft_cap)
-
-
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("name", BATCHES)
-def test_every_kind_of_row(name: str, layer: str, device: torch.device, dtype: torch.dtype) -> None:
-    paths, problem = problem_of(BATCHES[name], device, dtype, **LAYERS[layer])
+def test_every_kind_of_row(
+    name: str, layer: str, device: torch.device, low_dtype: torch.dtype
+) -> None:
+    paths, problem = layer_problem(BATCHES[name], device, low_dtype, **LAYERS[layer])
     planned = plan_batch(paths, problem)
     out, lse = planned.check(problem)
     assert (out[len(paths) :] == 0).all()
@@ -113,13 +79,13 @@ def test_any_forest_with_any_sinks(
     sinks = data.draw(st.one_of(st.none(), st.lists(sink, min_size=2 * group, max_size=2 * group)))
     dtype = torch.float16 if device.type == "cpu" else torch.bfloat16
     counts = tree_counts(nodes, rows)
-    paths, problem = problem_of(counts, device, dtype, sinks=sinks, soft_cap=cap, group=group)
+    paths, problem = layer_problem(counts, device, dtype, sinks=sinks, soft_cap=cap, group=group)
     plan_batch(paths, problem).check(problem)
 
 
 @pytest.mark.parametrize("name", ["merged rows", "bundles"])
-def test_partials_hold_no_sink(name: str, device: torch.device, dtype: torch.dtype) -> None:
-    paths, problem = problem_of(BATCHES[name], device, dtype, sinks=True)
+def test_partials_hold_no_sink(name: str, device: torch.device, low_dtype: torch.dtype) -> None:
+    paths, problem = layer_problem(BATCHES[name], device, low_dtype, sinks=True)
     kept = []
     for sinks in (None, problem.sinks):
         planned = plan_batch(paths, problem)
@@ -131,9 +97,11 @@ def test_partials_hold_no_sink(name: str, device: torch.device, dtype: torch.dty
 
 
 @pytest.mark.parametrize("name", ["merged rows", "rows of one part"])
-def test_what_sinks_become_at_the_ends(name: str, device: torch.device, dtype: torch.dtype) -> None:
+def test_what_sinks_become_at_the_ends(
+    name: str, device: torch.device, low_dtype: torch.dtype
+) -> None:
     """A sink of -inf is none, and one that is beyond all scores leaves nothing."""
-    paths, plain = problem_of(BATCHES[name], device, dtype)
+    paths, plain = layer_problem(BATCHES[name], device, low_dtype)
     planned = plan_batch(paths, plain)
     out, lse = planned.attend(plain)
     ends = torch.tensor([-INF, INF] * 4, device=device)
@@ -145,8 +113,10 @@ def test_what_sinks_become_at_the_ends(name: str, device: torch.device, dtype: t
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_nan_stays_with_its_row(layer: str, device: torch.device, dtype: torch.dtype) -> None:
-    paths, problem = problem_of(BATCHES["bundles"], device, dtype, padding=0, **LAYERS[layer])
+def test_a_nan_stays_with_its_row(layer: str, device: torch.device, low_dtype: torch.dtype) -> None:
+    paths, problem = layer_problem(
+        BATCHES["bundles"], device, low_dtype, padding=0, **LAYERS[layer]
+    )
     spoiled = 17
     problem.v_buffer[problem.rows[spoiled][-1]] = float("nan")
     planned = plan_batch(paths, problem)
@@ -160,9 +130,9 @@ def test_a_nan_stays_with_its_row(layer: str, device: torch.device, dtype: torch
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_rows_that_grow(layer: str, device: torch.device, dtype: torch.dtype) -> None:
+def test_rows_that_grow(layer: str, device: torch.device, low_dtype: torch.dtype) -> None:
     counts = [[("prompt", 130), ("tail", 20)], [("prompt", 130)], [("alone", 40)]]
-    paths, problem = problem_of(counts, device, dtype, padding=0, **LAYERS[layer])
+    paths, problem = layer_problem(counts, device, low_dtype, padding=0, **LAYERS[layer])
     planned = plan_batch(paths, problem, tail_headroom=30)
     for length in (150, 141, 130):
         planned.buffers.row_lengths[0] = length
@@ -170,9 +140,9 @@ def test_rows_that_grow(layer: str, device: torch.device, dtype: torch.dtype) ->
         planned.check(dataclasses.replace(problem, rows=rows))
 
 
-def test_the_lse_is_that_of_a_state(device: torch.device, dtype: torch.dtype) -> None:
+def test_the_lse_is_that_of_a_state(device: torch.device, low_dtype: torch.dtype) -> None:
     """With the sink in it, so that a part that another kernel attends to can be merged in."""
-    paths, problem = problem_of([[("a", 90)]], device, dtype, sinks=True, padding=0)
+    paths, problem = layer_problem([[("a", 90)]], device, low_dtype, sinks=True, padding=0)
     first, second = problem.rows[0][:40], problem.rows[0][40:]
     of_first = dataclasses.replace(problem, rows=[first])
     planned = plan_batch([[("a", first.numpy().astype(np.int32))]], of_first)
@@ -181,15 +151,15 @@ def test_the_lse_is_that_of_a_state(device: torch.device, dtype: torch.dtype) ->
     rest, rest_lse = decode_attention(problem.q, k, v, [second], problem.sm_scale)
     weights = torch.stack([lse.double(), rest_lse]).mul(np.log(2)).softmax(0)[..., None]
     merged = weights[0] * out.double() + weights[1] * rest
-    assert_within_low_precision_error(merged.to(dtype), problem.exact()[0], problem.eager())
+    assert_within_low_precision_error(merged.to(low_dtype), problem.exact()[0], problem.eager())
 
 
 @pytest.mark.parametrize("soft_cap", [0.5, 50.0])
 def test_scores_beyond_a_cap_do_not_overflow(
-    soft_cap: float, device: torch.device, dtype: torch.dtype
+    soft_cap: float, device: torch.device, low_dtype: torch.dtype
 ) -> None:
     """All scores become the cap or its opposite."""
-    paths, problem = problem_of(BATCHES["merged rows"], device, dtype, soft_cap=soft_cap)
+    paths, problem = layer_problem(BATCHES["merged rows"], device, low_dtype, soft_cap=soft_cap)
     planned = plan_batch(paths, problem)
     planned.check(dataclasses.replace(problem, sm_scale=1e4))
 
@@ -200,9 +170,9 @@ def test_scores_beyond_a_cap_do_not_overflow(
     ids=["heads", "dimensions", "dtype", "strides"],
 )
 def test_sinks_that_do_not_match_are_refused(
-    sinks: torch.Tensor, device: torch.device, dtype: torch.dtype
+    sinks: torch.Tensor, device: torch.device, low_dtype: torch.dtype
 ) -> None:
-    paths, problem = problem_of(BATCHES["merged rows"], device, dtype)
+    paths, problem = layer_problem(BATCHES["merged rows"], device, low_dtype)
     wrong = dataclasses.replace(problem, sinks=sinks.to(device))
     if sinks.stride() == (2,):
         wrong = dataclasses.replace(problem, sinks=torch.zeros(16, device=device)[::2])

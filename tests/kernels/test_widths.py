@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_problems import layer_problem
 from planned import plan_batch
 
 from sglang_codec.attention import prefix_shared_attention, update_lengths
@@ -20,9 +21,7 @@ from sglang_codec.testing import (
     Problem,
     assert_lse_close,
     assert_within_low_precision_error,
-    make_problem,
     tree_counts,
-    with_slots,
 )
 
 NAN = float("nan")
@@ -39,12 +38,6 @@ WIDTHS = [(192, 128), (96, 96), (80, 80), (96, 64), (72, 120)]
 SERVED = [(192, 128), (96, 96), (80, 80)]
 
 
-@pytest.fixture
-def dtype(device: torch.device) -> torch.dtype:
-    """Low precision on a CPU too: of long keys fp32 keeps some digits less than the budget."""
-    return torch.float16 if device.type == "cpu" else torch.bfloat16
-
-
 def apart(buffer: torch.Tensor) -> torch.Tensor:
     """The same rows with NaN behind each, up to where a kernel may hold columns of it."""
     width = buffer.shape[-1]
@@ -53,27 +46,18 @@ def apart(buffer: torch.Tensor) -> torch.Tensor:
     return wider[..., :width]
 
 
-def problem_of(
+def of_widths(
     counts: Counts,
     widths: tuple[int, int],
     device: torch.device,
     dtype: torch.dtype,
     *,
-    group: int = 4,
-    padding: int = 2,
     is_apart: bool = True,
+    **of_problem: Any,
 ) -> tuple[Any, Problem]:
     """A batch with paths, the rows of Q, K and V apart."""
-    paths = with_slots(counts, seed=3, spare=20)
-    problem = make_problem(
-        paths,
-        num_qo_heads=2 * group,
-        num_kv_heads=2,
-        head_dim=widths[0],
-        value_dim=widths[1],
-        dtype=dtype,
-        device=device,
-        padding=padding,
+    paths, problem = layer_problem(
+        counts, device, dtype, head_dim=widths[0], value_dim=widths[1], **of_problem
     )
     if is_apart:
         rows = {name: apart(getattr(problem, name)) for name in ("q", "k_buffer", "v_buffer")}
@@ -84,11 +68,11 @@ def problem_of(
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 @pytest.mark.parametrize("name", BATCHES)
 def test_every_kind_of_row(
-    name: str, widths: tuple[int, int], device: torch.device, dtype: torch.dtype
+    name: str, widths: tuple[int, int], device: torch.device, low_dtype: torch.dtype
 ) -> None:
     if device.type == "cuda" and widths not in SERVED:
         pytest.skip("CPU only")
-    paths, problem = problem_of(BATCHES[name], widths, device, dtype)
+    paths, problem = of_widths(BATCHES[name], widths, device, low_dtype)
     planned = plan_batch(paths, problem)
     out, _ = planned.check(problem)
     assert out.shape[-1] == widths[1]
@@ -126,7 +110,7 @@ def test_any_forest_of_any_widths(
     of_device = st.sampled_from(SERVED) if device.type == "cuda" else st.tuples(width, width)
     dtype = torch.float16 if device.type == "cpu" else torch.bfloat16
     counts, widths = tree_counts(nodes, rows), data.draw(of_device)
-    paths, problem = problem_of(counts, widths, device, dtype, group=group, is_apart=is_apart)
+    paths, problem = of_widths(counts, widths, device, dtype, group=group, is_apart=is_apart)
     sinks = torch.linspace(-2, 6, 2 * group, device=device) if has_sinks else None
     problem = dataclasses.replace(problem, sinks=sinks, soft_cap=cap)
     with np.errstate(over="ignore"):  # a tanh far from zero
@@ -135,9 +119,9 @@ def test_any_forest_of_any_widths(
 
 @pytest.mark.parametrize("widths", SERVED, ids=str)
 def test_a_nan_stays_with_its_row(
-    widths: tuple[int, int], device: torch.device, dtype: torch.dtype
+    widths: tuple[int, int], device: torch.device, low_dtype: torch.dtype
 ) -> None:
-    paths, problem = problem_of(BATCHES["bundles"], widths, device, dtype, padding=0)
+    paths, problem = of_widths(BATCHES["bundles"], widths, device, low_dtype, padding=0)
     spoiled = 17
     problem.v_buffer[problem.rows[spoiled][-1]] = NAN
     planned = plan_batch(paths, problem)
@@ -152,9 +136,9 @@ def test_a_nan_stays_with_its_row(
 
 @pytest.mark.parametrize("widths", SERVED, ids=str)
 def test_nothing_is_written_behind_a_row(
-    widths: tuple[int, int], device: torch.device, dtype: torch.dtype
+    widths: tuple[int, int], device: torch.device, low_dtype: torch.dtype
 ) -> None:
-    paths, problem = problem_of(BATCHES["merged rows"], widths, device, dtype)
+    paths, problem = of_widths(BATCHES["merged rows"], widths, device, low_dtype)
     planned = plan_batch(paths, problem)
     memory = problem.q.new_full((*problem.q.shape[:2], 2 * columns_for(widths[1])), 7.0)
     out = memory[..., : widths[1]]
@@ -178,9 +162,9 @@ def test_nothing_is_written_behind_a_row(
     ids=str,
 )
 def test_tensors_of_other_widths_are_refused(
-    change: dict[str, tuple[int, ...]], device: torch.device, dtype: torch.dtype
+    change: dict[str, tuple[int, ...]], device: torch.device, low_dtype: torch.dtype
 ) -> None:
-    paths, problem = problem_of([[("a", 40)]] * 3, (192, 128), device, dtype, padding=0)
+    paths, problem = of_widths([[("a", 40)]] * 3, (192, 128), device, low_dtype, padding=0)
     planned = plan_batch(paths, problem)
     tensors = {"q": problem.q, "k_buffer": problem.k_buffer, "v_buffer": problem.v_buffer}
     tensors["out"] = problem.empty()
@@ -195,7 +179,7 @@ def test_tensors_of_other_widths_are_refused(
 def test_widths_without_a_ring_are_refused_with_warp_roles(
     key_and_value: tuple[int, int],
 ) -> None:
-    paths, problem = problem_of([[("a", 40)]], key_and_value, CPU, torch.float32)
+    paths, problem = of_widths([[("a", 40)]], key_and_value, CPU, torch.float32)
     planned = plan_batch(paths, problem)
     config = launch_config((9, 0), SHAPE)
     tensors = (problem.q, problem.k_buffer, problem.v_buffer, problem.empty(), planned.buffers)

@@ -73,22 +73,11 @@ def windowed(
     return plan_batch(paths[: len(counts)], problem, **of_plan), problem, slots
 
 
-def check(planned: Planned, problem: Problem) -> None:
-    """Compare with fp64, in fp32 so closely that one token more or less shows."""
-    if problem.q.dtype != torch.float32:
-        planned.check(problem)
-        return
-    out, lse = planned.attend(problem)
-    exact, exact_lse = problem.exact()
-    torch.testing.assert_close(out.double(), exact, atol=1e-5, rtol=1e-5)
-    assert_lse_close(lse, exact_lse)
-
-
 @pytest.mark.parametrize("name", BATCHES)
 def test_every_kind_of_row(name: str, device: torch.device, dtype: torch.dtype) -> None:
     counts, window = BATCHES[name]
     planned, problem, _ = windowed(counts, window, device, dtype)
-    check(planned, problem)
+    planned.check_closely(problem)
     assert planned.plan.num_bundles > 0 or "bundles" not in name
 
 
@@ -114,7 +103,7 @@ def test_windows_move_on_with_their_rows(
         left = torch.ones(len(now.k_buffer), dtype=torch.bool)
         left[seen] = False
         now.k_buffer[left.to(device)] = float("nan")
-        check(planned, now)
+        planned.check_closely(now)
 
 
 run = st.tuples(st.integers(0, 9), st.integers(0, 150))
@@ -142,7 +131,7 @@ def test_any_forest_through_any_window(
     planned, problem, _ = windowed(
         counts, window, device, dtype, group=group, make_plan=ways[way], tail_headroom=HEADROOM
     )
-    check(planned, problem)
+    planned.check_closely(problem)
 
 
 def test_a_row_that_sees_nothing_of_a_run_is_kept_from_its_values(
