@@ -14,7 +14,14 @@ import pytest
 import torch
 
 from sglang_codec.attention_shape import AttentionShape
-from sglang_codec.batch_planner import BatchPlanner, MovedRows, NewPlan, StepTimes, Totals
+from sglang_codec.batch_planner import (
+    BatchPlanner,
+    MovedRows,
+    NewPlan,
+    RowLengths,
+    StepTimes,
+    Totals,
+)
 from sglang_codec.dump import PlanDump
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.plan_maker import PlanMaker
@@ -52,10 +59,19 @@ class Batch:
         return self.moved
 
 
+class Plans(BatchPlanner):
+    """Is asked with lengths as numbers where the host knows them."""
+
+    def plan_if_changed(self, batch: Any, lengths: Any, *args: Any, **more: Any) -> Any:
+        if isinstance(lengths, np.ndarray):
+            lengths = RowLengths.known(lengths)
+        return super().plan_if_changed(batch, lengths, *args, **more)
+
+
 def planner(kv_index: int = 4096, host_rows: Any = None, most_live: int = 1) -> BatchPlanner:
     layout = PlanLayout.of(PlanCapacity(8, 512, 512, kv_index), SPEC)
     maker = PlanMaker(SPEC, COST, layout, lambda: staging(layout), host_rows)
-    plans = BatchPlanner(most_live=most_live)
+    plans = Plans(most_live=most_live)
     plans.use([maker], [8])
     return plans
 

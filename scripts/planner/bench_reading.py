@@ -139,7 +139,7 @@ class Host:
         planner, times, started = self.planner, self.planner.times, time.thread_time()
         self.batch = self._attacher.codec_batch(server.batch(reqs))
         described = time.thread_time() - started
-        for new in planner.plan_if_changed(self.batch, lengths.numpy(), None):
+        for new in planner.plan_if_changed(self.batch, RowLengths.known(lengths.numpy()), None):
             self._send(new)
         times.end("send")
         stages = {stage: getattr(times, stage) for stage in ("read", "make", "send")}

@@ -83,7 +83,7 @@ class OtherPool(memory_pool.MHATokenToKVPool):
 
 REFUSED = {
     "mla": ({"use_mla_backend": True}, ["MLA", "--attention-backend"]),
-    "speculative": (
+    "algorithm": (
         {"args_speculative_algorithm": "EAGLE3"},
         ["--speculative-algorithm EAGLE3", "drop --speculative-algorithm"],
     ),
