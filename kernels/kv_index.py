@@ -45,23 +45,27 @@ def _append_slots_kernel(
     row_lengths_ptr,  # [capacity] int32
     plan_ptr,  # packed plan, int32
     append_base_offset,
-    seq_lens_ptr,  # [B] integers, the new token included
-    new_slots_ptr,  # [B] integers, the new token's KV slot
+    seq_lens_ptr,  # [B] integers, the new tokens included
+    new_slots_ptr,  # [B * QUERY_ROWS] integers, the new tokens' KV slots
     batch,
     NO_TAIL: tl.constexpr,
+    QUERY_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program records the length and the newest slot of one block of rows."""
+    """One program records the length and the newest slots of one block of rows."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     within = row < batch
     length = tl.load(seq_lens_ptr + row, mask=within, other=0).to(tl.int32)
     tl.store(row_lengths_ptr + row, length, mask=within)
     base = tl.load(plan_ptr + append_base_offset + row, mask=within, other=NO_TAIL)
-    slot = tl.load(new_slots_ptr + row, mask=within, other=0).to(tl.int32)
-    # nor has padding of a captured batch, rows that the plan does not know
-    entry = base + length - 1
-    has_tail = base >= NO_TAIL + 1
-    tl.store(kv_index_ptr + tl.where(has_tail, entry, 0), slot, mask=within & has_tail)
+    for nth in tl.static_range(QUERY_ROWS):
+        slot = tl.load(new_slots_ptr + row * QUERY_ROWS + nth, mask=within, other=0).to(tl.int32)
+        # nor has padding of a captured batch, rows that the plan does not know
+        entry = base + length - (QUERY_ROWS - nth)
+        is_token = base >= NO_TAIL + 1
+        if QUERY_ROWS > 1:
+            is_token = is_token & (length >= QUERY_ROWS - nth)
+        tl.store(kv_index_ptr + tl.where(is_token, entry, 0), slot, mask=within & is_token)
 
 
 def gather_slots(
@@ -139,29 +143,35 @@ def append_slots(
     *,
     append_base_offset: int,
     windowed: bool = False,
+    query_rows: int = 1,
 ) -> None:
-    """Record ``seq_lens`` ``[B]`` and put each row's newest slot at the end of its tail.
+    """Record ``seq_lens`` ``[B]`` and put each row's newest slots at the end of its tail.
+
+    All of them, in every step: what a step before has put there was perhaps rejected.
 
     Args:
         kv_index: int32 ``[entries]``. plan: packed plan (`PlanLayout`), int32.
         row_lengths: int32 ``[capacity]``, as many rows as a plan may have. Those of a batch beyond
             them are padding, and left alone.
-        seq_lens: ``[B]`` integers, the new token included. new_slots: ``[B]`` integer KV slots.
+        seq_lens: ``[B]`` integers, the new tokens included. new_slots: ``[B * query_rows]`` integer
+            KV slots, row by row.
         windowed: whether the plan is one of layers with a window.
+        query_rows: new tokens of each row, which are all in its tail.
 
     Raises:
         ValueError: fewer slots than rows, or another dtype or layout.
     """
     batch = min(seq_lens.numel(), row_lengths.numel())
     if not (
-        new_slots.numel() >= batch
+        new_slots.numel() >= batch * query_rows
         and kv_index.dtype == row_lengths.dtype == plan.dtype == torch.int32
         and seq_lens.is_contiguous()
         and new_slots.is_contiguous()
     ):
         refuse(
             "append_slots",
-            "a length and a slot of every row, contiguous, and an int32 index, lengths and plan",
+            f"a length and a slot of every row ({query_rows} of each), contiguous, and an int32 "
+            "index, lengths and plan",
             kv_index=kv_index,
             row_lengths=row_lengths,
             plan=plan,
@@ -177,5 +187,6 @@ def append_slots(
         new_slots,
         batch,
         NO_TAIL=NO_TAIL_BEHIND_WINDOW.value if windowed else NO_TAIL.value,
+        QUERY_ROWS=query_rows,
         BLOCK=_APPEND_BLOCK,
     )

@@ -13,7 +13,7 @@ class Tile:
     """How the tasks of one class are run.
 
     Args:
-        rows: M side of the query tile (requests x GQA group).
+        rows: M side of the query tile (requests x query rows x GQA group).
         block_kv: KV tokens per step.
     """
 
@@ -86,6 +86,10 @@ class LaunchConfig:
             order.insert(-1, own)
         return tuple(order)
 
+    def for_query_rows(self, query_rows: int) -> LaunchConfig:
+        """What runs of it where requests have so many query rows: no bundles with several."""
+        return self if query_rows == 1 else dataclasses.replace(self, bundle=None)
+
     def num_slots(self, num_sms: int, num_kv_heads: int) -> int:
         """Program slots per KV head of a grid that fills the GPU once."""
         return max(1, num_sms * self.ctas_per_sm // num_kv_heads)
@@ -153,11 +157,20 @@ def launch_config(
 ) -> LaunchConfig:
     """The configuration for a GPU of this compute capability.
 
+    Its largest tile, of 128, 64 or 32 rows, is the limit of a request's.
+
     Args:
         shape: of the layers; those with more than 128 columns, with fp8 K and V, or with a cap have
             their own on some GPUs.
         warp_roles: whether `hopper` can be used, where it is the better kernel.
     """
+    config = _of_one_query_row(capability, shape, warp_roles)
+    return config.for_query_rows(shape.query_rows)
+
+
+def _of_one_query_row(
+    capability: tuple[int, int], shape: AttentionShape, warp_roles: bool
+) -> LaunchConfig:
     is_wide = max(shape.key_dim, shape.value_dim) > 128
     if capability in ((8, 6), (8, 9), (12, 0), (12, 1)):
         return _WIDE_SMALL_SHARED if is_wide else _SMALL_SHARED

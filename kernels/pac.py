@@ -27,19 +27,19 @@ _COPIED_BYTES = 16  # at once, with warp roles: where rows of Q, K and V then ha
 class PacArguments(NamedTuple):
     """What a launch passes: tensors, which a kernel sees as pointers, and numbers."""
 
-    q_ptr: torch.Tensor  # [B, Hq, Dk]
+    q_ptr: torch.Tensor  # [B * n, Hq, Dk], the n query rows of a request one after another
     k_ptr: torch.Tensor  # [num_slots, Hkv, Dk], bytes where they are fp8
     v_ptr: torch.Tensor  # [num_slots, Hkv, Dv], likewise
-    out_ptr: torch.Tensor  # [B, Hq, Dv]
-    lse_ptr: torch.Tensor  # [B, Hq] fp32, base 2
-    partial_out_ptr: torch.Tensor  # [parts, Hq, Dv] fp32
-    partial_lse_ptr: torch.Tensor  # [parts, Hq] fp32, base 2
+    out_ptr: torch.Tensor  # [B * n, Hq, Dv]
+    lse_ptr: torch.Tensor  # [B * n, Hq] fp32, base 2
+    partial_out_ptr: torch.Tensor  # [parts, n * Hq, Dv] fp32
+    partial_lse_ptr: torch.Tensor  # [parts, n * Hq] fp32, base 2
     sinks_ptr: torch.Tensor | None  # [Hq]
     plan_ptr: torch.Tensor  # packed plan, int32
     kv_index_ptr: torch.Tensor  # [entries] int32
     bundle_index_ptr: torch.Tensor  # [entries] int32
     bundle_readers_ptr: torch.Tensor  # [entries] int32
-    row_lengths_ptr: torch.Tensor | None  # [B] int32, where rows have windows
+    row_lengths_ptr: torch.Tensor | None  # [B] int32, for windows or several query rows
     order_offset: int
     tasks_offset: int
     qk_scale: float  # of the scores or their tanh, for a softmax in base 2
@@ -62,7 +62,8 @@ class PacVariant(NamedTuple):
     A constexpr function is passed fields of it: of the whole, Triton 3.6 loses their names.
     """
 
-    GROUP: int  # query heads per KV head
+    GROUP: int  # rows of a request in a tile: query rows times query heads per KV head
+    QUERY_ROWS: int  # of a request
     KEY_DIM: int  # elements of a row of Q or K
     VALUE_DIM: int  # of V, of the output or a partial
     KEY_COLUMNS: int  # which hold them: a power of two
@@ -99,17 +100,19 @@ def pac(
     soft_cap: float | None = None,
     row_lengths: torch.Tensor | None = None,
     window: int = 0,
+    query_rows: int = 1,
     v_scale: float | None = None,
 ) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
     """Run every task of a packed plan, with the lengths that `follow_lengths` wrote into it.
 
     Args:
-        q, out: ``[B, Hq, Dk]`` and ``[B, Hq, Dv]``, at least as many rows as the plan has.
+        q, out: ``[B * n, Hq, Dk]`` and ``[B * n, Hq, Dv]`` with `n` query rows of each request one
+            after another, at least as many requests as the plan has.
             k_buffer, v_buffer: ``[num_slots, Hkv, Dk]`` and ``[num_slots, Hkv, Dv]``, in the dtype
             of q or in fp8 (e4m3fn, e5m2). The last dimension of each is contiguous; nothing outside
             of these rows is read.
-        lse: ``[B, Hq]`` fp32 contiguous, base 2, or None.
-        partial_out: ``[parts, Hq, Dv]`` fp32 contiguous; partial_lse: ``[parts, Hq]``.
+        lse: ``[B * n, Hq]`` fp32 contiguous, base 2, or None.
+        partial_out: ``[parts, n * Hq, Dv]`` fp32 contiguous; partial_lse: ``[parts, n * Hq]``.
         plan: packed plan (`PlanLayout`), int32; the offsets say where its sections begin.
         kv_index: int32 KV slots. bundle_index: int32 KV slots of the bundles, bundle_readers: the
             queries ``[low, high)`` that see each, as ``low + 65536 * high``. With warp roles tasks
@@ -118,8 +121,10 @@ def pac(
         sm_scale: factor of the scores before the softmax, greater than 0.
         sinks: ``[Hq]`` contiguous, a logit per head that joins the sum of rows with one part.
         soft_cap: scaled scores are bent into (-soft_cap, soft_cap) by tanh; None for no cap.
-        row_lengths: int32 ``[B]``, needed for a window. window: newest tokens that a row sees, 0
-            for all; a plan of such rows, with what `follow_lengths` made of it for this window.
+        row_lengths: int32 ``[B]``, needed for a window or several query rows. window: newest tokens
+            that a row sees, 0 for all; a plan of such rows, with what `follow_lengths` made of it
+            for this window.
+        query_rows: `n`, newest tokens of a request that attend, each to all up to itself.
         v_scale: factor of the values, of partials too; None for 1.
 
     Rows with one part are written to `out` (and `lse`); the others leave partials for `por`.
@@ -135,10 +140,13 @@ def pac(
     _, *partial_row = partial_out.shape
     strides = (*q.stride(), *k_buffer.stride(), *v_buffer.stride(), *out.stride())
     exponent = exponent_bits(k_buffer.dtype, q.dtype)
+    has_ends = window > 0 or query_rows > 1  # of what a row sees, which its length says
     if not (
         len(shape) == len(k_row) + 1 == len(v_row) + 1 == 3
         and strides[2::3] == (1, 1, 1, 1)
-        and out.shape == (*shape[:2], v_row[1]) == (shape[0], *partial_row)
+        and out.shape == (*shape[:2], v_row[1])
+        and partial_row == [query_rows * shape[1], v_row[1]]
+        and shape[0] % query_rows == 0
         and k_row == [v_row[0], shape[2]]
         and shape[1] % k_row[0] == 0
         and q.dtype == out.dtype
@@ -146,7 +154,7 @@ def pac(
         and exponent is not None
         and is_lse(lse, shape[:2])
         and are_sinks(sinks, shape[1])
-        and (not window or (row_lengths is not None and row_lengths.dtype == torch.int32))
+        and (not has_ends or (row_lengths is not None and row_lengths.dtype == torch.int32))
         and not (config.warp_roles and _begin_anywhere(q, k_buffer, v_buffer, strides))
         and not (config.warp_roles and _do_not_fit(shape[2], v_row[1], config))
         and not (config.warp_roles and exponent and _no_bytes(shape[2], v_row[1], config))
@@ -158,7 +166,8 @@ def pac(
             f"(on Hopper rows that begin at multiples of {_COPIED_BYTES} bytes, Dk and Dv up to "
             "64, 128 or 256 or 192 and 128, no tiles of 128 rows for Dv above 128, and of fp8 Dk "
             "as Dv and steps ahead), lse [rows, Hq] fp32 contiguous, sinks [Hq] contiguous floats, "
-            "and with a window the rows' lengths, int32",
+            "with a window or several query rows the rows' lengths, int32, and partial_out [parts, "
+            f"{query_rows} query rows x Hq, Dv], as rows of q belong to a request",
             q=q,
             k_buffer=k_buffer,
             v_buffer=v_buffer,
@@ -171,7 +180,7 @@ def pac(
     _, num_qo_heads, key_dim = shape
     value_dim = v_row[1]
     num_kv_heads = k_row[0]
-    group = num_qo_heads // num_kv_heads
+    group = query_rows * num_qo_heads // num_kv_heads
     if exponent:
         # not every GPU has these dtypes
         k_buffer, v_buffer = k_buffer.view(torch.uint8), v_buffer.view(torch.uint8)
@@ -188,7 +197,7 @@ def pac(
         kv_index,
         bundle_index,
         bundle_readers,
-        row_lengths if window else None,
+        row_lengths if has_ends else None,
         order_offset,
         tasks_offset,
         LOG2_E.value * (soft_cap or sm_scale),
@@ -202,6 +211,7 @@ def pac(
     )
     variant = PacVariant(
         GROUP=group,
+        QUERY_ROWS=query_rows,
         KEY_DIM=key_dim,
         VALUE_DIM=value_dim,
         KEY_COLUMNS=columns_for(key_dim),

@@ -31,10 +31,10 @@ _INTERPRETED_PROGRAMS = 3
 class PorArguments(NamedTuple):
     """What a launch passes: tensors, which the kernel sees as pointers, and numbers."""
 
-    out_ptr: torch.Tensor  # [B, Hq, D]
-    lse_ptr: torch.Tensor  # [B, Hq] fp32, base 2
-    partial_out_ptr: torch.Tensor  # [parts, Hq, D] fp32
-    partial_lse_ptr: torch.Tensor  # [parts, Hq] fp32, base 2
+    out_ptr: torch.Tensor  # [B, n * Hq, D] with n query rows of each of B requests
+    lse_ptr: torch.Tensor  # [B, n * Hq] fp32, base 2
+    partial_out_ptr: torch.Tensor  # [parts, n * Hq, D] fp32
+    partial_lse_ptr: torch.Tensor  # [parts, n * Hq] fp32, base 2
     sinks_ptr: torch.Tensor | None  # [Hq]
     plan_ptr: torch.Tensor  # packed plan, int32
     merges_offset: int
@@ -53,6 +53,7 @@ class PorVariant(NamedTuple):
     MANY_PARTS: int
     WRITE_LSE: bool
     EARLY_LAUNCH: bool
+    QUERY_ROWS: int  # of a request, whose heads follow one another as those of a single row do
 
 
 class Merges(NamedTuple):
@@ -151,7 +152,10 @@ def _merge_rows(
             states = states + ((-float("inf"), 0.0, tl.zeros([VALUE_COLUMNS], tl.float32)),)
             if given.sinks_ptr is not None:
                 # of a head behind the last of all, which is not stored, that one's
-                sinks = sinks + (sinks_of(given, tl.minimum(head + h, merges.num_qo_heads - 1)),)
+                of_head = tl.minimum(head + h, merges.num_qo_heads - 1)
+                if VARIANT.QUERY_ROWS > 1:
+                    of_head = of_head % (merges.num_qo_heads // VARIANT.QUERY_ROWS)
+                sinks = sinks + (sinks_of(given, of_head),)
         for start in tl.range(first, last, PARTS, num_stages=1):
             loaded = ()
             for i in tl.static_range(PARTS * HEADS):
@@ -240,6 +244,7 @@ def por(
     merges_offset: int,
     early_launch: bool = False,
     sinks: torch.Tensor | None = None,
+    query_rows: int = 1,
 ) -> Callable[[torch.Tensor], None] | None:
     """Merge the partials of the rows that the plan lists; every other planned row is `pac`'s.
 
@@ -248,12 +253,15 @@ def por(
     the planned batch.
 
     Args:
-        out: ``[B, Hq, D]``, the last dimension contiguous; B may exceed what the plan has room for.
-        lse: ``[B, Hq]`` fp32 contiguous, base 2, or None.
-        partial_out: ``[parts, Hq, D]`` fp32 contiguous; partial_lse: ``[parts, Hq]`` fp32.
+        out: ``[B * n, Hq, D]``, `n` query rows of each request, the last dimension contiguous and
+            with ``n > 1`` the rows as far apart as their heads are long; B may exceed what the plan
+            has room for.
+        lse: ``[B * n, Hq]`` fp32 contiguous, base 2, or None.
+        partial_out: ``[parts, n * Hq, D]`` fp32 contiguous; partial_lse: ``[parts, n * Hq]`` fp32.
         plan: packed plan (`PlanLayout`), int32; its list of merges begins at `merges_offset`.
         early_launch: start while PAC finishes (see `LaunchConfig`).
         sinks: ``[Hq]`` contiguous, a logit per head that joins the sum of every merged row.
+        query_rows: `n`.
 
     The grid depends on the shape of `out` and on the GPU only, so a captured launch serves every
     later plan.
@@ -266,22 +274,27 @@ def por(
         ValueError: shapes, dtypes or strides that do not match.
     """
     shape, strides, (_, *partial_row) = out.shape, out.stride(), partial_out.shape
+    # to this kernel the query rows of a request are one row with as many times the heads
     if not (
         strides[2:] == (1,)
-        and shape == (shape[0], *partial_row)
+        and [query_rows * shape[1], shape[2]] == partial_row
+        and shape[0] % query_rows == 0
+        and (query_rows == 1 or strides[0] == shape[1] * strides[1])
         and is_lse(lse, shape[:2])
         and are_sinks(sinks, shape[1])
     ):
         refuse(
             "por",
             "out [rows, Hq, D], the last dimension contiguous, partial_out [parts, Hq, D], lse "
-            "[rows, Hq] fp32 contiguous, and sinks [Hq] contiguous floats",
+            "[rows, Hq] fp32 contiguous, and sinks [Hq] contiguous floats; with query rows, here "
+            f"{query_rows}, rows of out that follow their heads and partial_out with each's heads",
             out=out,
             lse=lse,
             sinks=sinks,
             partial_out=partial_out,
         )
-    num_rows, num_qo_heads, value_dim = shape
+    num_rows, num_qo_heads = shape[0] // query_rows, query_rows * shape[1]
+    value_dim = shape[2]
     most_programs = _most_programs(out.device)
     most_readable = (plan.numel() - merges_offset) // MERGE_INTS.value - 1
     arguments = PorArguments(
@@ -292,7 +305,8 @@ def por(
         sinks,
         plan,
         merges_offset,
-        *strides[:2],
+        query_rows * strides[0],
+        strides[1],
     )
     variant = PorVariant(
         VALUE_DIM=value_dim,
@@ -303,6 +317,7 @@ def por(
         MANY_PARTS=_MANY_PARTS,
         WRITE_LSE=lse is not None,
         EARLY_LAUNCH=early_launch,
+        QUERY_ROWS=query_rows,
     )
     compiled = _por_kernel[(min(num_rows * num_qo_heads, most_programs),)](
         arguments,
@@ -318,7 +333,7 @@ def por(
     given = addresses(arguments)
 
     def again(out: torch.Tensor) -> None:
-        rows = out.shape[0]
+        rows = out.shape[0] // query_rows
         grid = (min(rows * num_qo_heads, most_programs), 1, 1)
         moved = given._replace(out_ptr=out.data_ptr())
         compiled[grid](moved, rows, min(rows, most_readable), num_qo_heads, variant)

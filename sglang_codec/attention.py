@@ -32,10 +32,11 @@ def prefix_shared_attention(
     """Attend with the plan in `buffers`; two launches, no host synchronisation.
 
     Args:
-        q, out: ``[B, Hq, Dk]`` and ``[B, Hq, Dv]``; rows that the plan does not know become zero.
+        q, out: ``[B * n, Hq, Dk]`` and ``[B * n, Hq, Dv]`` with the `n` query rows of the buffers'
+            shape, request by request; what the plan does not know becomes zero.
         k_buffer, v_buffer: ``[num_slots, Hkv, Dk]`` and ``[num_slots, Hkv, Dv]``, in the dtype of q
             or in fp8.
-        lse: fp32 ``[B, Hq]``, base 2, or None.
+        lse: fp32 ``[B * n, Hq]``, base 2, or None.
         sinks: ``[Hq]`` floats, for each query head a logit that takes part in the softmax and has
             no value; `sm_scale` is not for them. A row without tokens stays zero.
         soft_cap: scaled scores are bent into (-soft_cap, soft_cap) by tanh; None for no cap.
@@ -45,9 +46,10 @@ def prefix_shared_attention(
         ValueError: fewer rows than the plan has, or shapes, dtypes or strides that do not match.
     """
     layout = buffers.layout
-    if q.shape[0] < buffers.batch:
+    query_rows = buffers.query_rows
+    if q.shape[0] < buffers.batch * query_rows:
         raise ValueError(
-            f"q has {q.shape[0]} rows, but the plan is for {buffers.batch}; plan again"
+            f"q has {q.shape[0]} rows, but the plan is for {buffers.batch * query_rows}; plan again"
         )
     if q.stride()[-1] != 1:
         q = q.contiguous()
@@ -83,8 +85,9 @@ def prefix_shared_attention(
         config=config,
         sinks=sinks,
         soft_cap=soft_cap,
-        row_lengths=buffers.row_lengths if buffers.window else None,
+        row_lengths=buffers.row_lengths if buffers.window or query_rows > 1 else None,
         window=buffers.window,
+        query_rows=query_rows,
         v_scale=v_scale,
     )
     por_again = por(
@@ -96,6 +99,7 @@ def prefix_shared_attention(
         merges_offset=layout.merges,
         early_launch=config.early_launch,
         sinks=sinks,
+        query_rows=query_rows,
     )
     if pac_again and por_again:
         buffers.launches[key] = pac_again, por_again, config

@@ -32,7 +32,8 @@ class AttentionShape:
         window: tokens before its own that a query sees, as SGLang and FlashInfer count; None for
             all of them.
         soft_cap: scores are bent into (-soft_cap, soft_cap) by tanh; None for no cap.
-        query_rows: newest tokens of a request that attend in one step.
+        query_rows: newest tokens of a request that attend in one step, each to those before it
+            and to itself.
     """
 
     num_qo_heads: int
@@ -63,6 +64,11 @@ class AttentionShape:
         return self.num_qo_heads // self.num_kv_heads
 
     @property
+    def request_rows(self) -> int:
+        """Rows of a query tile that one request fills, for one KV head."""
+        return self.query_rows * self.group
+
+    @property
     def seen_tokens(self) -> int:
         """The newest tokens that a query sees, its own included; 0 for all."""
         return 0 if self.window is None else self.window + 1
@@ -89,12 +95,13 @@ class AttentionShape:
 
     @property
     def partial_bytes(self) -> int:
-        """One row's fp32 partial output and LSE for one KV head."""
-        return self.group * (self.value_dim + 1) * 4
+        """One request's fp32 partial output and LSE for one KV head."""
+        return self.request_rows * (self.value_dim + 1) * 4
 
     def __str__(self) -> str:
         dtypes = dict.fromkeys((self.dtype, self.kv_dtype))
         heads = f"{self.num_qo_heads}/{self.num_kv_heads} heads of {self.dims}"
         window = f", window of {self.seen_tokens}" if self.window is not None else ""
         cap = f", capped at {self.soft_cap:g}" if self.soft_cap is not None else ""
-        return f"{heads}, {' over '.join(dtypes)}{window}{cap}"
+        rows = f", {self.query_rows} query rows" if self.query_rows > 1 else ""
+        return f"{heads}, {' over '.join(dtypes)}{window}{cap}{rows}"

@@ -17,13 +17,14 @@ class PlanBuffers:
 
     Args:
         layout: sections of the packed plan and the capacities.
-        shape: of the layers that are served; a partial row has its query heads and value dim.
+        shape: of the layers that are served; a partial row has its query heads, once for each query
+            row, and its value dim.
         device: where the tensors live.
     """
 
     def __init__(self, layout: PlanLayout, shape: AttentionShape, device: torch.device) -> None:
         capacity = layout.capacity
-        self.layout, self.window = layout, shape.seen_tokens
+        self.layout, self.window, self.query_rows = layout, shape.seen_tokens, shape.query_rows
         self.device = device
         self.batch = 0  # rows of the plan that was sent last
         self.launches: dict[Hashable, Any] = {}  # on these buffers, to be repeated
@@ -36,7 +37,7 @@ class PlanBuffers:
         self.bundle_readers = torch.zeros_like(self.bundle_index)
         self.row_lengths = torch.zeros(capacity.rows, dtype=torch.int32, device=device)
         # zeros, not empty: an unwritten partial has weight zero, but zero times NaN is NaN
-        rows = (max(capacity.parts, 1), shape.num_qo_heads)
+        rows = (max(capacity.parts, 1), shape.query_rows * shape.num_qo_heads)
         self.partial_out = torch.zeros(*rows, shape.value_dim, dtype=torch.float32, device=device)
         self.partial_lse = torch.full(rows, -float("inf"), device=device)
 

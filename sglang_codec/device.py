@@ -15,6 +15,8 @@ from sglang_codec.kernels.launch import INTERPRETED, INTERPRETED_SMS, LaunchConf
 from sglang_codec.planning.cost_model import COST_TABLES, CostModel, roofline_cost_model
 from sglang_codec.planning.plan import PlanSpec
 
+_INTERPRETER = "interpreter"
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,7 +33,7 @@ class Device:
 
     @property
     def is_interpreted(self) -> bool:
-        return self.config is INTERPRETED
+        return self.name == _INTERPRETER
 
 
 @functools.cache
@@ -47,7 +49,8 @@ def describe_device(device: torch.device, shape: AttentionShape) -> Device:
                 f"device {device}: without a CUDA GPU the kernels run in Triton's interpreter; "
                 "set TRITON_INTERPRET=1 before the process starts"
             )
-        return Device("interpreter", INTERPRETED, INTERPRETED_SMS, 1e10, 1e11, 0.0)
+        config = INTERPRETED.for_query_rows(shape.query_rows)
+        return Device(_INTERPRETER, config, INTERPRETED_SMS, 1e10, 1e11, 0.0)
     properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
     bandwidth, flops = _ceilings(properties)
@@ -67,7 +70,12 @@ def describe_device(device: torch.device, shape: AttentionShape) -> Device:
 def _has_run_on_a_gpu(shape: AttentionShape) -> bool:
     """Whether `kernels/hopper` has, for such layers: the interpreter, in which `kernels/portable`
     is tested, does not run it, so others are left to that one until it has."""
-    return shape.dims in ("64", "128", "256") and not shape.is_fp8 and shape.window is None
+    return (
+        shape.dims in ("64", "128", "256")
+        and not shape.is_fp8
+        and shape.window is None
+        and shape.query_rows == 1
+    )
 
 
 def _has_warp_roles() -> bool:
@@ -102,7 +110,7 @@ def cost_model(device: Device, spec: PlanSpec) -> CostModel:
     if not device.is_interpreted:
         table = cost_table(device.name, shape)
         if table.exists():
-            return CostModel.from_json(table, shape.group)
+            return CostModel.from_json(table, shape.request_rows)
     return roofline_cost_model(
         shape,
         num_ctas=spec.num_slots * shape.num_kv_heads,

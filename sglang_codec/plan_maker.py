@@ -12,7 +12,7 @@ from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.frugal import frugal_plan
-from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan, pack
+from sglang_codec.planning.packed import PackedPlan, pack
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plain import plain_plan
 from sglang_codec.planning.plan import Plan, PlanCapacityError, PlanLayout, PlanSpec
@@ -76,7 +76,7 @@ class PlanMaker:
     ) -> None:
         self.spec, self.cost_model, self.layout = spec, cost_model, layout
         self.staging, self._host_rows = staging, host_rows
-        self._window = spec.shape.seen_tokens
+        self._window, self._query_rows = spec.shape.seen_tokens, spec.shape.query_rows
         planner = Planner(spec, cost_model, layout.capacity)
         if why := make_ready():
             FALLBACKS.record("the planner is not compiled", why)
@@ -133,7 +133,8 @@ class PlanMaker:
         """Rows may hold the same slots without a proof of it; their distinct slots always fit."""
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         slots = np.concatenate(self._host_rows(pool_rows, lengths))
-        forest = PrefixForest.from_kv_indices(indptr, slots).through_window(self._window)
+        forest = PrefixForest.from_kv_indices(indptr, slots)
+        forest = forest.through_window(self._window, query_rows=self._query_rows)
         try:
             plan = self._plan(forest)
         except PlanCapacityError:
@@ -152,7 +153,7 @@ class PlanMaker:
 
     def _forest(self, paths: RadixPaths, lengths: np.ndarray) -> PrefixForest:
         return PrefixForest.from_radix_paths(
-            paths, lengths, private_tokens=PRIVATE_TOKENS, window=self._window
+            paths, lengths, private_tokens=self._query_rows, window=self._window
         )
 
     def _frugal(self, forest: PrefixForest) -> Plan:

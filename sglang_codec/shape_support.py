@@ -8,6 +8,8 @@ from collections.abc import Callable
 from sglang_codec.attention_shape import AttentionShape
 
 MAX_GROUP = 16
+MAX_QUERY_ROWS = 16
+MAX_REQUEST_ROWS = 64  # rows of the largest query tile of most launch configurations
 GPU_HEAD_DIMS = ("64", "80", "96", "128", "192/128", "256")  # of keys and values, if unlike
 GPU_DTYPES = ("bfloat16", "float16")
 FP8_DTYPES = ("float8_e4m3fn", "float8_e5m2")  # of a KV cache
@@ -30,7 +32,7 @@ def why_unsupported(shape: AttentionShape, *, interpreted: bool) -> str | None:
             if reason := judge(shape, interpreted):
                 return reason
         elif value != field.default:
-            return _WORDS.get(field.name, f"{field.name} {{}}").format(value)
+            return f"{field.name} {value}"
     return None
 
 
@@ -82,6 +84,22 @@ def _window(shape: AttentionShape, _interpreted: bool) -> str | None:
     return f"sliding window of {shape.seen_tokens} tokens, codec serves {MIN_WINDOW} and more"
 
 
+def why_query_rows(shape: AttentionShape, _interpreted: bool) -> str | None:
+    """Why so many query rows per request are not served, with this group and window."""
+    rows = f"{shape.query_rows} query rows per request"
+    if not 1 <= shape.query_rows <= MAX_QUERY_ROWS:
+        return f"{rows}, supported are 1 to {MAX_QUERY_ROWS}"
+    if shape.request_rows > MAX_REQUEST_ROWS:
+        most = MAX_REQUEST_ROWS // shape.group
+        return (
+            f"{rows} of a GQA group of {shape.group} are {shape.request_rows} rows of a query "
+            f"tile, the limit is {MAX_REQUEST_ROWS}: at most {most} query rows of this group"
+        )
+    if shape.query_rows > 1 and shape.window is not None:
+        return f"{rows} and a sliding window, codec serves one row with windows"
+    return None
+
+
 # properties that the kernels take as they come, within what these functions allow
 _HONOURED: dict[str, Callable[[AttentionShape, bool], str | None]] = {
     "num_qo_heads": _heads,
@@ -92,7 +110,5 @@ _HONOURED: dict[str, Callable[[AttentionShape, bool], str | None]] = {
     "kv_dtype": _dtypes,
     "soft_cap": _soft_cap,
     "window": _window,
-}
-_WORDS = {
-    "query_rows": "{} query rows per request",
+    "query_rows": why_query_rows,
 }

@@ -12,7 +12,7 @@ import torch
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import Plan
-from sglang_codec.reference import decode_attention
+from sglang_codec.reference import decode_attention, rows_seen
 
 Counts = list[list[tuple[str, int]]]  # per row: (segment id, tokens), root to leaf
 Paths = list[list[tuple[str, np.ndarray]]]  # per row: (segment id, KV slots)
@@ -173,6 +173,7 @@ class Problem:
     soft_cap: float | None = None
     sinks: torch.Tensor | None = None  # [Hq]
     window: int = 0  # newest tokens that a row sees, 0 for all
+    query_rows: int = 1  # of each row: q has so many times its rows
     k_scale: float = 1.0
     v_scale: float = 1.0
 
@@ -185,7 +186,7 @@ class Problem:
     def exact(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The fp64 output and base-2 LSE."""
         k, v = without_pages(self.k_buffer), without_pages(self.v_buffer)
-        of_layer = self.of_layer | {"window": self.window}
+        of_layer = self.of_layer | {"window": self.window, "query_rows": self.query_rows}
         return decode_attention(self.q, k, v, self.rows, self.sm_scale, **of_layer)
 
     def empty(self) -> torch.Tensor:
@@ -198,7 +199,7 @@ class Problem:
         # compute-sanitizer does not see what cuBLAS writes in bf16, and reports who reads it
         q, k, v = (tensor.cpu() for tensor in (self.q, self.k_buffer, self.v_buffer))
         k, v = without_pages(k), without_pages(v)
-        rows = [slots[-self.window :] for slots in self.rows]
+        rows = rows_seen(self.rows, window=self.window, query_rows=self.query_rows)
         eager = eager_attention(q, k, v, rows, self.sm_scale, **self.of_layer)
         return eager.to(self.q.device)
 
@@ -215,6 +216,7 @@ def make_problem(
     device: torch.device | str = "cpu",
     page_size: int = 1,
     padding: int = 0,
+    query_rows: int = 1,
     seed: int = 0,
 ) -> Problem:
     """Random tensors for a batch.
@@ -223,7 +225,7 @@ def make_problem(
         kv_dtype: of the cache; `dtype` if None.
         value_dim: `head_dim` if None.
         page_size: above 1 the buffers are 4-D.
-        padding: query rows beyond the batch.
+        padding: rows beyond the batch. query_rows: of each row, of padding too.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.from_numpy(row.astype(np.int64)) for row in rows_of(paths)]
@@ -237,9 +239,11 @@ def make_problem(
         buffer = buffer.to(device, kv_dtype or dtype)
         return buffer.unflatten(0, (-1, page_size)) if page_size > 1 else buffer
 
-    q = torch.randn(len(paths) + padding, num_qo_heads, head_dim, generator=generator)
+    q_rows = (len(paths) + padding) * query_rows
+    q = torch.randn(q_rows, num_qo_heads, head_dim, generator=generator)
     caches = cache(head_dim), cache(value_dim or head_dim)
-    return Problem(q.to(device, dtype), *caches, rows, head_dim**-0.5)
+    q = q.to(device, dtype)
+    return Problem(q, *caches, rows, head_dim**-0.5, query_rows=query_rows)
 
 
 def without_pages(buffer: torch.Tensor) -> torch.Tensor:

@@ -17,9 +17,9 @@ from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.index import kv_index_of
-from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout
+from sglang_codec.planning.plan import Plan, PlanCapacity, PlanLayout, PlanSpec
 from sglang_codec.planning.planner import Cut, Planner, make_ready
-from sglang_codec.shape_support import why_unsupported
+from sglang_codec.shape_support import why_query_rows, why_unsupported
 
 _MAX_SLOT = 2**31 - 1
 
@@ -101,16 +101,12 @@ class PrefixSharedDecodeWrapper:
         self.shape = AttentionShape(*heads, *dims, *names)
         if reason := why_unsupported(self.shape, interpreted=self.device.type != "cuda"):
             raise ValueError(f"PrefixSharedDecodeWrapper: {reason}")
-        machine = describe_device(self.device, self.shape)
-        if config is not None:
-            machine = dataclasses.replace(machine, config=config)
-        self.config = machine.config
-        self.spec = plan_spec(machine, self.shape)
-        self.cost_model: CostModel = cost_model(machine, self.spec)
-        make_ready()
+        self._given_config = config
         self.launch_plan: Plan | None = None
+        self.spec, self.config, self.cost_model = self._for(self.shape)
+        make_ready()
         self._fixed = capacity is not None
-        self._buffers = self._allocate(capacity) if capacity is not None else None
+        self._buffers = self._allocate(capacity, self.spec) if capacity is not None else None
         self._captured: CapturedLimits | None = None
         self._of_scores: dict[str, float] = {}  # of the plan, by the names of its arguments
         self._highest_slot = -1
@@ -122,6 +118,7 @@ class PrefixSharedDecodeWrapper:
         *,
         logits_soft_cap: float | None = None,
         window_left: int = -1,
+        query_rows: int = 1,
         cut: Cut | None = None,
     ) -> Plan:
         """Plan a batch and upload the plan.
@@ -131,6 +128,10 @@ class PrefixSharedDecodeWrapper:
             sm_scale: factor of the scores; ``1 / sqrt(head_dim_qk)`` by default.
             logits_soft_cap: scaled scores are bent into (-cap, cap) by tanh; 0 or None for no cap.
             window_left: tokens before its newest one that a row sees; -1 for all of them.
+            query_rows: `n` newest tokens of each row of the forest that attend, each to all up to
+                itself; 1 to 16, with at most 64 query heads for each KV head together, and not with
+                a window. A run that holds some of a row's ``n - 1`` newest tokens is not shared
+                with it.
             cut: another way to cut and schedule the tasks, for comparisons.
 
         Returns:
@@ -138,9 +139,10 @@ class PrefixSharedDecodeWrapper:
 
         Raises:
             PlanCapacityError: the plan does not fit the buffers and they must not move.
-            ValueError: a forest without slots or with negative ones, another `sm_scale`,
-                `logits_soft_cap` or `window_left` than the captured one, or more rows or higher
-                slots than a captured `run` has. The wrapper keeps the plan that it had.
+            ValueError: a forest without slots or with negative ones, unsupported `query_rows`,
+                another `sm_scale`, `logits_soft_cap`, `window_left` or `query_rows` than the
+                captured one, or more rows or higher slots than a captured `run` has. The wrapper
+                keeps the plan that it had.
         """
         scale = 1.0 / math.sqrt(self.shape.key_dim) if sm_scale is None else float(sm_scale)
         if not (math.isfinite(scale) and scale > 0):
@@ -150,7 +152,12 @@ class PrefixSharedDecodeWrapper:
             raise ValueError(f"logits_soft_cap = {cap} must be a finite number, 0 for no cap")
         if window_left < -1:
             raise ValueError(f"window_left = {window_left} must be 0 or more, or -1 for no window")
+        window = None if window_left < 0 else window_left
+        shape = dataclasses.replace(self.shape, window=window, query_rows=query_rows)
+        if reason := why_query_rows(shape, self.device.type != "cuda"):
+            raise ValueError(f"query_rows: {reason}")
         of_scores = {"sm_scale": scale, "logits_soft_cap": cap, "window_left": window_left}
+        of_scores["query_rows"] = query_rows
         for name, value in of_scores.items():
             if self._captured and value != self._of_scores[name]:
                 raise ValueError(
@@ -159,29 +166,30 @@ class PrefixSharedDecodeWrapper:
                 )
         may_grow = not (self._fixed or self._captured)
         limits = _UNLIMITED if may_grow else self._buffers.capacity
-        forest = forest.through_window(window_left + 1)
-        window = None if window_left < 0 else window_left
-        shape = dataclasses.replace(self.shape, window=window)
-        spec = dataclasses.replace(self.spec, shape=shape)
-        plan = Planner(spec, self.cost_model, limits, cut).make_plan(forest)
+        forest = forest.through_window(window_left + 1, query_rows=query_rows)
+        spec, config, costs = self._for(shape)
+        plan = Planner(spec, costs, limits, cut).make_plan(forest)
         kv_index = kv_index_of(forest, plan)
         highest = int(kv_index.max(initial=-1))
         if self._captured:
-            self._captured.check(plan.batch, highest)
+            self._captured.check(plan.batch * query_rows, highest)
         need = PlanCapacity(
             plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries, plan.bundle_entries
         )
         if may_grow and not _fits(need, self._buffers):
-            self._buffers = self._allocate(_rounded_up(need))
+            self._buffers = self._allocate(_rounded_up(need), spec)
+        elif self._buffers.query_rows != query_rows:
+            self._buffers = self._allocate(self._buffers.capacity, spec)
         buffers = self._buffers
         buffers.window = plan.window
         buffers.upload(plan)
-        if plan.window:
+        if plan.window or query_rows > 1:
             buffers.row_lengths[: plan.batch].copy_(torch.from_numpy(plan.lengths))
         if len(kv_index):
             buffers.kv_index[: len(kv_index)].copy_(torch.from_numpy(kv_index), non_blocking=False)
         update_lengths(buffers)
         self._of_scores, self.spec = of_scores, spec
+        self.config, self.cost_model = config, costs
         self._highest_slot = highest
         self.launch_plan = plan
         return plan
@@ -201,8 +209,9 @@ class PrefixSharedDecodeWrapper:
         """Attend for one layer.
 
         Args:
-            q: ``[B, num_qo_heads, head_dim_qk]``. B may exceed the planned batch; the rows beyond
-                it (padding) become zero with LSE -inf.
+            q: ``[B * query_rows, num_qo_heads, head_dim_qk]``, the query rows of a row of the
+                forest one after another, the newest token's last. B may exceed the planned batch;
+                the rows beyond it (padding) become zero with LSE -inf.
             k_buffer, v_buffer: ``[num_slots, num_kv_heads, head_dim_qk]`` and ``[..,
                 head_dim_vo]``, or with pages ``[num_pages, page_size, num_kv_heads, ..]`` (a slot
                 is ``page * page_size + offset``). The last dimension is contiguous.
@@ -211,10 +220,12 @@ class PrefixSharedDecodeWrapper:
             sinks: ``[num_qo_heads]`` floats, for each query head a logit that takes part in the
                 softmax and has no value; neither scaled nor capped. None for no sinks. A captured
                 graph reads this tensor's memory again.
-            out: ``[B, num_qo_heads, head_dim_vo]``, other memory than q's; allocated if None.
+            out: ``[B * query_rows, num_qo_heads, head_dim_vo]``, other memory than q's; allocated
+                if None. With several query rows its rows and heads lie back to back.
             return_lse: also return the log-sum-exp of the scaled and capped scores and the sink,
-                fp32 ``[B, num_qo_heads]``, in base 2 (as FlashInfer's): with it a result can be
-                merged with that of other tokens without sinks. A row without tokens has -inf.
+                fp32 ``[B * query_rows, num_qo_heads]``, in base 2 (as FlashInfer's): with it a
+                result can be merged with that of other tokens without sinks. A row without tokens
+                has -inf.
 
         Raises:
             RuntimeError: no plan yet. ValueError: a shape, dtype or device that does not match.
@@ -249,8 +260,19 @@ class PrefixSharedDecodeWrapper:
             self._captured = CapturedLimits(len(q), slots).within(self._captured)
         return (out, lse) if return_lse else out
 
-    def _allocate(self, capacity: PlanCapacity) -> PlanBuffers:
-        return PlanBuffers(PlanLayout.of(capacity, self.spec), self.shape, self.device)
+    def _for(self, shape: AttentionShape) -> tuple[PlanSpec, LaunchConfig, CostModel]:
+        """How layers of `shape` are planned and launched."""
+        if self.launch_plan and shape.query_rows == self.spec.shape.query_rows:
+            return dataclasses.replace(self.spec, shape=shape), self.config, self.cost_model
+        machine = describe_device(self.device, dataclasses.replace(shape, window=None))
+        if self._given_config:
+            config = self._given_config.for_query_rows(shape.query_rows)
+            machine = dataclasses.replace(machine, config=config)
+        spec = plan_spec(machine, shape)
+        return spec, machine.config, cost_model(machine, spec)
+
+    def _allocate(self, capacity: PlanCapacity, spec: PlanSpec) -> PlanBuffers:
+        return PlanBuffers(PlanLayout.of(capacity, spec), spec.shape, self.device)
 
     def _out_shape(self, q: torch.Tensor) -> tuple[int, int, int]:
         return (*q.shape[:2], self.shape.value_dim)
@@ -272,6 +294,11 @@ class PrefixSharedDecodeWrapper:
         heads = (shape.num_qo_heads, shape.key_dim)
         if q.ndim != 3 or q.shape[1:] != heads:
             raise ValueError(f"q has shape {tuple(q.shape)}, expected [B, {heads[0]}, {heads[1]}]")
+        if len(q) % self._buffers.query_rows:
+            raise ValueError(
+                f"q has {len(q)} rows, the plan {self._buffers.query_rows} query rows for each row "
+                "of its forest; pass all of them"
+            )
         for name, buffer, dim in (("k_buffer", k, shape.key_dim), ("v_buffer", v, shape.value_dim)):
             if buffer.ndim != 3 or buffer.shape[1:] != (shape.num_kv_heads, dim):
                 raise ValueError(

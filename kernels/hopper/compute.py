@@ -24,6 +24,7 @@ from sglang_codec.kernels.hopper.walk import (
     walk_of,
 )
 from sglang_codec.kernels.hopper.warp_roles import role_barrier
+from sglang_codec.kernels.query_rows import token_row
 from sglang_codec.kernels.results import scaled, sinks_of, store_partials, store_rows
 
 
@@ -85,7 +86,8 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
                     # a weight of zero times the NaN or infinity of another row is NaN: once more
                     # then, token by token, so that it stays with the rows that see the token
                     is_spoiled = gl.max(gl.max((result != result).to(gl.int32), 1), 0)
-                _store(given, task, row, rows, places.dim, result, lse, sink, VARIANT)
+                tile_row = base + places.row
+                _store(given, task, row, tile_row, rows, places.dim, result, lse, sink, VARIANT)
                 if is_spoiled > 0:
                     role_barrier()
                     repair(given, task, kv_head, lse, VARIANT)
@@ -97,13 +99,14 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
 
 
 @gluon.jit
-def _store(given, task, row, rows, dim, result, lse, sink, VARIANT: gl.constexpr):
-    """Store what was found of a task: `rows` of its tile, batch rows `row`."""
+def _store(given, task, request, tile_row, rows, dim, result, lse, sink, VARIANT: gl.constexpr):
+    """Store what was found of a task: `rows` of its tile, of requests `request`."""
     query, head, valid = rows
     result = scaled(result, given)
     lse = gl.convert_layout(lse, gl.SliceLayout(1, product_layout(VARIANT.VALUE_COLUMNS)))
     if task.part < 0:
-        store_rows(given, row.to(gl.int64), head, dim, valid, result, lse, sink, VARIANT)
+        row = token_row(request.to(gl.int64), tile_row, VARIANT)
+        store_rows(given, row, head, dim, valid, result, lse, sink, VARIANT)
     else:
-        part = task.part + query
+        part = token_row(task.part + query, tile_row, VARIANT)
         store_partials(given, part, head, dim, valid, result, lse, KEPT, VARIANT)

@@ -31,6 +31,7 @@ from sglang_codec.kernels.hopper.rows import (
     to_rows,
 )
 from sglang_codec.kernels.hopper.walk import BUNDLE, KEPT, LARGE, batch_rows, task_of, walk_of
+from sglang_codec.kernels.query_rows import head_of, token_row
 
 
 class Found(NamedTuple):
@@ -38,7 +39,7 @@ class Found(NamedTuple):
 
     index: Any  # where its KV slots are listed
     slots: Any  # those of the first step
-    low: Any  # batch rows of its first 64 query rows
+    low: Any  # requests of its first 64 query rows
     high: Any  # of the next 64
 
 
@@ -124,7 +125,7 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
 
 @gluon.jit
 def find(given, task, query_rows: gl.constexpr, rows: gl.constexpr, VARIANT: gl.constexpr):
-    """Where a task's slots are, those of its first step, and its batch rows."""
+    """Where a task's slots are, those of its first step, and its requests."""
     COPIED: gl.constexpr = copied_columns(VARIANT.KEY_DIM, VARIANT.VALUE_COLUMNS)
     WIDTH: gl.constexpr = pool_width(COPIED, VARIANT.EXPONENT)
     index = given.kv_index_ptr + task.kv_start
@@ -159,13 +160,14 @@ def _loaded_rows(given, task, base: gl.constexpr, rows: gl.constexpr, VARIANT: g
 
 @gluon.jit
 def load_queries(given, ring, task, row, tile_row, kv_head, nth, dim, VARIANT: gl.constexpr):
-    """Copy 64 query rows of a task to the nth use of a buffer."""
+    """Copy 64 query rows of a task, of requests `row`, to the nth use of a buffer."""
     COLUMNS: gl.constexpr = VARIANT.VALUE_COLUMNS
     REST: gl.constexpr = rest_columns(VARIANT.KEY_DIM, COLUMNS)
     BUFFERS: gl.constexpr = query_buffers(VARIANT.KEY_DIM, COLUMNS, VARIANT.STAGES)
     buffer = nth % BUFFERS
     mbarrier.wait(ring.q_empty.index(buffer), ((nth // BUFFERS) & 1) ^ 1)
-    head = kv_head * VARIANT.GROUP + tile_row % VARIANT.GROUP
+    head = head_of(tile_row, kv_head, VARIANT)
+    row = token_row(row, tile_row, VARIANT)
     valid = (tile_row // VARIANT.GROUP < task.queries)[:, None]
     async_copy.async_copy_global_to_shared(
         ring.q.index(buffer),

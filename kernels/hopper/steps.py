@@ -25,6 +25,7 @@ from sglang_codec.kernels.hopper.rows import (
     rest_columns,
 )
 from sglang_codec.kernels.hopper.walk import batch_rows
+from sglang_codec.kernels.query_rows import seen_end
 from sglang_codec.kernels.softmax import capped, softmax_step
 
 
@@ -100,6 +101,15 @@ def read_steps(
         edge = gl.load(given.row_lengths_ptr + row) - VARIANT.WINDOW - task.window[1]
         edge = gl.where(query < task.queries, edge, 0)
         masked = gl.where(is_bundle, 0, gl.max(edge, 0))
+    # the first token that not every row sees
+    border = task.kv_len
+    seen_to = query
+    if VARIANT.QUERY_ROWS > 1:
+        owner, begin = task.tail
+        tokens = gl.load(given.row_lengths_ptr + owner, mask=owner >= 0, other=2147483647) - begin
+        border = gl.minimum(tokens - (VARIANT.QUERY_ROWS - 1), border)
+        tile_row = share.base + places.scores_row
+        seen_to = seen_end(tokens, tile_row, task.kv_len, VARIANT)
     running_max = gl.full([ROWS], -float("inf"), gl.float32, rows)
     running_sum = gl.zeros([ROWS], gl.float32, rows)
     accumulator = warpgroup_mma_init(gl.zeros([ROWS, COLUMNS], gl.float32, of_values))
@@ -137,9 +147,11 @@ def read_steps(
                     query[:, None] < (readers >> 16)[None, :]
                 )
                 scores = gl.where(seen, scores, -float("inf"))
-            elif nth * ROWS + ROWS > task.kv_len:
+            elif nth * ROWS + ROWS > border:
                 token = nth * ROWS + held_by(half * TOKENS + places.column, WIDTH)
                 within = (token < task.kv_len)[None, :]
+                if VARIANT.QUERY_ROWS > 1:
+                    within = token[None, :] < seen_to[:, None]
                 scores = gl.where(within, scores, -float("inf"))
             if VARIANT.WINDOW:  # noqa: SIM102  known to the compiler, unlike the other
                 if nth * ROWS < masked:
@@ -174,7 +186,7 @@ def read_steps(
     inverse = 1.0 / gl.where(is_empty, 1.0, running_sum)
     lse = gl.where(is_empty, -float("inf"), running_max + gl.log2(running_sum))
     result = values * gl.convert_layout(inverse, values_rows)[:, None]
-    if VARIANT.WINDOW:
+    if VARIANT.WINDOW > 0 or VARIANT.QUERY_ROWS > 1:
         # not what zero times a NaN is of tokens that others see
         is_unseen = gl.convert_layout(is_empty, values_rows)[:, None]
         result = gl.where(is_unseen, 0.0, result)

@@ -8,6 +8,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from sglang_codec.kernels.hopper.rows import ROWS
+from sglang_codec.kernels.query_rows import head_of
 from sglang_codec.kernels.records import ALIGNED_ENTRIES, SLOT_INTS, TASK_INTS
 
 SMALL, LARGE, BUNDLE = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)  # the classes of tasks
@@ -36,10 +37,12 @@ class Task(NamedTuple):
     part: Any
     window: Any  # entries in front of the chunk, because it has to begin aligned, and where in its
     # rows the first of these entries would be; empty without a window
+    tail: Any  # with several query rows, the row whose tail it is a chunk of, or -1, and where in
+    # that row it begins; else empty
 
 
 class TileRows(NamedTuple):
-    """Of each row the query in its tile, the query head, and whether there is such a query."""
+    """Of each row the request in its tile, the query head, and whether there is such a request."""
 
     query: Any
     head: Any
@@ -98,12 +101,16 @@ def task_of(walk, turn, VARIANT: gl.constexpr):
         start = gl.load(record + 6, mask=is_task, other=0, eviction_policy=KEPT) - head
         window = (head, start)
         kv_len += gl.where(kv_len > 0, head, 0)
-    return Task(kind, kv_start, kv_len, first, queries, part, window)
+    tail = ()
+    if VARIANT.QUERY_ROWS > 1:
+        owner = gl.load(record + 5, mask=is_task, other=-1, eviction_policy=KEPT)
+        tail = (owner, gl.load(record + 6, mask=is_task, other=0, eviction_policy=KEPT))
+    return Task(kind, kv_start, kv_len, first, queries, part, window, tail)
 
 
 @gluon.jit
 def batch_rows(given, task, tile_row, VARIANT: gl.constexpr):
-    """Batch rows of some rows of a task's query tile; 0 where there is none."""
+    """Requests that some rows of a task's query tile belong to; 0 where there is none."""
     query = tile_row // VARIANT.GROUP
     valid = query < task.queries
     order = given.plan_ptr + given.order_offset + task.first + query
@@ -114,5 +121,4 @@ def batch_rows(given, task, tile_row, VARIANT: gl.constexpr):
 def tile_rows(task, tile_row, kv_head, VARIANT: gl.constexpr):
     """What some rows of a task's query tile are."""
     query = tile_row // VARIANT.GROUP
-    head = kv_head * VARIANT.GROUP + tile_row % VARIANT.GROUP
-    return TileRows(query, head, query < task.queries)
+    return TileRows(query, head_of(tile_row, kv_head, VARIANT), query < task.queries)

@@ -9,6 +9,7 @@ from sglang_codec.kernels.columns import of_width
 from sglang_codec.kernels.fp8 import widened
 from sglang_codec.kernels.portable.bundle_repair import attend_alone
 from sglang_codec.kernels.portable.products import add_values
+from sglang_codec.kernels.query_rows import head_of, seen_end, token_row
 from sglang_codec.kernels.records import TASK_INTS
 from sglang_codec.kernels.results import scaled, sinks_of, store_partials, store_rows
 from sglang_codec.kernels.softmax import capped, softmax_step
@@ -39,10 +40,11 @@ def attend(
     value_column = tl.arange(0, COLUMNS)
     token = tl.arange(0, BLOCK_KV)
     query = offs_row // GROUP
-    head = kv_head * GROUP + offs_row % GROUP
+    head = head_of(offs_row, kv_head, VARIANT)
     valid = query < queries
     order = given.plan_ptr + given.order_offset + first + query
-    row = tl.load(order, mask=valid, other=0).to(tl.int64)
+    request = tl.load(order, mask=valid, other=0).to(tl.int64)
+    row = token_row(request, offs_row, VARIANT)
     q_rows = given.q_ptr + row[:, None] * given.q_row_stride + head[:, None] * given.q_head_stride
     q_mask = of_width(valid[:, None], key_column[None, :], VARIANT.KEY_DIM)
     q = tl.load(q_rows + key_column[None, :], mask=q_mask, other=0.0)
@@ -57,8 +59,15 @@ def attend(
     IS_WINDOWED: tl.constexpr = VARIANT.WINDOW > 0 and not IS_BUNDLE
     if IS_WINDOWED:
         # the first token that each row sees, counted from the chunk's own
-        lengths = tl.load(given.row_lengths_ptr + row, mask=valid, other=0)
+        lengths = tl.load(given.row_lengths_ptr + request, mask=valid, other=0)
         edge = lengths - VARIANT.WINDOW - tl.load(record + 6)
+    HAS_ENDS: tl.constexpr = VARIANT.QUERY_ROWS > 1 and not IS_BUNDLE
+    if HAS_ENDS:
+        # of a tail each query row sees as far as its own token; all see the whole of other chunks
+        owner = tl.load(record + 5)
+        tokens = tl.load(given.row_lengths_ptr + owner, mask=owner >= 0, other=2147483647)
+        seen_to = seen_end(tokens - tl.load(record + 6), offs_row, kv_len, VARIANT)
+    MAY_BE_UNSEEN: tl.constexpr = IS_BUNDLE or IS_WINDOWED or HAS_ENDS
     # the slots of a step are loaded a step ahead, into registers: K and V then wait for nothing in
     # their own step, and the compiler can load them `num_stages - 1` steps ahead. An explicit
     # number of stages on the loop would make it pipeline the slots too, and wait for all of them.
@@ -93,10 +102,13 @@ def attend(
         elif IS_WINDOWED:
             seen = within[None, :] & ((start + token)[None, :] >= edge[:, None])
             scores = tl.where(seen, scores, -float("inf"))
+        elif HAS_ENDS:
+            seen = (start + token)[None, :] < seen_to[:, None]
+            scores = tl.where(seen, scores, -float("inf"))
         else:
             scores = tl.where(within[None, :], scores, -float("inf"))
         weights, rescale, running_max, running_sum = softmax_step(
-            scores, running_max, running_sum, given.qk_scale, IS_BUNDLE or IS_WINDOWED
+            scores, running_max, running_sum, given.qk_scale, MAY_BE_UNSEEN
         )
         accumulator = accumulator * rescale[:, None]
         accumulator = add_values(accumulator, weights, v, VARIANT.EXACT_WEIGHTS)
@@ -127,14 +139,16 @@ def attend(
     is_empty = running_sum == 0.0
     result = scaled(accumulator / tl.where(is_empty, 1.0, running_sum)[:, None], given)
     lse = tl.where(is_empty, -float("inf"), running_max + tl.log2(running_sum))
-    if IS_WINDOWED:
+    if IS_WINDOWED or HAS_ENDS:
         # not what zero times a NaN is of tokens that others see
         result = tl.where(is_empty[:, None], 0.0, result)
 
     if part < 0:
         # the only part of its row; read again rather than kept in registers throughout the loop
-        row = tl.load(order, mask=valid, other=0, volatile=True).to(tl.int64)
+        request = tl.load(order, mask=valid, other=0, volatile=True).to(tl.int64)
+        row = token_row(request, offs_row, VARIANT)
         sink = sinks_of(given, head)
         store_rows(given, row, head, value_column, valid, result, lse, sink, VARIANT)
     else:
-        store_partials(given, part + query, head, value_column, valid, result, lse, "", VARIANT)
+        at = token_row(part + query, offs_row, VARIANT)
+        store_partials(given, at, head, value_column, valid, result, lse, "", VARIANT)

@@ -182,10 +182,10 @@ def attention_launches(
 ) -> tuple[Launch, Launch]:
     """PAC and POR."""
     heads, dtype = shape.num_qo_heads, getattr(torch, shape.dtype)
-    dims = (shape.key_dim, shape.value_dim)
-    q, out = (tensor(_BATCH, heads, dim, dtype=dtype) for dim in dims)
+    dims, rows = (shape.key_dim, shape.value_dim), _BATCH * shape.query_rows
+    q, out = (tensor(rows, heads, dim, dtype=dtype) for dim in dims)
     k, v = (pool_buffer(shape, dim) for dim in dims)
-    lse = tensor(_BATCH, heads, dtype=torch.float32) if return_lse else None
+    lse = tensor(rows, heads, dtype=torch.float32) if return_lse else None
     buffers = plan_buffers(gpu, config, shape)
     sinks = tensor(heads, dtype=torch.bfloat16) if has_sinks else None
     of_layer = {"sm_scale": 0.088, "sinks": sinks, "soft_cap": shape.soft_cap} | scales(shape)
@@ -216,7 +216,9 @@ def per_step_launches(
         gather_slots(index, req_to_token, rows, tensor(16, 4, dtype=torch.int32), longest=5000)
         lengths = buffers.row_lengths
         of_plan = {"append_base_offset": base, "windowed": windowed}
-        append_slots(index, lengths, buffers.plan, rows, rows, **of_plan)
+        new = tensor(_BATCH * shape.query_rows, dtype=torch.int64)
+        of_plan["query_rows"] = shape.query_rows
+        append_slots(index, lengths, buffers.plan, rows, new, **of_plan)
         update_lengths(buffers)
 
     return record(launch)
@@ -369,7 +371,7 @@ def _jobs(options: argparse.Namespace) -> Iterator[partial[Report]]:
             dtypes = DTYPES[dtype], KV_DTYPES.get(options.kv_dtype, DTYPES[dtype])
             shape = AttentionShape(NUM_KV_HEADS * group, NUM_KV_HEADS, *dims, *dtypes)
             of_layer = {"soft_cap": options.soft_cap, "window": options.window_left}
-            shape = dataclasses.replace(shape, **of_layer)
+            shape = dataclasses.replace(shape, **of_layer, query_rows=options.query_rows)
             config = launch_config(gpu.capability, shape, warp_roles=not options.no_warp_roles)
             for return_lse in (False, True):
                 pac, por = attention_launches(
@@ -383,7 +385,8 @@ def _jobs(options: argparse.Namespace) -> Iterator[partial[Report]]:
                 yield partial(examine, por, gpu, shape=shape, tiles=tiles)
             if shape.key_dim == shape.value_dim:
                 yield partial(examine, store_launch(config, shape), gpu, shape=shape)
-        shape = dataclasses.replace(ANY_SHAPE, window=options.window_left)
+        of_step = {"window": options.window_left, "query_rows": options.query_rows}
+        shape = dataclasses.replace(ANY_SHAPE, **of_step)
         for launch in per_step_launches(gpu, launch_config(gpu.capability, shape), shape):
             yield partial(examine, launch, gpu)
 
@@ -421,6 +424,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--window-left", type=int, help="of layers whose rows see so many tokens before their own"
     )
+    parser.add_argument("--query-rows", type=int, default=1, help="of each request")
     parser.add_argument(
         "--no-warp-roles", action="store_true", help="the kernels for a Triton without Gluon"
     )

@@ -101,7 +101,8 @@ def shape_of(row: tables.Row) -> AttentionShape:
 
 def cost_of(spec: PlanSpec) -> CostModel:
     """The shipped table of an H100."""
-    return CostModel.from_json(COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json", spec.group)
+    table = COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json"
+    return CostModel.from_json(table, spec.shape.request_rows)
 
 
 def median_ms(

@@ -64,9 +64,10 @@ def assemble(forest: Forest, reading: Reading, schedule: Schedule, machine: np.r
         out.most = task.tokens
         note.node = run.node
         # the last chunk of a tail is open: its length follows the row's own
-        if run.is_tail and headroom > 0 and task.begin + task.tokens == run.length:
+        is_last = task.begin + task.tokens == run.length
+        if run.is_tail and (machine.query_rows > 1 or (headroom > 0 and is_last)):
             out.open_row = forest.order[task.first]
-            out.most = task.tokens + headroom
+            out.most = task.tokens + headroom * is_last
     part_indptr, part_rows = _part_lists(forest, schedule, tasks, order)
     return Assembled(tasks, notes, slot_indptr, part_indptr, part_rows)
 

@@ -48,7 +48,7 @@ def bundle_tails(forest: Forest, machine: np.record, edges: Edges) -> Units:
     of one that the window of a reader may leave.
     """
     batch, shared, nodes = len(forest.order), forest.num_shared, forest.nodes
-    fitting = machine.bundle_rows // machine.group
+    fitting = machine.bundle_rows // machine.request_rows
     if fitting < 2 or batch < 2:
         return single_units(batch)
     kind = machine.num_tiles

@@ -186,17 +186,25 @@ class PrefixForest:
             _structure(radix, lengths), lambda row, start, stop: [rows[row][start:stop]]
         )
 
-    def through_window(self, window: int) -> PrefixForest:
-        """What rows that see their `window` newest tokens read of it; 0 for all."""
-        if window == self.window:
+    def through_window(self, window: int, *, query_rows: int = 1) -> PrefixForest:
+        """What rows that see their `window` newest tokens read of it; 0 for all.
+
+        Args:
+            query_rows: newest tokens of each row that attend. All but the first of these are
+                private: a run that reaches into them is not shared with that row.
+        """
+        if window == self.window and query_rows == 1:
             return self
         if self.window:
             raise ValueError(f"the forest is one of windows of {self.window} tokens, not {window}")
         forest, shared = self.checked(), self.num_shared
+        private = forest.length[shared:] >= np.minimum(query_rows - 1, forest.lengths[forest.order])
+        if window == self.window and private.all():
+            return self
         end, leaf = forest.start + forest.length, np.empty(self.batch, np.int32)
         leaf[forest.order] = forest.parent[shared:]
         paths = RadixPaths(forest.parent[:shared], end[:shared], leaf)
-        structure = _structure(paths, forest.lengths, 0, window)
+        structure = _structure(paths, forest.lengths, query_rows - 1, window)
         if forest.kv_slots is None:
             return PrefixForest(**structure)
         position = np.argsort(forest.order)

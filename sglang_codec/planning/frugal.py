@@ -46,7 +46,7 @@ def frugal_plan(
     """
     forest = forest.checked()
     capacity.check(rows=forest.batch)
-    paths, widest = HeavyPaths.of(forest), spec.row_tiles[-1] // spec.group
+    paths, widest = HeavyPaths.of(forest), spec.row_tiles[-1] // spec.shape.request_rows
     # more copies of a token cost entries of the index only
     for fan in FANS:
         uncut = _reading(forest, spec, paths, _cut(forest, paths, math.inf, fan, widest))

@@ -58,7 +58,8 @@ def machine_table(
     row_tiles[: len(spec.row_tiles)] = spec.row_tiles
     machine = np.zeros(1, MACHINE)
     values = {
-        "group": spec.group,
+        "request_rows": spec.shape.request_rows,
+        "query_rows": spec.shape.query_rows,
         "bundle_rows": spec.bundle_rows,
         "block_kv": spec.block_kv,
         "num_slots": spec.num_slots,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import numpy as np
 
 from sglang_codec.planning.border import int32_array
@@ -32,10 +34,12 @@ def plain_plan(lengths: np.ndarray, spec: PlanSpec) -> Plan:
     row, slot = row[np.argsort(slot, kind="stable")], np.sort(slot)
     tokens = seen[row]
     direct, nothing = np.full_like(row, -1), np.zeros_like(row)
-    open_row = row if spec.tail_headroom else direct
+    open_row = row if spec.tail_headroom or spec.shape.query_rows > 1 else direct
     table = (offset[row], tokens, row, nothing + 1, direct, open_row, edge[row])
     slot_indptr = np.full((spec.num_classes, slots + 1), len(row), np.int32)
-    slot_indptr[0] = np.searchsorted(slot, np.arange(slots + 1))  # the class of smallest tiles
+    smallest = bisect_left(spec.row_tiles, spec.shape.request_rows)  # class of tiles that fit
+    slot_indptr[:smallest] = 0
+    slot_indptr[smallest] = np.searchsorted(slot, np.arange(slots + 1))
     no_pieces = np.zeros(0, np.int32)
     return Plan(
         order=np.arange(batch, dtype=np.int32),

@@ -18,7 +18,8 @@ TASK_FIELDS = (
     "first",  # first position (index into `order`) of the query tile
     "queries",  # rows in the query tile
     "part",  # partial row of the tile's first query, -1 if the task is all there is to its rows
-    "open_row",  # batch row whose length bounds the chunk, -1 if the chunk is closed; bundle: -1
+    "open_row",  # batch row whose length bounds the chunk, -1 if the chunk is closed; bundle: -1;
+    # with several query rows of every chunk of a tail: they see as far as the row's length says
     "open_base",  # token at which an open chunk begins; of a bundle, its first piece
     "most",  # tokens up to which an open chunk may grow; of a bundle, its number of pieces
 )
@@ -60,7 +61,8 @@ class PlanSpec:
 
     Args:
         shape: of the layers that are planned for.
-        row_tiles: increasing M sizes (requests x group) that the kernel has; each a task class.
+        row_tiles: increasing M sizes (requests x query rows x group) that the kernel has; each a
+            task class.
         bundle_rows: M size of a bundle, the last task class; 0 for no such class.
         block_kv: granularity of chunks, in tokens.
         num_slots: program slots per KV head.
@@ -77,19 +79,18 @@ class PlanSpec:
     l2_tokens: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.group > self.row_tiles[0]:
+        rows, limit = self.shape.request_rows, self.row_tiles[-1]
+        if rows > limit:
             raise ValueError(
-                f"GQA group {self.group} is larger than the smallest row tile {self.row_tiles[0]}"
+                f"a request has {rows} rows ({self.shape.query_rows} query rows of a GQA group of "
+                f"{self.shape.group}), the largest row tile {limit}; use fewer query rows"
             )
+        if self.shape.query_rows > 1 and (self.bundle_rows or self.shape.seen_tokens):
+            raise ValueError(f"neither bundles nor windows are planned for {self.shape}")
 
     @property
     def num_classes(self) -> int:
         return len(self.row_tiles) + (self.bundle_rows > 0)
-
-    @property
-    def group(self) -> int:
-        """Query heads per KV head."""
-        return self.shape.group
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from sglang_codec.planning.cost_model import CostModel
 from sglang_codec.planning.entries import REPORT, build_forest, plan
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.inputs import Cut, forest_arrays, machine_table
-from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan
+from sglang_codec.planning.packed import PackedPlan
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import (
     PIECE_FIELDS,
@@ -115,7 +115,8 @@ class Planner:
         what its stages take one by one.
 
         Args:
-            lengths: int32 ``[B]`` KV tokens of each row, of which the last one is private.
+            lengths: int32 ``[B]`` KV tokens of each row, of which the last ones, one for each of
+                its query rows, are private.
             out: int32 ``[layout.size]``.
 
         Raises:
@@ -130,7 +131,8 @@ class Planner:
             self._layout = layout, self._places(layout)
         check_output(out, layout.size)
         max_lengths, places = np.empty(batch, np.int32), self._layout[1]
-        found, order, nodes = build_forest(*arrays, PRIVATE_TOKENS, self.spec.shape.seen_tokens)
+        shape = self.spec.shape
+        found, order, nodes = build_forest(*arrays, shape.query_rows, shape.seen_tokens)
         if not found:
             refuse_paths(*arrays)
         _, _, report = self._planned(

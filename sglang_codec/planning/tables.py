@@ -24,7 +24,7 @@ MACHINE = np.dtype(
         np.record,
         [
             *_record(
-                "group bundle_rows block_kv num_slots headroom num_tiles points "
+                "request_rows query_rows bundle_rows block_kv num_slots headroom num_tiles points "
                 "most_pieces most_tasks most_parts most_kv most_bundle cut cut_size in_turn window",
                 "kv_token_bytes partial_bytes l2_tokens",
             ).descr,

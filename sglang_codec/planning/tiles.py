@@ -23,8 +23,8 @@ def tile_share(readers: int, largest: int) -> float:
 @compiled
 def query_tiles(reading: Reading, machine: np.record, sizes: int) -> np.ndarray:
     """Each run's readers in tiles of the first `sizes` sizes: a table of `ITEM`."""
-    runs, row_tiles, group = reading.runs, machine.row_tiles, machine.group
-    largest, count = row_tiles[sizes - 1] // group, 0
+    runs, row_tiles, rows = reading.runs, machine.row_tiles, machine.request_rows
+    largest, count = row_tiles[sizes - 1] // rows, 0
     for r in range(len(runs)):
         count += up(runs[r].last - runs[r].first, largest)
     items, done = view(ints(8 * count), ITEM), 0
@@ -36,7 +36,7 @@ def query_tiles(reading: Reading, machine: np.record, sizes: int) -> np.ndarray:
             item.run = r
             item.first = first
             item.queries = min(run.last - first, largest)
-            while row_tiles[tile] // group < item.queries:
+            while row_tiles[tile] // rows < item.queries:
                 tile += 1
             item.tile = tile
             item.start = run.start

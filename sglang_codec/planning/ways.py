@@ -73,6 +73,8 @@ def plan_forest(
             is_good = found.balance >= BALANCED or len(found.tasks) > FEW_TASKS
             if is_good or not _has_tile(found.items, sizes - 1):
                 break
+            if sizes > 1 and machine.row_tiles[sizes - 2] < machine.request_rows:
+                break
     if machine.cut and best.found:
         best = schedule_as_told(forest, best_reading, machine, refused)
     return best_reading, best
@@ -97,7 +99,7 @@ def _fits(reading: Reading, machine: np.record, refused: np.ndarray) -> bool:
 @leaf
 def _least_us(reading: Reading, machine: np.record) -> float:
     """What reading its tokens takes at the least, however they are scheduled."""
-    largest, tokens = machine.row_tiles[machine.num_tiles - 1] // machine.group, 0.0
+    largest, tokens = machine.row_tiles[machine.num_tiles - 1] // machine.request_rows, 0.0
     for r in range(len(reading.runs)):
         run = reading.runs[r]
         readers = run.last - run.first

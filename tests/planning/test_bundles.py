@@ -64,7 +64,7 @@ def test_units_part_the_rows_and_fit_the_tile(counts: Counts) -> None:
     assert (units["first"][1:] == units["last"][:-1]).all()
     size = units["last"] - units["first"]
     assert (size >= 1).all()
-    assert (size * SPEC.group <= SPEC.bundle_rows).all()
+    assert (size * SPEC.shape.group <= SPEC.bundle_rows).all()
 
 
 @given(COUNTS)
@@ -82,7 +82,7 @@ def test_no_bundle_crosses_the_edge_of_a_long_run_with_many_readers(counts: Coun
     forest, units = units_of(counts)
     start_up, token_us = COST.line(SPEC.bundle_rows)
     for node in range(forest.num_shared):
-        is_wide = 2 * forest.readers[node] * SPEC.group > SPEC.bundle_rows
+        is_wide = 2 * forest.readers[node] * SPEC.shape.group > SPEC.bundle_rows
         if is_wide and forest.length[node] * token_us > start_up:
             for edge in (forest.first[node], forest.last[node]):
                 inside = (units["first"] < edge) & (edge < units["last"])

@@ -172,7 +172,7 @@ def test_equal_prompts_are_read_once_per_tile() -> None:
     paths = RadixPaths(np.array([-1], np.int32), np.array([900], np.int32), leaf)
     batch = Batch.of(paths, leaf + 910)
     capacity = capacity_for(spec, rows=rows, pool_slots=30_000)
-    tiles = -(-2000 // (spec.row_tiles[-1] // spec.group))
+    tiles = -(-2000 // (spec.row_tiles[-1] // spec.shape.group))
     # the row at the end of the path may read it alone
     assert plan_and_pack(batch, spec, capacity) <= (tiles + 1) * 900 + 2000 * 10
 

@@ -24,6 +24,7 @@ MET = (
     ),
     "refused: all sharing",
     "windows",
+    "query rows",
 )
 
 

@@ -292,9 +292,16 @@ def test_a_forest_without_slots_has_no_index() -> None:
         kv_index_of(forest, plan)
 
 
-def test_a_group_larger_than_the_smallest_tile_is_refused() -> None:
-    with pytest.raises(ValueError, match="GQA group 17 is larger than the smallest row tile 16"):
-        PlanSpec(AttentionShape.plain(17, 1, 128), (16, 64), 64, 33)
+def test_a_request_larger_than_the_largest_tile_is_refused() -> None:
+    shape = AttentionShape.plain(17, 1, 128)
+    assert PlanSpec(dataclasses.replace(shape, query_rows=3), (16, 64), 64, 33)
+    says = r"a request has 68 rows \(4 query rows of a GQA group of 17\), the largest row tile 64;"
+    with pytest.raises(ValueError, match=says):
+        PlanSpec(dataclasses.replace(shape, query_rows=4), (16, 64), 64, 33)
+    for window, bundle_rows in ((9, 0), (None, 64)):
+        several = dataclasses.replace(shape, query_rows=2, window=window)
+        with pytest.raises(ValueError, match="neither bundles nor windows are planned for 17/1"):
+            PlanSpec(several, (16, 64), 64, 33, bundle_rows=bundle_rows)
 
 
 @given(COUNTS, SPECS)

@@ -21,7 +21,7 @@ from sglang_codec.testing import random_counts, rows_of, with_slots
 UNLIMITED = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)
 SPEC = PlanSpec(SHAPE, (16, 64, 128), 32, 33, tail_headroom=128, bundle_rows=64)
 TABLE = COST_TABLES / "nvidia_h100_80gb_hbm3_d128.json"
-COST = CostModel.from_json(TABLE, SPEC.group)
+COST = CostModel.from_json(TABLE, SPEC.shape.group)
 
 
 def forest_of(seed: int, batch: int, nodes: int, longest: int) -> PrefixForest:

@@ -132,7 +132,7 @@ def test_a_property_that_no_kernel_honours_is_refused() -> None:
     heads = (4, 2, 64, 64, "bfloat16", "bfloat16")
     assert why_unsupported(WithSlope(*heads), interpreted=False) is None
     assert why_unsupported(WithSlope(*heads, slope=0.5), interpreted=False) == "slope 0.5"
-    for name, value in {"window": 9, "soft_cap": -3.0, "query_rows": 2}.items():
+    for name, value in {"window": 9, "soft_cap": -3.0, "query_rows": 17}.items():
         assert why_unsupported(AttentionShape(*heads, **{name: value}), interpreted=False), name
     for kv_dtype in ("float16", "uint8", "float8_e4m3fnuz"):
         reason = why_unsupported(AttentionShape(*heads[:5], kv_dtype), interpreted=False)

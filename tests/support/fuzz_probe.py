@@ -27,7 +27,7 @@ from token_rows import TokenRows
 from sglang_codec.planning.capacity import FANS, capacity_for, rows_ranges
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.frugal import frugal_plan
-from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan, pack
+from sglang_codec.planning.packed import PackedPlan, pack
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plain import plain_plan
 from sglang_codec.planning.plan import Plan, PlanCapacity, PlanCapacityError, PlanLayout
@@ -54,17 +54,19 @@ class Fuzz:
     def run(self) -> None:
         """Plan as a server does: with all sharing, else with less, else with none."""
         paths, lengths = self.given.paths, self.given.lengths
-        self.batch = TokenRows.of_paths(paths, lengths, PRIVATE_TOKENS)
-        self.private = TokenRows.of_paths(RadixPaths.private(len(lengths)), lengths, 1)
         rng, given = self.rng, self.given
+        private = given.spec.shape.query_rows
+        self.batch = TokenRows.of_paths(paths, lengths, private)
+        self.private = TokenRows.of_paths(RadixPaths.private(len(lengths)), lengths, 1)
         self.window = given.spec.shape.seen_tokens
         self.forest = PrefixForest.from_radix_paths(
-            paths, lengths, private_tokens=PRIVATE_TOKENS, window=self.window
+            paths, lengths, private_tokens=private, window=self.window
         )
         capacity = self._capacity()
         self.counts["batches"] += 1
         self.counts[f"tree: {given.tree}"] += 1
         self.counts["windows"] += self.window > 0
+        self.counts["query rows"] += private > 1
         self.counts[f"buffers: {self.buffers}"] += 1
         self.counts["largest batch"] = max(self.counts["largest batch"], len(lengths))
         if not self._plan("all sharing", capacity, self._all_sharing):
@@ -157,7 +159,9 @@ class Fuzz:
 
     def _by_slots(self, slots: np.ndarray, layout: PlanLayout, out: np.ndarray) -> PackedPlan:
         indptr = np.append(0, np.cumsum(self.batch.lengths))
-        forest = PrefixForest.from_kv_indices(indptr, slots).through_window(self.window)
+        forest = PrefixForest.from_kv_indices(indptr, slots)
+        query_rows = self.given.spec.shape.query_rows
+        forest = forest.through_window(self.window, query_rows=query_rows)
         try:
             plan = self._planner(layout.capacity).make_plan(forest)
         except PlanCapacityError:

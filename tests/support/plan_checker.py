@@ -91,11 +91,11 @@ def _check_slots(view: PackedView, spec: PlanSpec) -> None:
     require(within, "task {} has {} queries from position {} on", task, queries, first)
     tiles = np.array([*spec.row_tiles, *([spec.bundle_rows] if spec.bundle_rows else [])])
     # what fits a smaller tile is not put into a larger one
-    smaller = np.array([0, *spec.row_tiles])[: len(tiles)] // spec.group
+    smaller = np.array([0, *spec.row_tiles])[: len(tiles)] // spec.shape.request_rows
     if spec.bundle_rows:
         smaller[-1] = 0
     kind = np.repeat(kind, end - begin)
-    most, least = (tiles // spec.group)[kind], smaller[kind] + 1
+    most, least = (tiles // spec.shape.request_rows)[kind], smaller[kind] + 1
     require(queries <= most, "task {} has {} queries, its tile {}", task, queries, most)
     require(queries >= least, "task {} has {} queries, fewer than {}", task, queries, least)
     begin = view.tasks[:, 0]
@@ -207,6 +207,15 @@ def _check_reads(
         require(index[entry] >= 0, "row {} reads entry {}, which nothing fills", reader, entry)
         says = "row {} reads entry {}, which holds another's token"
         require(index[entry] == wanted, says, reader, entry)
+
+    # what a query row does not see yet is masked where its row's own length says so
+    queries = view.chunks[:, 3].astype(np.int64)
+    of_chunk = np.repeat(np.arange(len(queries)), queries)
+    ends, many = token[: len(of_chunk)] + most[: len(of_chunk)], spec.shape.query_rows
+    owner = row[: len(of_chunk)]
+    is_seen = (view.chunks[of_chunk, 5] >= 0) | (ends <= batch.lengths[owner] - (many - 1))
+    says = f"row {{}} reads {{}} tokens without an end, more than the first of {many} query rows"
+    require((many == 1) | is_seen, says, owner, ends)
 
     for growth in sorted({0, min(1, headroom), headroom // 3, headroom}):
         now = np.minimum(batch.lengths + growth, later.lengths)

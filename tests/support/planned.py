@@ -65,7 +65,7 @@ class Planned:
         return out, lse
 
     def append(self, lengths: torch.Tensor, slots: torch.Tensor) -> None:
-        """One more token for each row: the lengths with it, and where it lies."""
+        """Where the newest tokens of each row lie, of each query row one, and its length."""
         append_slots(
             self.buffers.kv_index,
             self.buffers.row_lengths,
@@ -74,6 +74,7 @@ class Planned:
             slots,
             append_base_offset=self.buffers.layout.append_base,
             windowed=self.buffers.window > 0,
+            query_rows=self.buffers.query_rows,
         )
 
 
@@ -102,14 +103,18 @@ def plan_batch(
     dims = (key_dim, problem.v_buffer.shape[-1])
     dtypes = (str(tensor.dtype).removeprefix("torch.") for tensor in (problem.q, problem.k_buffer))
     shape = AttentionShape(num_qo_heads, num_kv_heads, *dims, *dtypes)
-    shape = dataclasses.replace(shape, window=problem.window - 1 if problem.window else None)
+    window = problem.window - 1 if problem.window else None
+    shape = dataclasses.replace(shape, window=window, query_rows=problem.query_rows)
     machine = describe_device(device, shape)
     # on a whole GPU every task of a small batch has a program for itself, and no bundle pays
     machine = dataclasses.replace(
         machine, num_sms=min(machine.num_sms, MOST_SMS), config=config or machine.config
     )
+    config = machine.config.for_query_rows(problem.query_rows)
+    machine = dataclasses.replace(machine, config=config)
     spec = plan_spec(machine, shape, tail_headroom=tail_headroom)
-    forest = PrefixForest.from_paths(paths).through_window(problem.window)
+    forest = PrefixForest.from_paths(paths)
+    forest = forest.through_window(problem.window, query_rows=problem.query_rows)
     costs = cost_model(machine, spec)
     if make_plan is None:
         unlimited = PlanCapacity(1 << 30, 1 << 30, 1 << 30, 1 << 30)

@@ -118,13 +118,16 @@ def random_spec(rng: Rng) -> PlanSpec:
         str(rng.choice(("float8_e4m3fn", "bfloat16", "float32"))),
     )
     window = int(log_uniform(rng, 1, 5000)) - 1 if rng.random() < 0.4 else None
+    query_rows = int(rng.choice((1, 2, 3, 5, 8))) if window is None and rng.random() < 0.4 else 1
+    query_rows = min(query_rows, max(row_tiles[-1] // shape.group, 1))
+    shape = dataclasses.replace(shape, window=window, query_rows=query_rows)
     return PlanSpec(
-        dataclasses.replace(shape, window=window),
+        shape,
         row_tiles=row_tiles,
         block_kv=int(rng.choice((16, 32, 64, 128))),
         num_slots=int(log_uniform(rng, 1, 132)),
         tail_headroom=int(rng.choice((0, 1, 7, 128))),
-        bundle_rows=int(rng.choice((0, 32, 64, 64))),
+        bundle_rows=int(rng.choice((0, 32, 64, 64))) if query_rows == 1 else 0,
         l2_tokens=float(rng.choice((0.0, 1e5, 1e9))),
     )
 
@@ -132,7 +135,7 @@ def random_spec(rng: Rng) -> PlanSpec:
 def random_costs(rng: Rng, spec: PlanSpec) -> CostModel:
     """The measured table of a GPU, or one with any start-up of a task."""
     if rng.random() < 0.4:
-        return CostModel.from_json(MEASURED, spec.group)
+        return CostModel.from_json(MEASURED, spec.shape.request_rows)
     return roofline_cost_model(
         spec.shape,
         num_ctas=264,

@@ -37,7 +37,7 @@ def test_a_batch_gives_every_slot_equal_tasks(
     slots = np.arange(waves * spec.num_slots * tokens, dtype=np.int32)
     for rows in spec.row_tiles:
         forest = profile.equal_forest(
-            waves * spec.num_slots, max(1, rows // spec.group), tokens, slots
+            waves * spec.num_slots, max(1, rows // spec.shape.group), tokens, slots
         )
         plan = make_plan(forest, spec, model, UNLIMITED)
         profile.check_even(plan, waves, tokens)

@@ -1,0 +1,179 @@
+"""Several query rows of each request, each seeing all up to its own token, now and as rows grow."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planned import Planned, plan_batch
+
+from sglang_codec.kernels.kv_index import append_slots
+from sglang_codec.planning.frugal import frugal_plan
+from sglang_codec.planning.plain import plain_plan
+from sglang_codec.planning.plan import PlanCapacity
+from sglang_codec.testing import (
+    Counts,
+    Paths,
+    Problem,
+    assert_lse_close,
+    make_problem,
+    tree_counts,
+    with_slots,
+)
+
+HEADROOM = 24
+BATCHES: dict[str, Counts] = {
+    "few-shot": [[("prompt", 300), (f"tail {r}", 8 + 23 * r)] for r in range(5)],
+    "two levels": [
+        [("root", 130), (f"branch {r // 3}", 65), (f"leaf {r}", 9 + 9 * r)] for r in range(7)
+    ],
+    "a tail that is split": [[("alone", 2300)]],
+    "the newest tokens lie in two chunks": [[("alone", 1026)], [("other", 515)]],
+    "private": [[("a", 127)], [("b", 8)]],
+    "absorbed": [[("few", 3), (f"tail {r}", 30)] for r in range(3)],
+    "more requests than a tile holds": [[("p", 200), (f"t{r}", 8 + r % 3)] for r in range(21)],
+}
+PLAIN, FRUGAL = "plain", "frugal"
+WAYS: dict[str, Any] = {
+    "best": None,
+    FRUGAL: lambda forest, spec, costs: frugal_plan(
+        forest, spec, costs, PlanCapacity(99, 10**6, 10**6, 10**6)
+    ),
+    PLAIN: lambda forest, spec, costs: plain_plan(forest.lengths, spec),
+}
+
+
+def check(planned: Planned, problem: Problem) -> None:
+    """Compare with fp64, in fp32 so closely that one token more or less shows."""
+    if problem.q.dtype != torch.float32:
+        planned.check(problem)
+        return
+    out, lse = planned.attend(problem)
+    exact, exact_lse = problem.exact()
+    torch.testing.assert_close(out.double(), exact, atol=1e-5, rtol=1e-5)
+    assert_lse_close(lse, exact_lse)
+
+
+def problem_of(
+    paths: Paths, query_rows: int, group: int, dtype: torch.dtype, device: torch.device
+) -> Problem:
+    return make_problem(
+        paths,
+        num_qo_heads=2 * group,
+        num_kv_heads=2,
+        head_dim=32 if device.type == "cpu" else 64,
+        dtype=dtype,
+        device=device,
+        query_rows=query_rows,
+    )
+
+
+@pytest.mark.parametrize(("query_rows", "group"), [(2, 1), (3, 5), (4, 16), (8, 8)])
+@pytest.mark.parametrize("name", BATCHES)
+def test_every_kind_of_row(
+    name: str, query_rows: int, group: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    paths = with_slots(BATCHES[name], seed=8, spare=3)
+    problem = problem_of(paths, query_rows, group, dtype, device)
+    planned = plan_batch(paths, problem)
+    check(planned, problem)
+    split = {"a tail that is split", "the newest tokens lie in two chunks"}
+    assert name not in split or planned.plan.num_parts > 0
+
+
+run = st.tuples(st.integers(0, 9), st.integers(0, 150))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    nodes=st.lists(run, max_size=5),
+    rows=st.lists(run, min_size=1, max_size=6),
+    query_rows=st.integers(1, 8),
+    group=st.sampled_from([1, 3, 5, 8]),
+    way=st.sampled_from(list(WAYS)),
+)
+def test_any_forest(
+    device: torch.device, nodes: Any, rows: Any, query_rows: int, group: int, way: str
+) -> None:
+    """Rows that end within a shared run, or have fewer tokens than query rows, too."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    paths = with_slots(tree_counts(nodes, rows), seed=8, spare=3)
+    problem = problem_of(paths, query_rows, group, dtype, device)
+    check(plan_batch(paths, problem, make_plan=WAYS[way], tail_headroom=HEADROOM), problem)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["few-shot", "the newest tokens lie in two chunks"])
+@pytest.mark.parametrize("query_rows", [2, 5])
+def test_a_plan_lives_while_drafts_are_accepted_or_not(
+    query_rows: int, name: str, way: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Each row keeps one to all of its drafts in a step; the others' slots are another's then."""
+    counts, rng = BATCHES[name], np.random.default_rng(3)
+    batch, steps = len(counts), HEADROOM // query_rows
+    paths = with_slots([*counts, [("new", steps * batch * query_rows)]], seed=8)
+    problem = problem_of(paths, query_rows, 3, dtype, device)
+    slots = problem.rows.pop().view(steps, batch, query_rows)
+    problem = dataclasses.replace(problem, q=problem.q[: batch * query_rows])
+    planned = plan_batch(
+        paths[:batch], problem, tail_headroom=HEADROOM, spare_rows=2, make_plan=WAYS[way]
+    )
+    check(planned, problem)
+    assert way == PLAIN or name == "few-shot" or planned.plan.num_tasks > batch
+    rows = problem.rows
+    for step in range(steps):
+        kept = rng.integers(0 if step == 0 else 1, query_rows + 1, batch)
+        # the drafts of the step before, as many as were kept, and new ones
+        rows = [
+            torch.cat([row[: len(row) - query_rows + kept[r]], slots[step, r]])
+            for r, row in enumerate(rows)
+        ]
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        planned.append(lengths, slots[step].flatten().to(device))
+        if step not in (0, 1, steps - 1):
+            continue
+        now = dataclasses.replace(problem, rows=rows, v_buffer=problem.v_buffer.clone())
+        is_gone = torch.ones(len(now.v_buffer), dtype=torch.bool)
+        is_gone[torch.cat(rows)] = False
+        now.v_buffer[is_gone.to(device)] = float("nan")
+        check(planned, now)
+
+
+def test_a_plan_may_be_longer_than_its_rows(device: torch.device, dtype: torch.dtype) -> None:
+    """The host knows what was accepted later than the device: nothing behind the end is read."""
+    paths = with_slots(BATCHES["the newest tokens lie in two chunks"], seed=8)
+    problem = problem_of(paths, 4, 3, dtype, device)
+    planned = plan_batch(paths, problem, tail_headroom=HEADROOM)
+    for shorter in (1, 4, 130):
+        rows = [row[: len(row) - shorter] for row in problem.rows]
+        for row in problem.rows:
+            problem.v_buffer[row[-shorter:].to(device)] = float("nan")
+        lengths = [len(row) for row in rows]
+        planned.buffers.row_lengths[: len(rows)] = torch.tensor(lengths, device=device)
+        check(planned, dataclasses.replace(problem, rows=rows))
+
+
+def test_slots_of_all_query_rows_are_written_and_no_others(device: torch.device) -> None:
+    batch, query_rows = 5, 3
+    memory = torch.full((1000,), -7, dtype=torch.int32, device=device)
+    row_lengths, plan, kv_index = memory[:batch], memory[300:600], memory[600:700]
+    plan[8 : 8 + batch] = torch.tensor([0, 20, -1, 40, 60], dtype=torch.int32)
+    expected = memory.clone()
+    # a row without a tail, one shorter than its query rows, and two of padding
+    lengths = torch.tensor([3, 10, 5, 2, 9, 1, 1], device=device)
+    slots = torch.arange(len(lengths) * query_rows, device=device) + 100
+    expected[:batch] = lengths[:batch]
+    expected[600:603] = slots[:3].int()
+    expected[627:630] = slots[3:6].int()
+    expected[640:642] = slots[10:12].int()
+    expected[666:669] = slots[12:15].int()
+    how = {"append_base_offset": 8, "query_rows": query_rows}
+    append_slots(kv_index, row_lengths, plan, lengths, slots, **how)
+    assert torch.equal(memory, expected)
+    with pytest.raises(ValueError, match=r"a slot of every row \(3 of each\)"):
+        append_slots(kv_index, row_lengths, plan, lengths, slots[:14], **how)
