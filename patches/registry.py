@@ -53,6 +53,13 @@ def apply_patches(patches: Sequence[Patch] = PATCHES) -> None:
             )
 
 
+def apply_ngram_patch() -> None:
+    """Hook what only n-gram speculation needs, whose corpus is compiled when it is imported."""
+    from sglang_codec.patches.ngram_chains import CHAIN_DRAFTS
+
+    apply_patches([CHAIN_DRAFTS])
+
+
 def apply_report_patches(
     patches: Sequence[Patch] = REPORT_PATCHES,
     decode_line: Callable[[], None] = extend_decode_line,

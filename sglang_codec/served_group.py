@@ -108,6 +108,7 @@ class ServedGroup:
             self.window_slots.now if self.window_slots else slots,
             append_base_offset=self.buffers.layout.append_base,
             windowed=self.buffers.window > 0,
+            query_rows=self.buffers.query_rows,
         )
         update_lengths(self.buffers)
 

@@ -103,7 +103,7 @@ class Host:
 
     def __init__(self, *, cold: bool) -> None:
         from sglang_codec.attention_shape import AttentionShape
-        from sglang_codec.batch_planner import BatchPlanner, StepTimes
+        from sglang_codec.batch_planner import BatchPlanner, RowLengths, StepTimes
         from sglang_codec.buffers import PlanBuffers
         from sglang_codec.device import plan_spec
         from sglang_codec.plan_maker import PlanMaker

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 
 _WORKERS = ("ngram_worker", "standalone_worker_v2")
@@ -33,6 +36,52 @@ def prepare() -> None:
     for name, module in imported.items():
         if name.startswith(_OPS) and hasattr(module, "_is_xpu"):
             module._is_xpu = True
+
+
+class NgramStandIn:
+    """SGLang's n-gram corpus without its C++: finds what followed a row's last token before.
+
+    Drafts that are too short are filled up as SGLang's are, with zeros beside the first token.
+    """
+
+    def __init__(self, *, draft_token_num: int, **_: Any) -> None:
+        self._n, self._seen = draft_token_num, dict[int, int]()
+
+    @classmethod
+    @contextmanager
+    def in_place(cls) -> Iterator[None]:
+        from sglang.srt.speculative.cpp_ngram import ngram_corpus
+
+        with mock.patch.object(ngram_corpus, "get_ngram_corpus_cls", lambda: cls):
+            yield
+
+    def insert(self, batch_tokens: list[list[int]]) -> None:
+        for tokens in batch_tokens:
+            self._seen |= zip(tokens, tokens[1:], strict=False)
+
+    def match_stateful(
+        self, _states: list[int], batch_tokens: list[list[int]], _lengths: list[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        drafts, masks = [], []
+        for tokens in batch_tokens:
+            draft, mask = [tokens[-1]], np.zeros((self._n, self._n), np.int64)
+            while len(draft) < self._n and draft[-1] in self._seen:
+                draft.append(self._seen[draft[-1]])
+            mask[: len(draft), : len(draft)] = np.tri(len(draft))
+            mask[:, 0] = 1
+            np.fill_diagonal(mask, 1)
+            drafts += draft + [0] * (self._n - len(draft))
+            masks.append(mask.ravel())
+        return np.array(drafts, np.int64), np.concatenate(masks)
+
+    def synchronize(self) -> None:
+        pass
+
+    def reset(self) -> None:
+        self._seen.clear()
+
+    def erase_states(self, _states: list[int]) -> None:
+        pass
 
 
 def reconstruct_indices_from_tree_mask(
