@@ -32,9 +32,7 @@ CPU_SERVER_ARGS: dict[str, Any] = {
 }
 
 
-def write_tiny_llama(
-    folder: Path, *, head_dim: int = 32, heads: int = 4, kv_heads: int = 2, layers: int = 2
-) -> str:
+def write_tiny_llama(folder: Path, *, head_dim: int = 32, heads: int = 4, kv_heads: int = 2) -> str:
     """A model folder with a configuration only, for `load_format="dummy"`."""
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -44,7 +42,7 @@ def write_tiny_llama(
         "intermediate_size": 2 * heads * head_dim,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": 2,
         "vocab_size": 512,
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-6,

@@ -2,7 +2,9 @@
 
 python speculation_probe.py MODEL_FOLDER OUTPUT.json BACKEND '{server arguments}'
 
-A draft model, where there is one, is a layer shorter than the target: it is right now and then.
+With the argument `delegate` the second layer has what codec does not know.
+
+A draft model, where there is one, is the target with noise: it is right most of the time.
 """
 
 from __future__ import annotations
@@ -12,33 +14,74 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from fault_probe import faults_of
 from inproc_scheduler import InprocScheduler, write_tiny_llama
 from join_probe import watch
 from sharing_probe import source_of_tokens
 from speculation_ops import NgramStandIn, prepare
 
-TRUNK, ROWS = 160, 4
+TRUNK, ROWS, TOKENS = 128, 3, 14
+SPREAD, NOISE = 0.1, 0.004
 
 
 def main(model_folder: str, output: str, backend: str, server_args: str) -> None:
     prepare()
     arguments = json.loads(server_args)
     if arguments.get("speculative_algorithm") == "STANDALONE":
-        draft = write_tiny_llama(Path(model_folder) / "draft", layers=1)
-        arguments["speculative_draft_model_path"] = draft
-    overlaps = not arguments.get("disable_overlap_schedule", True)
-    with NgramStandIn.in_place(), _overlap_on_a_cpu(overlaps):
+        arguments["speculative_draft_model_path"] = write_tiny_llama(Path(model_folder))
+    if arguments.pop("delegate", False):
+        change_second_layer()
+    if not arguments.get("disable_overlap_schedule", True):
+        overlap_on_a_cpu()
+    with NgramStandIn.in_place():
         engine = InprocScheduler(write_tiny_llama(Path(model_folder)), backend, **arguments)
-    Path(output).write_text(json.dumps(serve(engine)))
+    give_weights(engine)
+    report = {"nothing": serve(engine)}
+    if backend == "codec" and arguments["speculative_algorithm"] == "NGRAM":
+        report["again"] = serve(engine)
+        faults = faults_of(engine.decode_backend)
+        for name in ("the planner", "reading the tree", "comparing batches"):
+            with faults[name][0]():
+                report[name] = serve(engine)
+    Path(output).write_text(json.dumps(report))
+
+
+def change_second_layer() -> None:
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    make = RadixAttention.__init__
+
+    def changed(layer: Any, *args: Any, **more: Any) -> None:
+        make(layer, *args, **more)
+        if layer.layer_id == 1:
+            layer.unheard_of = 1
+
+    RadixAttention.__init__ = changed
+
+
+def give_weights(engine: InprocScheduler) -> None:
+    """Weights of which prompts decide the tokens; a draft model's are near the target's."""
+    target, source = dict(engine.model_runner.model.named_parameters()), torch.Generator()
+    worker = getattr(engine.scheduler.draft_worker, "draft_worker", None)
+    draft = dict(worker.draft_runner.model.named_parameters()) if worker is not None else {}
+    for name, weight in target.items():
+        drawn, noise = torch.randn(2, *weight.shape, generator=source.manual_seed(len(name)))
+        weight.data.copy_(torch.ones_like(drawn) if "norm" in name else SPREAD * drawn)
+        if name in draft:
+            draft[name].data.copy_(weight.data + NOISE * noise)
 
 
 def serve(engine: InprocScheduler) -> dict[str, Any]:
     """Few-shot rows on a warm trunk; each joins two steps after the one before."""
+    if engine.requests:
+        engine.requests.clear()
+        engine.scheduler.flush_cache()
     some = source_of_tokens(0)
     trunk = some(TRUNK)
     engine.submit(trunk + some(3), 1, rid="warm")
     engine.run()
-    waiting = [(f"row {row}", trunk + some(5 + row), 40 - row) for row in range(ROWS)]
+    waiting = [(f"row {row}", trunk + some(5 + row), TOKENS - row) for row in range(ROWS)]
     engine.submit(*waiting[0][1:], rid=waiting.pop(0)[0])
     steps: list[dict[str, Any]] = []
     wrong: list[list[int]] = []
@@ -54,9 +97,13 @@ def serve(engine: InprocScheduler) -> dict[str, Any]:
             rid, prompt, tokens = waiting.pop(0)
             engine.submit(prompt, tokens, rid=rid)
 
-    planner = getattr(engine.decode_backend, "planner", None)
+    backend, planner = engine.decode_backend, getattr(engine.decode_backend, "planner", None)
     if planner:
+        from sglang_codec.patches.fallbacks import FALLBACKS
+
         watch(engine, wrong, [])
+        planner.totals = type(planner.totals)()
+        FALLBACKS.counts.clear()
     engine.run(on_forward)
     report = {"steps": steps, "wrong": wrong}
     report["tokens"] = {
@@ -64,25 +111,21 @@ def serve(engine: InprocScheduler) -> dict[str, Any]:
         for rid, req in engine.requests.items()
     }
     if planner:
-        from sglang_codec.patches.fallbacks import FALLBACKS
-
         report |= {"totals": planner.totals.to_dict(), "saved": planner.totals.kv_tokens_saved}
         report["fallbacks"] = dict(FALLBACKS.counts)
-        report["groups"] = [str(one.group) for one in engine.decode_backend.groups]
+        report["groups"] = [str(one.group) for one in backend.groups]
+        report["delegated"] = list(backend.layers.delegated)
     return report
 
 
-def _overlap_on_a_cpu(overlaps: bool) -> Any:
-    """SGLang speculates on a CPU without overlap only; what needs a device is not asked for here."""
-    from contextlib import nullcontext
-    from unittest import mock
-
+def overlap_on_a_cpu() -> None:
+    """Let SGLang overlap on a CPU, where it speculates without otherwise: one stream is in order."""
     from sglang.srt.arg_groups import speculative_hook
 
     name = "_disable_overlap_schedule_for_cpu"
-    if not overlaps or not hasattr(speculative_hook, name):
-        return nullcontext()
-    return mock.patch.object(speculative_hook, name)
+    if hasattr(speculative_hook, name):
+        setattr(speculative_hook, name, lambda _: None)
+    torch.Tensor.record_stream = lambda *_: None
 
 
 if __name__ == "__main__":
