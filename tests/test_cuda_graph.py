@@ -8,7 +8,9 @@ from planned import plan_batch
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 from sglang_codec.attention import prefix_shared_attention, update_lengths
+from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.kernels.kv_index import append_slots
+from sglang_codec.kernels.launch import launch_config
 from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError
 from sglang_codec.testing import (
     Counts,
@@ -43,21 +45,37 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 class Replayed:
     """A wrapper whose `run` is captured once, over caches that are large enough for every batch."""
 
-    def __init__(self, dtype: torch.dtype, key_dim: int, value_dim: int) -> None:
+    def __init__(
+        self, dtype: torch.dtype, key_dim: int, value_dim: int, query_rows: int = 1
+    ) -> None:
         self.dtype, self.dims = dtype, {"head_dim": key_dim, "value_dim": value_dim}
+        self.query_rows = query_rows
         where = {"dtype": dtype, "device": "cuda"}
+        config = None
+        if query_rows > 1:  # which the kernel with warp roles has, wherever it is used by default
+            shape = AttentionShape(HEADS, KV_HEADS, key_dim, value_dim, *2 * ("bfloat16",))
+            config = launch_config(torch.cuda.get_device_capability(), shape)
         self.wrapper = PrefixSharedDecodeWrapper(
-            HEADS, KV_HEADS, key_dim, head_dim_vo=value_dim, capacity=CAPACITY, **where
+            HEADS,
+            KV_HEADS,
+            key_dim,
+            head_dim_vo=value_dim,
+            capacity=CAPACITY,
+            config=config,
+            **where,
         )
         slots = 80_000
-        self.q = torch.zeros(ROWS, HEADS, key_dim, **where)
+        self.q = torch.zeros(ROWS * query_rows, HEADS, key_dim, **where)
         self.k = torch.zeros(slots, KV_HEADS, key_dim, **where)
         self.v = torch.zeros(slots, KV_HEADS, value_dim, **where)
-        self.wrapper.plan(PrefixForest.from_paths(with_slots(BATCHES[0])))
+        self.plan(PrefixForest.from_paths(with_slots(BATCHES[0])))
         self.run()  # compile outside the capture
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.out, self.lse = self.run()
+
+    def plan(self, forest: PrefixForest) -> None:
+        self.wrapper.plan(forest, query_rows=self.query_rows)
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self.wrapper.run(self.q, self.k, self.v, return_lse=True)
@@ -73,6 +91,7 @@ class Replayed:
             dtype=self.dtype,
             device="cuda",
             padding=ROWS - len(counts),
+            query_rows=self.query_rows,
             seed=seed,
         )
         self.q.copy_(problem.q)
@@ -82,12 +101,17 @@ class Replayed:
         return problem, PrefixForest.from_paths(paths)
 
 
-@pytest.mark.parametrize("dims", [(64, 64), (96, 96), (128, 128), (192, 128), (256, 256)], ids=str)
-def test_replay_under_another_plan_equals_eager(dims: tuple[int, int], dtype: torch.dtype) -> None:
-    captured = Replayed(dtype, *dims)
+DIMS = [(64, 64), (96, 96), (128, 128), (192, 128), (256, 256)]
+
+
+@pytest.mark.parametrize(("dims", "query_rows"), [*((d, 1) for d in DIMS), ((128, 128), 4)])
+def test_replay_under_another_plan_equals_eager(
+    dims: tuple[int, int], query_rows: int, dtype: torch.dtype
+) -> None:
+    captured = Replayed(dtype, *dims, query_rows)
     for seed, counts in enumerate([*BATCHES, BATCHES[0]]):
         problem, forest = captured.problem(counts, seed)
-        captured.wrapper.plan(forest)
+        captured.plan(forest)
         captured.out.fill_(float("nan"))
         captured.graph.replay()
         replayed, replayed_lse = captured.out.clone(), captured.lse.clone()
@@ -116,6 +140,8 @@ def test_a_captured_wrapper_refuses_what_the_graph_cannot_serve() -> None:
         captured.wrapper.plan(PrefixForest.from_paths(with_slots(BATCHES[0])), sm_scale=0.3)
     with pytest.raises(ValueError, match="logits_soft_cap = 0.3, but a CUDA graph was captured"):
         captured.wrapper.plan(PrefixForest.from_paths(with_slots(BATCHES[0])), logits_soft_cap=0.3)
+    with pytest.raises(ValueError, match="query_rows = 4, but a CUDA graph was captured with 1"):
+        captured.wrapper.plan(PrefixForest.from_paths(with_slots(BATCHES[0])), query_rows=4)
     with pytest.raises(ValueError, match="window_left = 9, but a CUDA graph was captured with -1"):
         captured.wrapper.plan(PrefixForest.from_paths(with_slots(BATCHES[0])), window_left=9)
     growing = PrefixSharedDecodeWrapper(HEADS, KV_HEADS, 64, dtype=torch.bfloat16, device="cuda")

@@ -16,6 +16,7 @@ NOT_YET_RUN = {
     "fp8": dataclasses.replace(PLAIN, kv_dtype="float8_e4m3fn"),
     "window": dataclasses.replace(PLAIN, window=4095),
     "narrow": dataclasses.replace(PLAIN, key_dim=96, value_dim=96),
+    "query rows": dataclasses.replace(PLAIN, query_rows=4),
     "unlike": dataclasses.replace(PLAIN, key_dim=192),
 }
 

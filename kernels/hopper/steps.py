@@ -186,7 +186,7 @@ def read_steps(
     inverse = 1.0 / gl.where(is_empty, 1.0, running_sum)
     lse = gl.where(is_empty, -float("inf"), running_max + gl.log2(running_sum))
     result = values * gl.convert_layout(inverse, values_rows)[:, None]
-    if VARIANT.WINDOW > 0 or VARIANT.QUERY_ROWS > 1:
+    if VARIANT.WINDOW:
         # not what zero times a NaN is of tokens that others see
         is_unseen = gl.convert_layout(is_empty, values_rows)[:, None]
         result = gl.where(is_unseen, 0.0, result)

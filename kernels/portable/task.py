@@ -139,7 +139,7 @@ def attend(
     is_empty = running_sum == 0.0
     result = scaled(accumulator / tl.where(is_empty, 1.0, running_sum)[:, None], given)
     lse = tl.where(is_empty, -float("inf"), running_max + tl.log2(running_sum))
-    if IS_WINDOWED or HAS_ENDS:
+    if IS_WINDOWED:
         # not what zero times a NaN is of tokens that others see
         result = tl.where(is_empty[:, None], 0.0, result)
 

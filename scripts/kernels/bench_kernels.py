@@ -6,6 +6,7 @@
     python scripts/kernels/bench_kernels.py --rows all --slots scattered,contiguous \\
         --not-in out/first.json --json out/second.json
     python scripts/kernels/bench_kernels.py --heads 16/2 --head-dim 256 --kv-dtype float8_e4m3fn
+    python scripts/kernels/bench_kernels.py --rows verify --query-rows 4
     python scripts/kernels/bench_kernels.py --peers codec --configs 64x64+128x64+b64x64/5/4/1/w
 
 Times are per layer: CUDA-graph replays that cycle through enough layers of KV to keep L2 cold. The
@@ -54,6 +55,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     about = "tokens before its own that a row sees, as 4095 with --heads 40/8; default: all"
     add("--window-left", type=int, default=-1, help=about)
     add("--sinks", action="store_true", help="a logit of each head joins the softmax")
+    about = "newest tokens of a request that attend at once, as for --rows verify; default: 1"
+    add("--query-rows", type=positive, default=1, help=about)
     add("--peers", type=peers, help=f"from {', '.join(ADAPTERS)}; default {','.join(DEFAULT)}")
     add("--contiguous-peers", type=peers, help="peers on contiguous slots; default: as --peers")
     add("--slots", type=some_of(SLOTS), default=["scattered"], help="scattered, contiguous or both")
@@ -149,6 +152,7 @@ def _one(
     align = max(pages, default=1) if slots == "contiguous" else 1
     shape = dict(zip(("head_dim", "value_dim"), options.head_dim, strict=True))
     shape |= {"window": options.window_left + 1, "has_sinks": options.sinks}
+    shape["query_rows"] = options.query_rows
     problem = Problem(row, pool, slots, align, options.layers, **shape)
     return measure_row(problem, peers, ceilings, options.rounds, options.verbose)
 

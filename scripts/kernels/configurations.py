@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from library.attention import timing
-from library.attention.peers import call_of, wrapper_of
+from library.attention.peers import call_of, plan_of, wrapper_of
 from library.attention.problem import Problem
 from library.attention.runner import Runner
 
@@ -58,7 +58,7 @@ def without_por() -> Iterator[None]:
 def configured(config: LaunchConfig, text: str, problem: Problem) -> list[Runner]:
     """Our kernels launched like this; the notes have their plan, and the time of PAC alone."""
     wrapper = wrapper_of(problem, config=config)
-    wrapper.plan(PrefixForest.from_paths(problem.paths), sm_scale=problem.sm_scale)
+    plan_of(wrapper, problem, PrefixForest.from_paths(problem.paths))
     run, layers = call_of(wrapper, problem), problem.layers
     with without_por():
         sampler = timing.make_sampler(problem.device)(run, layers, layers)

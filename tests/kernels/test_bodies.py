@@ -44,6 +44,15 @@ SHAPES = {  # group, key dim, value dim
     "long keys": (16, 192, 128),
     "long keys, exact weights": (2, 192, 128),
 }
+VERIFIED = {  # query rows, group, key dim, value dim, dtype of the cache
+    "4 rows": (4, 8, 128, 128, None),
+    "3 rows of an odd group": (3, 5, 128, 128, None),
+    "2 rows, exact weights": (2, 1, 64, 64, None),
+    "64 rows": (8, 8, 128, 128, None),
+    "64 rows of 256 columns": (4, 16, 256, 256, None),
+    "long keys": (4, 16, 192, 128, None),
+    "fp8": (4, 8, 128, 128, torch.float8_e4m3fn),
+}
 LAYERS: dict[str, dict[str, Any]] = {
     "plain": {},
     "sinks and a cap": {"soft_cap": 20.0},
@@ -66,10 +75,15 @@ def roles(request: pytest.FixtureRequest) -> bool:
 
 
 def config_for(
-    device: torch.device, roles: bool, group: int, dims: tuple[int, int]
+    device: torch.device,
+    roles: bool,
+    group: int,
+    dims: tuple[int, int],
+    kv_dtype: torch.dtype | None = None,
 ) -> LaunchConfig:
     """The configuration of this GPU for a shape, with or without warp roles."""
-    shape = AttentionShape(KV_HEADS * group, KV_HEADS, *dims, "bfloat16", "bfloat16")
+    dtypes = "bfloat16", str(kv_dtype or torch.bfloat16).removeprefix("torch.")
+    shape = AttentionShape(KV_HEADS * group, KV_HEADS, *dims, *dtypes)
     capability = torch.cuda.get_device_capability(device)
     config = launch_config(capability, shape, warp_roles=roles)
     if config.warp_roles != roles:
@@ -110,6 +124,50 @@ def test_a_padded_step_of_growing_rows(
     planned.append(lengths.to(device), slots.to(device))
     out, _ = planned.check(problem)
     assert (out[rows:] == 0).all()
+
+
+@pytest.mark.parametrize("shape", VERIFIED)
+@pytest.mark.parametrize("name", [*BATCHES, "a split tail"])
+def test_drafts_that_are_accepted_or_not(
+    name: str, shape: str, roles: bool, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Several query rows of each request, padded; what was rejected is overwritten."""
+    query_rows, group, key_dim, value_dim, kv_dtype = VERIFIED[shape]
+    config = config_for(device, roles, group, (key_dim, value_dim), kv_dtype)
+    query_rows = min(query_rows, config.row_tiles[-1] // group)
+    counts: Counts = BATCHES.get(name, [[("alone", 9001)], [("other", 70)]])
+    counts = [[*row, (f"drafts {i}", query_rows)] for i, row in enumerate(counts)]
+    rows, steps = len(counts), 3
+    paths = with_slots([*counts, [("new", steps * rows * query_rows)]], seed=6)
+    problem = make_problem(
+        paths,
+        num_qo_heads=KV_HEADS * group,
+        num_kv_heads=KV_HEADS,
+        head_dim=key_dim,
+        value_dim=value_dim,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        device=device,
+        padding=PADDING - 1,
+        query_rows=query_rows,
+    )
+    new = problem.rows.pop().view(steps, rows, query_rows)
+    of_plan = {"tail_headroom": steps * query_rows, "config": config}
+    planned = plan_batch(paths[:rows], problem, **of_plan)
+    assert planned.plan.num_parts > 0 or name == "bundles"
+    lengths = torch.ones(rows + PADDING, dtype=torch.int64)
+    slots = torch.full((len(lengths), query_rows), unused_slot(problem))
+    for step in range(steps):
+        kept = [(row + step) % query_rows + 1 for row in range(rows)]
+        problem.rows[:] = [
+            torch.cat([row[: len(row) - query_rows + kept[r]], new[step, r]])
+            for r, row in enumerate(problem.rows)
+        ]
+        lengths[:rows] = torch.tensor([len(row) for row in problem.rows])
+        slots[:rows] = new[step]
+        planned.append(lengths.to(device), slots.flatten().to(device))
+        out, _ = planned.check(problem)
+        assert (out[rows * query_rows :] == 0).all()
 
 
 @pytest.mark.parametrize("stages", [3, 4])

@@ -7,7 +7,7 @@ import traceback
 from dataclasses import dataclass, field
 
 from library.attention import timing, traffic
-from library.attention.peers import ADAPTERS, PREFIX_AWARE, WITH_SINKS
+from library.attention.peers import ADAPTERS, PREFIX_AWARE, WITH_QUERY_ROWS, WITH_SINKS
 from library.attention.problem import Problem
 from library.attention.runner import Runner, Unsupported
 
@@ -55,11 +55,11 @@ def bytes_moved(problem: Problem, plan: dict | None) -> dict[str, int]:
     """KV, Q, O and partial bytes of a layer; `plan` is the summary of our plan, if there is one."""
     return traffic.split(
         problem.unique_bytes,
-        batch=problem.batch,
+        batch=len(problem.q),
         num_qo_heads=problem.num_qo_heads,
         dims=problem.dims,
         element_bytes=problem.dtype.itemsize,
-        parts=plan["parts"] if plan else 0,
+        parts=plan["parts"] * problem.query_rows if plan else 0,
     )
 
 
@@ -91,6 +91,7 @@ def measure_row(
         "total_tokens": problem.total_tokens,
         **({"window_left": problem.window - 1} if problem.window else {}),
         **({"sinks": True} if problem.sinks is not None else {}),
+        **({"query_rows": problem.query_rows} if problem.query_rows > 1 else {}),
         "limit_us": limit,
         "plan_ms": plan_ms,
         "us": outcome.us,
@@ -125,6 +126,8 @@ def _candidates(
             raise Unsupported("it has no windows")
         if problem.sinks is not None and peer.split()[0] not in WITH_SINKS:
             raise Unsupported("it has no sinks here")
+        if problem.query_rows > 1 and peer.split()[0] not in WITH_QUERY_ROWS:
+            raise Unsupported("it has one query row per request")
         for runner in ADAPTERS[peer](problem):
             error = problem.errors(runner.run(0), runner.position)
             calls = _calls(runner, problem, limit_us)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STOCK = ("flashinfer", "fa3", "triton")
 PREFIX_AWARE = ("cascade", "fasttree", "pat")
 WITH_SINKS = ("codec", "fa3", "triton")  # FlashInfer compiles a kernel of its own for them
+WITH_QUERY_ROWS = ("codec", "eager", "flashinfer", "fa3")
 DEFAULT = ("codec", "flashinfer", "fa3", "triton", "cascade", "fasttree", "pat")
 PAGES = {"pat": 32}  # slots; for contiguous nodes
 PLAN_REPEATS = 6
@@ -40,6 +41,12 @@ def wrapper_of(problem: Problem, **options: Any) -> PrefixSharedDecodeWrapper:
     return PrefixSharedDecodeWrapper(*heads, **where, **options)
 
 
+def plan_of(wrapper: PrefixSharedDecodeWrapper, problem: Problem, forest: PrefixForest) -> None:
+    """Plan a forest as the problem's layers see it."""
+    of_layer = {"window_left": problem.window - 1, "query_rows": problem.query_rows}
+    wrapper.plan(forest, sm_scale=problem.sm_scale, **of_layer)
+
+
 def call_of(wrapper: PrefixSharedDecodeWrapper, problem: Problem) -> Run:
     """The planned wrapper's attention of one layer, over an output that was NaN."""
     out = problem.empty()
@@ -53,7 +60,7 @@ def codec(problem: Problem) -> list[Runner]:
     wrapper = wrapper_of(problem)
 
     def plan(forest: PrefixForest) -> None:
-        wrapper.plan(forest, sm_scale=problem.sm_scale, window_left=problem.window - 1)
+        plan_of(wrapper, problem, forest)
 
     # a forest has to be planned anew only where it differs from the last one: turn the batch
     paths, device = problem.paths, problem.device
@@ -80,24 +87,26 @@ def _host_plan_ms(wrapper: PrefixSharedDecodeWrapper, forests: list[PrefixForest
     make_plan = Planner(wrapper.spec, wrapper.cost_model, unlimited).make_plan
 
     def plan(i: int) -> None:
-        make_plan(forests[i].through_window(wrapper.launch_plan.window))
+        shape = wrapper.spec.shape
+        make_plan(forests[i].through_window(shape.seen_tokens, query_rows=shape.query_rows))
 
     return time_host(plan, len(forests), torch.device("cpu"))
 
 
 def eager(problem: Problem) -> list[Runner]:
     """Plain PyTorch over gathered KV: for tests of the benchmark, and as a sanity check."""
-    slots = [problem.tensor(s, torch.int64) for s in problem.seen_slots]
+    rows = range(len(problem.q))
+    slots = [problem.tensor(problem.slots_of_row(row), torch.int64) for row in rows]
     group = problem.num_qo_heads // problem.num_kv_heads
 
     def run(layer: int) -> torch.Tensor:
-        rows = []
-        for request, index in enumerate(slots):
+        out = []
+        for row, index in enumerate(slots):
             k = problem.k[layer][index].float().repeat_interleave(group, 1).transpose(0, 1)
             v = problem.v[layer][index].float().repeat_interleave(group, 1).transpose(0, 1)
-            scores = k @ problem.q[request].float().unsqueeze(-1) * problem.sm_scale
-            rows.append((scores.transpose(1, 2).softmax(-1) @ v).squeeze(1))
-        return torch.stack(rows).to(problem.dtype)
+            scores = k @ problem.q[row].float().unsqueeze(-1) * problem.sm_scale
+            out.append((scores.transpose(1, 2).softmax(-1) @ v).squeeze(1))
+        return torch.stack(out).to(problem.dtype)
 
     return [Runner(run)]
 

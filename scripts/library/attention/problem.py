@@ -141,6 +141,7 @@ class Problem:
         value_dim: of a value head, `head_dim` by default.
         window: newest tokens that a request sees; 0 for all.
         has_sinks: whether a logit of each head joins the softmax, without a value.
+        query_rows: newest tokens of a request that attend, each to all up to itself.
     """
 
     def __init__(
@@ -155,12 +156,13 @@ class Problem:
         value_dim: int | None = None,
         window: int = 0,
         has_sinks: bool = False,
+        query_rows: int = 1,
     ) -> None:
         self.row, self.slots, self.align, self.window = row, slots, align, window
         self.num_qo_heads, self.num_kv_heads = row.num_qo_heads, row.num_kv_heads
         self.head_dim, self.value_dim = head_dim, value_dim or head_dim
         self.dtype, self.kv_dtype, self.device = pool.dtype, pool.kv_dtype, pool.device
-        self.batch = row.batch
+        self.batch, self.query_rows = row.batch, query_rows
         self.sm_scale = 1.0 / math.sqrt(head_dim)
         self.tree = Tree.of(row, seed + 1)
         self.node_slots, num_slots = _place(self.tree.lengths, slots, align, seed + 2)
@@ -169,7 +171,7 @@ class Problem:
         self.layers = layers or layers_to_stay_cold(self.unique_bytes)
         self.k, self.v = pool.layers(self.layers, num_slots, self.num_kv_heads, self.dims)
         generator = torch.Generator(device=pool.device).manual_seed(seed + 3)
-        q_shape = (self.batch, self.num_qo_heads, head_dim)
+        q_shape = (self.batch * query_rows, self.num_qo_heads, head_dim)
         self.q = torch.randn(q_shape, generator=generator, device=pool.device).to(pool.dtype)
         self.sinks = None
         if has_sinks:
@@ -206,11 +208,12 @@ class Problem:
 
     @property
     def qo_bytes(self) -> int:
-        return self.batch * self.num_qo_heads * sum(self.dims) * self.dtype.itemsize
+        return len(self.q) * self.num_qo_heads * sum(self.dims) * self.dtype.itemsize
 
     @property
     def flops(self) -> int:
-        return 2 * self.total_tokens * self.num_qo_heads * sum(self.dims)
+        rows = self.query_rows * self.num_qo_heads
+        return 2 * self.total_tokens * rows * sum(self.dims)
 
     @cached_property
     def paths(self) -> list[list[tuple[int, np.ndarray]]]:
@@ -241,8 +244,8 @@ class Problem:
         return np.concatenate(self.seen_slots)
 
     def empty(self) -> torch.Tensor:
-        """An output of NaN, `[batch, num_qo_heads, value_dim]`."""
-        return self.q.new_full((self.batch, self.num_qo_heads, self.value_dim), math.nan)
+        """An output of NaN, `[batch * query_rows, num_qo_heads, value_dim]`."""
+        return self.q.new_full((len(self.q), self.num_qo_heads, self.value_dim), math.nan)
 
     def tensor(
         self, values: np.ndarray | list[int], dtype: torch.dtype = torch.int32
@@ -273,13 +276,25 @@ class Problem:
 
     @cached_property
     def expected(self) -> torch.Tensor:
-        """Exact fp64 outputs `[sample, num_qo_heads, value_dim]` of layer 0."""
-        return torch.stack([self._exact(request) for request in self.sample])
+        """Exact fp64 outputs `[sample * query_rows, num_qo_heads, value_dim]` of layer 0."""
+        return torch.stack([self._exact(row) for row in self._sampled_rows])
 
-    def _exact(self, request: int, layer: int = 0) -> torch.Tensor:
-        q = self.q[request].double().view(self.num_kv_heads, -1, self.head_dim) * self.sm_scale
+    @property
+    def _sampled_rows(self) -> list[int]:
+        """Rows of q of the sampled requests."""
+        rows = self.query_rows
+        return [request * rows + nth for request in self.sample for nth in range(rows)]
+
+    def slots_of_row(self, row: int) -> np.ndarray:
+        """What a row of q sees."""
+        request, nth = divmod(row, self.query_rows)
+        slots = self.request_slots[request]
+        return slots[: len(slots) - (self.query_rows - 1 - nth)][-self.window :]
+
+    def _exact(self, row: int, layer: int = 0) -> torch.Tensor:
+        q = self.q[row].double().view(self.num_kv_heads, -1, self.head_dim) * self.sm_scale
         step = max(256, REFERENCE_ELEMENTS // (self.num_kv_heads * self.head_dim))
-        slots = self.tensor(self.seen_slots[request], torch.int64)
+        slots = self.tensor(self.slots_of_row(row), torch.int64)
         out = q.new_zeros(*q.shape[:2], self.value_dim)
         lse = torch.full(q.shape[:2], -math.inf, dtype=torch.float64, device=self.device)
         if self.sinks is not None:
@@ -302,10 +317,10 @@ class Problem:
         """Relative Frobenius and maximal absolute error of the sampled requests.
 
         Args:
-            out: `[batch, num_qo_heads, value_dim]`.
-            position: row of `out` that holds each request, where not the request's own.
+            out: `[batch * query_rows, num_qo_heads, value_dim]`.
+            position: row of `out` that holds each row of q, where not that one.
         """
-        rows = self.tensor(self.sample, torch.int64)
+        rows = self.tensor(self._sampled_rows, torch.int64)
         rows = rows if position is None else position[rows]
         difference = out[rows].double() - self.expected
         relative = difference.norm() / self.expected.norm()

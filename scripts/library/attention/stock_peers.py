@@ -29,7 +29,7 @@ def refuse_unequal_dims(problem: Problem) -> None:
 
 def flashinfer(problem: Problem) -> list[Runner]:
     """FlashInfer's paged decode: with tensor cores, and without them where the group is small."""
-    if problem.head_dim != problem.value_dim:
+    if problem.head_dim != problem.value_dim or problem.query_rows > 1:
         return [_flashinfer_prefill(problem)]
     group = problem.num_qo_heads // problem.num_kv_heads
     variants = (True,) if group >= 4 else (True, False)
@@ -62,13 +62,14 @@ def _flashinfer_decode(problem: Problem, tensor_cores: bool) -> Runner:
 
 
 def _flashinfer_prefill(problem: Problem) -> Runner:
-    """Its prefill of one token a request, which the decode with tensor cores is too: only that one
-    takes two head dimensions."""
+    """Its prefill of few tokens a request, of one as the decode with tensor cores is too: only that
+    takes several, or two head dimensions."""
     from flashinfer import BatchPrefillWithPagedKVCacheWrapper
 
     wrapper = BatchPrefillWithPagedKVCacheWrapper(workspace(problem.device), "NHD")
+    rows = torch.arange(problem.batch + 1, dtype=torch.int32, device=problem.device)
     wrapper.plan(
-        torch.arange(problem.batch + 1, dtype=torch.int32, device=problem.device),
+        rows * problem.query_rows,
         problem.tensor(problem.kv_indptr),
         problem.tensor(problem.kv_indices),
         torch.ones(problem.batch, dtype=torch.int32, device=problem.device),
@@ -77,16 +78,16 @@ def _flashinfer_prefill(problem: Problem) -> Runner:
         problem.head_dim,
         1,
         head_dim_vo=problem.value_dim,
-        causal=False,
+        causal=problem.query_rows > 1,
         q_data_type=problem.dtype,
-        kv_data_type=problem.dtype,
+        kv_data_type=problem.kv_dtype,
         sm_scale=problem.sm_scale,
     )
 
     def run(layer: int) -> torch.Tensor:
         return wrapper.run(problem.q, paged(problem, layer))
 
-    return Runner(run, "prefill of one token")
+    return Runner(run, f"prefill of {problem.query_rows} tokens")
 
 
 def paged(problem: Problem, layer: int, page: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +107,7 @@ def fa3(problem: Problem) -> list[Runner]:
 
     table = problem.page_table()
     lengths = problem.tensor(problem.lengths)
-    q = problem.q.unsqueeze(1).to(problem.kv_dtype)
+    q = problem.q.unflatten(0, (problem.batch, problem.query_rows)).to(problem.kv_dtype)
     scales = {}
     if problem.kv_dtype != problem.dtype:
         ones = torch.ones(problem.batch, problem.num_kv_heads, device=problem.device)
@@ -126,7 +127,7 @@ def fa3(problem: Problem) -> list[Runner]:
             sinks=problem.sinks,
             **scales,
         )
-        return out[:, 0]
+        return out.flatten(0, 1)
 
     return [Runner(run)]
 

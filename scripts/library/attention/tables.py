@@ -18,7 +18,7 @@ class Row(Levels):
     """One scenario: a tree and a head configuration.
 
     Args:
-        table: `codec`, `fasttree`, `pat` or `controls`.
+        table: a name out of `TABLES`.
         name: short name, unique within its table.
         heads: query and KV heads, as in `32/8`.
         nodes: nodes per level, root level first.
@@ -148,12 +148,28 @@ def control_rows() -> list[Row]:
     return _rows("controls", "32/8", named)
 
 
+VERIFY_TREES = {
+    "few-shot": "1,64_8192,256",
+    "document QA": "1,32_100000,256",
+    "RL rollouts": "16,256_2048,512",
+    "nothing shared": "64_2048",
+    "one request": "1_8448",
+}
+
+
+def verify_rows() -> list[Row]:
+    """What a server verifies drafts in: for several query rows per request."""
+    return [row for heads in ("32/8", "64/8") for row in _rows("verify", heads, VERIFY_TREES)]
+
+
 TABLES = {
     "codec": codec_rows,
     "fasttree": fasttree_rows,
     "pat": pat_rows,
     "controls": control_rows,
+    "verify": verify_rows,
 }
+IN_ALL = ("codec", "fasttree", "pat", "controls")
 
 # a dozen rows that span the tables: small and large batches, depths, every head configuration,
 # compute-bound and bandwidth-bound, sharing and none
@@ -177,8 +193,9 @@ PRESETS = ("quick", *TABLES, "all")
 
 
 def all_rows() -> Iterator[Row]:
-    for rows in TABLES.values():
-        yield from rows()
+    """Of the tables for one query row per request."""
+    for table in IN_ALL:
+        yield from TABLES[table]()
 
 
 def select(
@@ -195,7 +212,7 @@ def select(
     for preset in presets:
         if preset not in PRESETS:
             raise ValueError(f"unknown rows {preset!r}: choose from {', '.join(PRESETS)}")
-        for row in all_rows():
+        for row in TABLES[preset]() if preset in TABLES else all_rows():
             key = (row.table, row.name, row.heads)
             if preset in ("all", row.table) or (preset == "quick" and key in QUICK):
                 chosen[row] = None

@@ -19,8 +19,9 @@ def split(
 
     Args:
         kv: bytes of the unique KV. dims: of a key and of a value head.
-        parts: partial rows of the plan; each holds an output and an LSE for every query head. Q
-            counts once, as O does: the tasks of a row find it in L2.
+        batch: query rows of all requests.
+        parts: partial rows, one for each query row; each holds an output and an LSE for every query
+            head. Q counts once, as O does: the tasks of a row find it in L2.
     """
     q, o = (batch * num_qo_heads * dim * element_bytes for dim in dims)
     partial = parts * num_qo_heads * (dims[1] + 1) * PARTIAL_ELEMENT_BYTES

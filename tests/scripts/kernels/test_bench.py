@@ -54,9 +54,11 @@ def small_problem(
     layers: int = 2,
     window: int = 0,
     has_sinks: bool = False,
+    query_rows: int = 1,
 ) -> Problem:
     row = tables.Row("small", tree, heads, *tables.parse_tree(tree))
     shape = {"layers": layers, "head_dim": 16, "window": window, "has_sinks": has_sinks}
+    shape["query_rows"] = query_rows
     return Problem(row, KVPool(torch.float32, torch.float32, CPU), slots=slots, **shape)
 
 
@@ -88,6 +90,7 @@ def test_every_published_row_is_there() -> None:
         "fasttree": 15 * 3,
         "pat": 20 * 4,
         "controls": 4 * 2,
+        "verify": 5 * 2,
     }
     names = [(row.table, row.name, row.heads) for row in tables.all_rows()]
     assert len(set(names)) == len(names)
@@ -104,8 +107,9 @@ def test_token_counts_are_the_published_ones(name: str) -> None:
 def test_presets_select_rows() -> None:
     quick = tables.select(["quick"])
     assert len(quick) == len(tables.QUICK)
-    assert {row.table for row in quick} == set(tables.TABLES)
+    assert {row.table for row in quick} == set(tables.IN_ALL)
     assert len(tables.select(["all"])) == 163
+    assert len(tables.select(["verify"], only="few-shot")) == 2
     assert len(tables.select(["codec", "quick"], only="batch120k")) == 5
     assert {row.heads for row in tables.select(["pat"], heads=["8/1"])} == {"8/1"}
     assert len(tables.select(["pat"], heads=["8/1"])) == 20
@@ -148,6 +152,22 @@ def test_windows_are_cut_for_every_peer_alike() -> None:
     assert row["window_left"] == 11
     assert max(row["err"].values()) < 1e-5
     assert set(row["err"]) == {"codec", "eager"}
+
+
+def test_each_query_row_is_compared_with_what_it_sees() -> None:
+    problem, single = (small_problem("1,8_24,9", query_rows=rows) for rows in (3, 1))
+    row = measure.measure_row(problem, ["codec", "eager", "triton"], CEILINGS, 1, False)
+    assert row["why"] == {"triton": "it has one query row per request"}
+    assert row["query_rows"] == 3
+    assert set(row["err"]) == {"codec", "eager"}
+    assert max(row["err"].values()) < 1e-5
+    assert problem.flops == 3 * single.flops
+    out = problem.empty()
+    out[:] = 1.0
+    assert problem.errors(out)[0] > 0.1
+    # one token more than it sees is found
+    assert [len(problem.slots_of_row(r)) for r in range(4)] == [31, 32, 33, 31]
+    assert problem.expected.shape == (8 * 3, 4, 16)
 
 
 def test_layers_share_no_memory_and_keep_l2_cold() -> None:
@@ -509,7 +529,7 @@ def test_plots_of_a_whole_report(tmp_path: Path) -> None:
     report.write_text(json.dumps({"gpu": "GPU", "commit": "abc", "rows": rows}))
     written = plot_kernels.draw([report], tmp_path / "plots", dpi=40)
     assert [path.name for path in written] == [
-        *(f"kernels-{table}.png" for table in tables.TABLES),
+        *(f"kernels-{table}.png" for table in tables.IN_ALL),
         "kernels-gain.png",
     ]
     assert all(path.stat().st_size > 5000 for path in written)
