@@ -19,8 +19,8 @@ def chain_drafts(
     accepted could be less. A chain stays as it is; zeros behind it are drafted at its end.
     """
     tokens, mask = found
-    n = len(mask) // len(tokens)
-    return tokens, np.tile(np.tri(n, dtype=mask.dtype).ravel(), len(tokens) // n)
+    n = len(mask) // max(len(tokens), 1)
+    return tokens, np.tile(np.tri(n, dtype=mask.dtype).ravel(), len(tokens) // max(n, 1))
 
 
 CHAIN_DRAFTS = Patch(

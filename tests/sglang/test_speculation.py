@@ -102,7 +102,7 @@ def test_stock_speculation_has_the_same_tokens(
 def test_what_raises_in_a_verified_step_is_counted(
     fault: str, served: Callable[..., Report], plain: dict[str, list[int]]
 ) -> None:
-    seen = served("codec", json.dumps(NGRAM))[fault]
+    seen = served("codec", json.dumps(NGRAM), INSTALLED)[fault]
     assert seen["tokens"] == plain
     assert seen["fallbacks"]
     assert all(step["verifies"] for step in seen["steps"])
