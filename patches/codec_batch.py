@@ -33,8 +33,8 @@ class CodecBatch:
         rows: batch rows, `len(batch.seq_lens)`.
         beams: which rows beyond the requests alias a request's; the others are private.
         prompts: rows that SGLang prefills in the same batch, before these; 0 but in a MIXED one.
-        least_lengths: int32 ``[rows]`` KV tokens that rows hold at least, without their drafts, where
-            only the device knows how many; None where the host does.
+        least_lengths: int32 ``[rows]`` KV tokens that rows hold at least, without their drafts,
+            where only the device knows how many; None where the host does.
     """
 
     signature: tuple[Any, ...]

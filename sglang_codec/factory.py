@@ -50,12 +50,11 @@ def create_backend(model_runner: ModelRunner) -> AttentionBackend:
     _check_stock_backend(stock)
 
     from sglang_codec.patches.forward_batch import ATTACHER
-    from sglang_codec.patches.registry import apply_ngram_patch, apply_patches
+    from sglang_codec.patches.registry import apply_patches, fit_to_speculation
     from sglang_codec.patches.tree_core import prefer_readable_tree_core
 
     apply_patches()
-    if setting(model_runner, "speculative_algorithm") == "NGRAM":
-        apply_ngram_patch()
+    fit_to_speculation(setting(model_runner, "speculative_algorithm"))
     prefer_readable_tree_core()
 
     from sglang_codec.backend import CodecDecodeBackend

@@ -27,7 +27,7 @@ STEPS = 16
 
 
 def tail_headroom(query_rows: int) -> int:
-    """Tokens of room in tails: for `STEPS` of them, and one whose outcome the host does not know."""
+    """Tokens of room in tails: for `STEPS`, and one whose outcome the host does not know."""
     return max(TAIL_HEADROOM, (STEPS + 1) * query_rows)
 
 

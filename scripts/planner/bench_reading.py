@@ -103,7 +103,7 @@ class Host:
 
     def __init__(self, *, cold: bool) -> None:
         from sglang_codec.attention_shape import AttentionShape
-        from sglang_codec.batch_planner import BatchPlanner, RowLengths, StepTimes
+        from sglang_codec.batch_planner import BatchPlanner, StepTimes
         from sglang_codec.buffers import PlanBuffers
         from sglang_codec.device import plan_spec
         from sglang_codec.plan_maker import PlanMaker
@@ -133,6 +133,8 @@ class Host:
 
     def step(self, server: Server, reqs: list[Any]) -> dict[str, float]:
         """Seconds of a decode step of these requests, by stage."""
+        from sglang_codec.batch_planner import RowLengths
+
         self.steps += 1
         lengths = torch.tensor([len(req.origin_input_ids) + self.steps for req in reqs])
         self._other_work()

@@ -7,12 +7,15 @@ import sys
 import types
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang_versions import VERSIONS
+from warm_python import run_warm
 
 from sglang_codec.patches import forward_batch as forward_batch_patch
 from sglang_codec.patches.eager_view import keep_codec_batch
@@ -66,7 +69,9 @@ def test_targets_exist_and_are_wrapped_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "patch", [*PATCHES, *REPORT_PATCHES, CHAIN_DRAFTS], ids=lambda patch: patch.target.rsplit(".", 1)[-1]
+    "patch",
+    [*PATCHES, *REPORT_PATCHES, CHAIN_DRAFTS],
+    ids=lambda patch: patch.target.rsplit(".", 1)[-1],
 )
 def test_every_patch_brings_its_reason_and_its_end(patch: Patch) -> None:
     assert patch.target.startswith("sglang.srt.")
@@ -224,6 +229,29 @@ def test_short_ngram_drafts_are_chains() -> None:
     assert chains.dtype == mask.dtype
     assert (chains.reshape(2, 4, 4) == np.tri(4)).all()
     assert np.array_equal(chain_drafts((tokens[:0], mask[:0]))[1], mask[:0])
+
+
+MASK = """
+from sglang_codec.patches.registry import fit_to_speculation
+from sglang.srt.layers.attention.hybrid_attn_backend import HybridAttnBackend
+from sglang.srt.speculative.dflash_utils import resolve_dflash_verify_mask_policy as policy
+from sglang_codec.backend import CodecDecodeBackend
+hybrid = object.__new__(HybridAttnBackend)
+hybrid.decode_backend = object.__new__(CodecDecodeBackend)
+hybrid.spec_attn_is_decode = True
+before = policy(hybrid)[1]
+fit_to_speculation("EAGLE")
+assert before and policy(hybrid)[1]
+fit_to_speculation("DFLASH")
+assert not policy(hybrid)[1]
+"""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_block_drafts_are_verified_without_a_mask(version: str, tmp_path: Path) -> None:
+    (program := tmp_path / "mask.py").write_text(MASK)
+    done = run_warm(program, sglang=version)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def mixed_batch(prompts: int, *rids: str) -> tuple[SimpleNamespace, SimpleNamespace]:

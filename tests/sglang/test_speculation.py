@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang_versions import INSTALLED, OVERLAYS
+from second_layer import GRAPHS, ON_A_GPU, are_alike, gpu_environment
+from sglang_versions import INSTALLED, OVERLAYS, SUPPORT, run_python
 from warm_python import run_probe
 
 Report = dict[str, Any]
@@ -117,3 +118,29 @@ def test_delegated_layers_verify_with_the_stock_backend(
     assert seen["delegated"] == [1]
     assert seen["saved"] > 0
     assert seen["fallbacks"] == {}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("graphs", GRAPHS)
+@pytest.mark.parametrize("algorithm", [NGRAM, STANDALONE], ids=["n-grams", "a draft"])
+def test_speculation_on_a_gpu(algorithm: Report, graphs: str, tmp_path: Path) -> None:
+    """With overlap, where the host does not know lengths but those of n-grams."""
+    heads = {"head_dim": 128, "heads": 8, "kv_heads": 2}
+    arguments = algorithm | ON_A_GPU | GRAPHS[graphs] | {"heads": heads, "repeat": 16}
+    arguments |= {"disable_overlap_schedule": False, "context_length": 4096}
+    seen = {}
+    for backend in ("codec", "fa3"):
+        folder = tmp_path / backend
+        folder.mkdir()
+        output = folder / "report.json"
+        program = [SUPPORT / "speculation_probe.py", folder / "model", output, backend]
+        done = run_python(*program, json.dumps(arguments), **gpu_environment("fa3"))
+        assert done.returncode == 0, done.stderr[-4000:]
+        seen[backend] = json.loads(output.read_text())["nothing"]
+    ours = seen["codec"]
+    assert are_alike(ours["tokens"], seen["fa3"]["tokens"])
+    assert ours["saved"] > 0
+    assert ours["wrong"] == []
+    assert ours["fallbacks"] == {}
+    assert all(step["verifies"] for step in ours["steps"])
+    assert ours["totals"]["plans"] <= 10

@@ -51,9 +51,9 @@ class NgramStandIn:
     @classmethod
     @contextmanager
     def in_place(cls) -> Iterator[None]:
-        from sglang.srt.speculative.cpp_ngram import ngram_corpus
+        from sglang.srt.speculative.cpp_ngram import ngram_corpus as corpus
 
-        with mock.patch.object(ngram_corpus, "get_ngram_corpus_cls", lambda: cls):
+        with mock.patch.object(corpus, "get_ngram_corpus_cls", return_value=cls):
             yield
 
     def insert(self, batch_tokens: list[list[int]]) -> None:

@@ -2,7 +2,8 @@
 
 python speculation_probe.py MODEL_FOLDER OUTPUT.json BACKEND '{server arguments}'
 
-With the argument `delegate` the second layer has what codec does not know.
+Beside server arguments: with `delegate` the second layer has what codec does not know, `heads` go
+to `write_tiny_llama`, and the trunk is repeated `repeat` times.
 
 A draft model, where there is one, is the target with noise: it is right most of the time.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import json
 import sys
+import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +29,23 @@ SPREAD, NOISE = 0.1, 0.004
 
 
 def main(model_folder: str, output: str, backend: str, server_args: str) -> None:
-    prepare()
     arguments = json.loads(server_args)
+    heads, repeat = arguments.pop("heads", {}), arguments.pop("repeat", 1)
+    model = write_tiny_llama(Path(model_folder), **heads)
     if arguments.get("speculative_algorithm") == "STANDALONE":
-        arguments["speculative_draft_model_path"] = write_tiny_llama(Path(model_folder))
+        arguments["speculative_draft_model_path"] = model
     if arguments.pop("delegate", False):
         change_second_layer()
-    if not arguments.get("disable_overlap_schedule", True):
-        overlap_on_a_cpu()
-    with NgramStandIn.in_place():
-        engine = InprocScheduler(write_tiny_llama(Path(model_folder)), backend, **arguments)
+    on_a_cpu = arguments.get("device", "cpu") == "cpu"
+    if on_a_cpu:
+        prepare()
+        if not arguments.get("disable_overlap_schedule", True):
+            overlap_on_a_cpu()
+    with NgramStandIn.in_place() if on_a_cpu else nullcontext():
+        engine = InprocScheduler(model, backend, **arguments)
     give_weights(engine)
-    report = {"nothing": serve(engine)}
-    if backend == "codec" and arguments["speculative_algorithm"] == "NGRAM":
+    report = {"nothing": serve(engine, repeat)}
+    if on_a_cpu and backend == "codec" and arguments["speculative_algorithm"] == "NGRAM":
         report["again"] = serve(engine)
         faults = faults_of(engine.decode_backend)
         for name in ("the planner", "reading the tree", "comparing batches"):
@@ -66,19 +73,21 @@ def give_weights(engine: InprocScheduler) -> None:
     worker = getattr(engine.scheduler.draft_worker, "draft_worker", None)
     draft = dict(worker.draft_runner.model.named_parameters()) if worker is not None else {}
     for name, weight in target.items():
-        drawn, noise = torch.randn(2, *weight.shape, generator=source.manual_seed(len(name)))
-        weight.data.copy_(torch.ones_like(drawn) if "norm" in name else SPREAD * drawn)
+        seed = zlib.crc32(name.encode())
+        drawn, noise = torch.randn(2, *weight.shape, generator=source.manual_seed(seed))
+        drawn = torch.ones_like(drawn) if "norm" in name else SPREAD * drawn
+        weight.data.copy_(drawn)
         if name in draft:
-            draft[name].data.copy_(weight.data + NOISE * noise)
+            draft[name].data.copy_(drawn + NOISE * noise)
 
 
-def serve(engine: InprocScheduler) -> dict[str, Any]:
+def serve(engine: InprocScheduler, repeat: int = 1) -> dict[str, Any]:
     """Few-shot rows on a warm trunk; each joins two steps after the one before."""
     if engine.requests:
         engine.requests.clear()
         engine.scheduler.flush_cache()
     some = source_of_tokens(0)
-    trunk = some(TRUNK)
+    trunk = some(TRUNK) * repeat
     engine.submit(trunk + some(3), 1, rid="warm")
     engine.run()
     waiting = [(f"row {row}", trunk + some(5 + row), TOKENS - row) for row in range(ROWS)]
@@ -119,7 +128,7 @@ def serve(engine: InprocScheduler) -> dict[str, Any]:
 
 
 def overlap_on_a_cpu() -> None:
-    """Let SGLang overlap on a CPU, where it speculates without otherwise: one stream is in order."""
+    """Let SGLang overlap where it speculates on a CPU, whose one stream is in order."""
     from sglang.srt.arg_groups import speculative_hook
 
     name = "_disable_overlap_schedule_for_cpu"
