@@ -298,10 +298,8 @@ def test_a_request_larger_than_the_largest_tile_is_refused() -> None:
     says = r"a request has 68 rows \(4 query rows of a GQA group of 17\), the largest row tile 64;"
     with pytest.raises(ValueError, match=says):
         PlanSpec(dataclasses.replace(shape, query_rows=4), (16, 64), 64, 33)
-    for window, bundle_rows in ((9, 0), (None, 64)):
-        several = dataclasses.replace(shape, query_rows=2, window=window)
-        with pytest.raises(ValueError, match="neither bundles nor windows are planned for 17/1"):
-            PlanSpec(several, (16, 64), 64, 33, bundle_rows=bundle_rows)
+    with pytest.raises(ValueError, match="windows of several query rows are not planned for: 17/1"):
+        PlanSpec(dataclasses.replace(shape, query_rows=2, window=9), (16, 64), 64, 33)
 
 
 @given(COUNTS, SPECS)
