@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from plan_checker import check_plan
 from plan_specs import SPEC, SPECS, UNLIMITED, cost_model
@@ -68,6 +68,34 @@ def test_a_row_with_a_tail_may_grow_by_the_headroom() -> None:
     can_grow = plan.append_base >= 0
     assert plan.max_lengths.tolist() == [541, 540 if can_grow[1] else 500, 47]
     assert can_grow[[0, 2]].all()
+
+
+@given(COUNTS, SPECS, st.sampled_from((2, 3, 8)))
+@settings(max_examples=60)
+def test_a_request_is_one_query_with_as_many_times_the_heads(
+    counts: Counts, spec: PlanSpec, query_rows: int
+) -> None:
+    """Nothing else of a plan tells how many query rows there are, but that tails say their row."""
+    rows = query_rows * spec.shape.num_qo_heads
+    assume(rows // spec.shape.num_kv_heads <= spec.row_tiles[-1])
+    paths = with_slots(counts, seed=1)
+    forest = PrefixForest.from_paths(paths).through_window(0, query_rows=query_rows)
+    shapes = (
+        dataclasses.replace(spec.shape, query_rows=query_rows),
+        dataclasses.replace(spec.shape, num_qo_heads=rows),
+    )
+    several, one = (
+        make_plan(forest, dataclasses.replace(spec, shape=shape), cost_model(spec), UNLIMITED)
+        for shape in shapes
+    )
+    is_tail = np.isin(several.node, np.arange(forest.num_shared, forest.num_nodes))
+    assert (several.tasks[is_tail, 5] >= 0).all()
+    assert (several.pieces[several.piece_node >= forest.num_shared, 2] >= 0).all()
+    for plan in (several, one):
+        plan.tasks[is_tail, 5] = plan.tasks[is_tail, 7] = 0
+        plan.pieces[:, 2] = 0
+    for field in dataclasses.fields(Plan):
+        assert np.array_equal(getattr(several, field.name), getattr(one, field.name)), field.name
 
 
 @given(COUNTS, SPECS)
