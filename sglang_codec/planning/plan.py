@@ -79,12 +79,8 @@ class PlanSpec:
     l2_tokens: float = 0.0
 
     def __post_init__(self) -> None:
-        rows, limit = self.shape.request_rows, self.row_tiles[-1]
-        if rows > limit:
-            raise ValueError(
-                f"a request has {rows} rows ({self.shape.query_rows} query rows of a GQA group of "
-                f"{self.shape.group}), the largest row tile {limit}; use fewer query rows"
-            )
+        if reason := self.shape.why_too_many_rows(self.row_tiles[-1]):
+            raise ValueError(reason)
         if self.shape.query_rows > 1 and self.shape.seen_tokens:
             raise ValueError(f"windows of several query rows are not planned for: {self.shape}")
 

@@ -323,7 +323,7 @@ def test_a_forest_without_slots_has_no_index() -> None:
 def test_a_request_larger_than_the_largest_tile_is_refused() -> None:
     shape = AttentionShape.plain(17, 1, 128)
     assert PlanSpec(dataclasses.replace(shape, query_rows=3), (16, 64), 64, 33)
-    says = r"a request has 68 rows \(4 query rows of a GQA group of 17\), the largest row tile 64;"
+    says = "17 are 68 rows of a query tile, the limit is 64: at most 3 query rows of this group"
     with pytest.raises(ValueError, match=says):
         PlanSpec(dataclasses.replace(shape, query_rows=4), (16, 64), 64, 33)
     with pytest.raises(ValueError, match="windows of several query rows are not planned for: 17/1"):
