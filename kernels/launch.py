@@ -86,10 +86,6 @@ class LaunchConfig:
             order.insert(-1, own)
         return tuple(order)
 
-    def for_query_rows(self, query_rows: int) -> LaunchConfig:
-        """What runs of it where requests have so many query rows: no bundles with several."""
-        return self if query_rows == 1 else dataclasses.replace(self, bundle=None)
-
     def num_slots(self, num_sms: int, num_kv_heads: int) -> int:
         """Program slots per KV head of a grid that fills the GPU once."""
         return max(1, num_sms * self.ctas_per_sm // num_kv_heads)
@@ -164,13 +160,6 @@ def launch_config(
             their own on some GPUs.
         warp_roles: whether `hopper` can be used, where it is the better kernel.
     """
-    config = _of_one_query_row(capability, shape, warp_roles)
-    return config.for_query_rows(shape.query_rows)
-
-
-def _of_one_query_row(
-    capability: tuple[int, int], shape: AttentionShape, warp_roles: bool
-) -> LaunchConfig:
     is_wide = max(shape.key_dim, shape.value_dim) > 128
     if capability in ((8, 6), (8, 9), (12, 0), (12, 1)):
         return _WIDE_SMALL_SHARED if is_wide else _SMALL_SHARED

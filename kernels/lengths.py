@@ -31,6 +31,7 @@ def _follow_lengths_kernel(
     tasks_at,  # and how many tasks there are
     order_offset,  # of the plan's order; None without windows
     WINDOW: tl.constexpr,  # newest tokens that a row sees, 0 for all
+    QUERY_ROWS: tl.constexpr,  # of a row, the newest tokens, each of which sees all up to itself
     BUNDLES: tl.constexpr,
     PER_BUNDLE: tl.constexpr,
     MOST_PIECES: tl.constexpr,
@@ -117,6 +118,12 @@ def _follow_lengths_kernel(
                 is_here = (token[:, None] >= begin[None, :]) & (token[:, None] < end[None, :])
                 source = token + tl.sum(tl.where(is_here, (kv_start - begin)[None, :], 0), 1)
                 seen_by = tl.sum(tl.where(is_here, readers[None, :], 0), 1)
+                if QUERY_ROWS > 1:
+                    # the readers are query rows: of the newest tokens those from their own on
+                    row_end = tl.where(is_open, base + length, 1 << 30)
+                    newer = tl.sum(tl.where(is_here, row_end[None, :], 0), 1) - source
+                    low = (seen_by & 0xFFFF) * QUERY_ROWS + tl.maximum(QUERY_ROWS - newer, 0)
+                    seen_by = low + ((seen_by >> 16) * QUERY_ROWS << 16)
                 slot = tl.load(kv_index_ptr + source, mask=within, other=0)
                 tl.store(bundle_index_ptr + entry + token, slot, mask=within)
                 tl.store(bundle_readers_ptr + entry + token, seen_by, mask=within)
@@ -136,11 +143,12 @@ def follow_lengths(
     has_bundles: bool,
     order_offset: int | None = None,
     window: int = 0,
+    query_rows: int = 1,
 ) -> None:
     """Write the tasks' lengths for `row_lengths`, and every bundle's tokens back to back.
 
     Open chunks end where their rows end now; a bundle lists the KV slots of its pieces, tails as
-    long as they are now, each with the queries that see it.
+    long as they are now, each with the queries that see it, or their query rows if they have more.
 
     Args:
         plan: packed plan (`PlanLayout`), int32; its task records are updated in place.
@@ -153,6 +161,7 @@ def follow_lengths(
         window: newest tokens that a row sees, 0 for all. Chunks then begin at the first token that
             any of their rows sees, closed ones too: what they lose they do not get back, so
             `row_lengths` must not shrink while a plan lives.
+        query_rows: newest tokens of a row that attend, each to all up to itself.
 
     Raises:
         ValueError: another dtype, or another number of readers than of index entries.
@@ -183,6 +192,7 @@ def follow_lengths(
         *task_counts,
         order_offset,
         WINDOW=window,
+        QUERY_ROWS=query_rows,
         BUNDLES=has_bundles,
         PER_BUNDLE=min(_PER_BUNDLE, programs),
         MOST_PIECES=most_pieces,

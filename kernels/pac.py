@@ -38,7 +38,7 @@ class PacArguments(NamedTuple):
     plan_ptr: torch.Tensor  # packed plan, int32
     kv_index_ptr: torch.Tensor  # [entries] int32
     bundle_index_ptr: torch.Tensor  # [entries] int32
-    bundle_readers_ptr: torch.Tensor  # [entries] int32
+    bundle_readers_ptr: torch.Tensor  # [entries] int32: query rows of the bundle
     row_lengths_ptr: torch.Tensor | None  # [B] int32, for windows or several query rows
     order_offset: int
     tasks_offset: int

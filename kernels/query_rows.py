@@ -32,6 +32,12 @@ def token_row(request, tile_row, VARIANT: tl.constexpr):
 
 
 @triton.jit
+def reader_of(tile_row, VARIANT: tl.constexpr):
+    """Which reader of a bundle each row of its tile is: the query rows of all its requests."""
+    return tile_row // (VARIANT.GROUP // VARIANT.QUERY_ROWS)
+
+
+@triton.jit
 def seen_end(tokens, tile_row, kv_len, VARIANT: tl.constexpr):
     """Tokens of a chunk that rows of a tile see, where the request has `tokens` from its begin."""
     newer = VARIANT.QUERY_ROWS - 1 - query_row_of(tile_row, VARIANT)

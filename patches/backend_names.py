@@ -1,4 +1,4 @@
-"""What the name `codec` means to SGLang's arguments: decode with codec, prefill with a default."""
+"""What the name `codec` means to SGLang's arguments: decode and verify with codec, not more."""
 
 from __future__ import annotations
 
@@ -42,11 +42,32 @@ def fit_to_the_model(original: Callable[..., Any], server_args: Any) -> Any:
     """
     if server_args.decode_attention_backend != BACKEND_NAME:
         return original(server_args)
-    _decode_with(server_args, server_args.prefill_attention_backend)
+    _declare(server_args, decode_attention_backend=server_args.prefill_attention_backend)
     try:
         return original(server_args)
     finally:
-        _decode_with(server_args, BACKEND_NAME)
+        _declare(server_args, decode_attention_backend=BACKEND_NAME)
+
+
+def verify_by_decoding(server_args: Any) -> None:
+    """BEFORE hook: speculation verifies with the decode backend, and drafts with the prefill's.
+
+    Why: SGLang verifies with the prefill backend unless told otherwise, and its draft backends are
+    in maps of names that know only its own.
+    Upstream: the function settles how to speculate once the names of attention are settled.
+    Remove when: SGLang asks a registered backend whether it verifies, and drafts with another.
+    """
+    if server_args.decode_attention_backend != BACKEND_NAME:
+        return
+    if server_args.speculative_algorithm is None:
+        return
+    from sglang.srt.arg_groups.overrides import attention_backends_of, resolved_view
+
+    view = resolved_view(server_args)
+    settled = {"speculative_attention_mode": "decode"}
+    if view.speculative_draft_attention_backend is None:
+        settled["speculative_draft_attention_backend"], _ = attention_backends_of(view)
+    _declare(server_args, **settled)
 
 
 def name_backends_before_resolution() -> None:
@@ -63,17 +84,20 @@ def name_backends_before_resolution() -> None:
     else:
         target = "sglang.srt.arg_groups.model_hook." + fitting[1:]
         _register(target, fit_to_the_model, HookType.AROUND)
+    speculating = "sglang.srt.arg_groups.speculative_hook.handle_speculative_decoding"
+    _register(speculating, verify_by_decoding, HookType.BEFORE)
 
 
-def _decode_with(server_args: Any, name: str | None) -> None:
+def _declare(server_args: Any, **settled: str | None) -> None:
     if getattr(
         server_args, "_input_frozen", False
     ):  # from 0.5.21 on decisions lie beside the input
         from sglang.srt.arg_groups.overrides import declare_resolution
 
-        declare_resolution(server_args, BACKEND_NAME, decode_attention_backend=name)
-    else:
-        server_args.decode_attention_backend = name
+        declare_resolution(server_args, BACKEND_NAME, **settled)
+        return
+    for name, value in settled.items():
+        setattr(server_args, name, value)
 
 
 def _register(target: str, apply: Callable[..., Any], kind: HookType) -> None:

@@ -9,6 +9,8 @@ from operator import ne, or_
 from typing import Any
 from weakref import ref
 
+import numpy as np
+
 from sglang_codec.patches.beam_rows import BeamRows, with_members
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.patches.kept_paths import KeptBatches, RowStates
@@ -31,6 +33,8 @@ class CodecBatch:
         rows: batch rows, `len(batch.seq_lens)`.
         beams: which rows beyond the requests alias a request's; the others are private.
         prompts: rows that SGLang prefills in the same batch, before these; 0 but in a MIXED one.
+        least_lengths: int32 ``[rows]`` KV tokens that rows hold at least, without their drafts,
+            where only the device knows how many; None where the host does.
     """
 
     signature: tuple[Any, ...]
@@ -38,6 +42,7 @@ class CodecBatch:
     rows: int
     beams: tuple[BeamRows, ...] = ()
     prompts: int = 0
+    least_lengths: np.ndarray | None = None
 
     @property
     def reader_name(self) -> str:
@@ -103,6 +108,12 @@ def _states(reqs: Sequence[Any], kv: Sequence[Any]) -> RowStates:
     )
 
 
+def lengths_of(reqs: Sequence[Any]) -> np.ndarray:
+    """KV tokens of each request that the host knows of, int32: under overlap a step too few."""
+    owners = reqs if hasattr(reqs[0], "kv_committed_len") else [req.kv for req in reqs]
+    return np.array([owner.kv_committed_len for owner in owners], np.int32)
+
+
 def make_codec_batch(
     reqs: Sequence[Any],
     rows: int,
@@ -110,8 +121,12 @@ def make_codec_batch(
     row_states: ReadStates,
     beams: tuple[BeamRows, ...] = (),
     prompts: int = 0,
+    epoch: int = 0,
 ) -> CodecBatch:
-    """A `CodecBatch` for these requests, in batch order, and `rows >= len(reqs)` batch rows."""
+    """A `CodecBatch` for these requests, in batch order, and `rows >= len(reqs)` batch rows.
+
+    `epoch`: batches of different ones are never equal.
+    """
     # beam rows, their leader's included, may be permuted on the device between any two steps
-    once = object() if rows > len(reqs) else None
+    once = object() if rows > len(reqs) else epoch
     return CodecBatch((rows, row_states(reqs), once), kept, rows, beams, prompts)

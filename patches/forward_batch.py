@@ -1,13 +1,20 @@
-"""Attach `codec_batch` to every plain `ForwardBatch` with rows that decode."""
+"""Attach `codec_batch` to every plain `ForwardBatch` with rows that decode or verify."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sglang.srt.plugins.hook_registry import HookType
 
 from sglang_codec.patches.beam_rows import beam_rows
-from sglang_codec.patches.codec_batch import CodecBatch, ReadStates, make_codec_batch, row_states_of
+from sglang_codec.patches.codec_batch import (
+    CodecBatch,
+    ReadStates,
+    lengths_of,
+    make_codec_batch,
+    row_states_of,
+)
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.patches.kept_paths import KeptBatches
 from sglang_codec.patches.patch import Patch
@@ -24,6 +31,7 @@ class Attacher:
     def __init__(self) -> None:
         self.most_kept = 1
         self.mixed_batches_are_served = False
+        self._unseen = 0  # steps of speculating requests that codec has no part in
         self._tree_cache: Any = None
         self._kept: KeptBatches | None = None
         self._row_states: ReadStates | None = None
@@ -39,6 +47,17 @@ class Attacher:
         beams = beam_rows(batch, rows) if rows > len(batch.reqs) else ()
         return self._described(batch, batch.reqs, rows, beams, 0)
 
+    def verified_batch(self, batch: Any) -> CodecBatch:
+        """Describe rows that grow by what of their drafts is accepted, which the device knows."""
+        described = self._described(batch, batch.reqs, len(batch.reqs), (), 0, self._unseen)
+        if batch.seq_lens_cpu is not None:
+            return described
+        return replace(described, least_lengths=lengths_of(batch.reqs))
+
+    def pass_over(self) -> None:
+        """Rows that verify grow in a step that codec does not see: no plan of theirs is kept."""
+        self._unseen += 1
+
     def mixed_batch(self, batch: Any) -> CodecBatch:
         """Describe the rows that decode, which SGLang puts behind those that prefill, if any do."""
         prompts = len(batch.reqs) - len(batch.decoding_reqs)
@@ -47,11 +66,13 @@ class Attacher:
             raise ValueError("the last rows of a mixed batch are not the requests that decode")
         return self._described(batch, decoding, len(decoding), (), prompts)
 
-    def _described(self, batch: Any, reqs: Any, rows: int, beams: Any, prompts: int) -> CodecBatch:
+    def _described(
+        self, batch: Any, reqs: Any, rows: int, beams: Any, prompts: int, epoch: int = 0
+    ) -> CodecBatch:
         if self._row_states is None:
             self._row_states = row_states_of(reqs[0])
         kept = self.kept(batch.tree_cache)
-        return make_codec_batch(reqs, rows, kept, self._row_states, beams, prompts)
+        return make_codec_batch(reqs, rows, kept, self._row_states, beams, prompts, epoch)
 
 
 ATTACHER = Attacher()
@@ -60,11 +81,13 @@ ATTACHER = Attacher()
 def attach_codec_batch(
     forward_batch: Any, _cls: type, batch: Any, model_runner: Any, *args: Any, **kwargs: Any
 ) -> None:
-    """AFTER hook; other modes, draft workers and speculative batches get no attribute."""
+    """AFTER hook; other modes, draft workers and draft batches get no attribute."""
     try:
-        if not _is_plain(batch, model_runner):
+        if model_runner.is_draft_worker or not batch.reqs:
             return
-        if forward_batch.forward_mode.is_decode():
+        if _speculates(batch):
+            _attach_to_verify(forward_batch, batch)
+        elif forward_batch.forward_mode.is_decode():
             forward_batch.codec_batch = ATTACHER.codec_batch(batch)
         elif forward_batch.forward_mode.is_extend() and batch.decoding_reqs:
             # MIXED, or a decode batch that looks like a prefill for other data-parallel ranks
@@ -77,13 +100,18 @@ def attach_codec_batch(
         FALLBACKS.record(f"describing the batch failed with {type(error).__name__}", error)
 
 
-def _is_plain(batch: Any, model_runner: Any) -> bool:
+def _attach_to_verify(forward_batch: Any, batch: Any) -> None:
+    mode = forward_batch.forward_mode
+    if mode.is_target_verify():
+        forward_batch.codec_batch = ATTACHER.verified_batch(batch)
+    elif mode.is_decode() or (mode.is_extend() and batch.decoding_reqs):
+        ATTACHER.pass_over()
+        FALLBACKS.record("rows that speculate decode a token beside it, with the stock backend")
+
+
+def _speculates(batch: Any) -> bool:
     spec = batch.spec_algorithm
-    return (
-        not model_runner.is_draft_worker
-        and (spec is None or spec.is_none())
-        and bool(batch.reqs)
-    )
+    return spec is not None and not spec.is_none()
 
 
 ATTACH_CODEC_BATCH = Patch(

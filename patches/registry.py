@@ -53,6 +53,18 @@ def apply_patches(patches: Sequence[Patch] = PATCHES) -> None:
             )
 
 
+def fit_to_speculation(algorithm: str | None) -> None:
+    """Change what only one way of speculating has; its modules are imported where it is used."""
+    if algorithm == "NGRAM":
+        from sglang_codec.patches.ngram_chains import CHAIN_DRAFTS
+
+        apply_patches([CHAIN_DRAFTS])
+    elif algorithm == "DFLASH":
+        from sglang_codec.patches.dflash_masks import spare_the_mask
+
+        spare_the_mask()
+
+
 def apply_report_patches(
     patches: Sequence[Patch] = REPORT_PATCHES,
     decode_line: Callable[[], None] = extend_decode_line,

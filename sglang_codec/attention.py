@@ -158,4 +158,5 @@ def update_lengths(buffers: PlanBuffers) -> None:
         has_bundles=layout.has_bundles,
         order_offset=layout.order if buffers.window else None,
         window=buffers.window,
+        query_rows=buffers.query_rows,
     )

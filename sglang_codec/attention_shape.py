@@ -68,6 +68,16 @@ class AttentionShape:
         """Rows of a query tile that one request fills, for one KV head."""
         return self.query_rows * self.group
 
+    def why_too_many_rows(self, limit: int) -> str | None:
+        """Why a request does not fit query tiles of up to `limit` rows; None if it does."""
+        if self.request_rows <= limit:
+            return None
+        return (
+            f"{self.query_rows} query rows per request of a GQA group of {self.group} are "
+            f"{self.request_rows} rows of a query tile, the limit is {limit}: at most "
+            f"{limit // self.group} query rows of this group"
+        )
+
     @property
     def seen_tokens(self) -> int:
         """The newest tokens that a query sees, its own included; 0 for all."""

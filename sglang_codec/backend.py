@@ -1,28 +1,34 @@
-"""CodecDecodeBackend: SGLang's attention contract for decode -> plan, upload, attend."""
+"""CodecDecodeBackend: SGLang's attention contract for decode or verify -> plan, upload, attend."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from sglang.srt.layers.attention import base_attn_backend
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
 from sglang_codec.attention_shape import AttentionShape
-from sglang_codec.batch_planner import BatchPlanner, MovedRows, NewPlan
+from sglang_codec.batch_planner import BatchPlanner, MovedRows, NewPlan, RowLengths
 from sglang_codec.config import CodecConfig
 from sglang_codec.dump import PlanDump, path_of_rank
 from sglang_codec.layer_groups import LayerGroup, LayerGroups, check_arguments
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.profiled import profiled
-from sglang_codec.refusals import UnsupportedConfiguration, setting
+from sglang_codec.refusals import UnsupportedConfiguration
 from sglang_codec.served_group import ServedGroup
+from sglang_codec.settings import setting
 from sglang_codec.sharing_check import check_sharing
+from sglang_codec.speculation import query_rows
 
 
 class CodecDecodeBackend(AttentionBackend):
     """Decode attention that reads each shared KV run once; other modes are not its business.
+
+    A server that speculates has no decode steps but verifies: ``n`` newest tokens of each request
+    attend at once, all but the first of them drafts. Its attention decodes or verifies, not both.
 
     Args:
         model_runner: SGLang's, with its pools made and its model loaded.
@@ -43,6 +49,9 @@ class CodecDecodeBackend(AttentionBackend):
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.config = config
+        self.query_rows = query_rows(model_runner)
+        self.max_context_len = getattr(model_runner.model_config, "context_len", None)
+        self._verify_mask: Any = None
         self._ordinary = ordinary
         self.groups: tuple[ServedGroup, ...] = ()
         self.planner = BatchPlanner(most_live=_micro_batches(model_runner))
@@ -67,6 +76,9 @@ class CodecDecodeBackend(AttentionBackend):
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Everything for a step without a CUDA graph."""
+        if self._is_beside_speculation(forward_batch):
+            self._stock().init_forward_metadata(forward_batch)
+            return
         if self.ordinary is not None:
             self.ordinary.init_forward_metadata(forward_batch)
         # SGLang asks nothing of attention in an idle step that is not replayed
@@ -76,6 +88,9 @@ class CodecDecodeBackend(AttentionBackend):
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """Everything that the host decides, before a capture or a replay."""
+        if self._is_beside_speculation(forward_batch):
+            self._stock().init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
+            return
         if self.ordinary is not None:
             self.ordinary.init_forward_metadata_out_graph(forward_batch, in_capture=in_capture)
         if not in_capture and not all(group.reads_as_it_is_written() for group in self.groups):
@@ -84,6 +99,9 @@ class CodecDecodeBackend(AttentionBackend):
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
         """What a captured graph does in each step before the first layer."""
+        if self._is_beside_speculation(forward_batch):
+            self._stock().init_forward_metadata_in_graph(forward_batch)
+            return
         if self.ordinary is not None:
             self.ordinary.init_forward_metadata_in_graph(forward_batch)
         self._record(forward_batch)
@@ -95,6 +113,8 @@ class CodecDecodeBackend(AttentionBackend):
                 group.window_slots.reserve(max_bs)
         if self.ordinary is not None:
             self.ordinary.init_cuda_graph_state(max_bs, max_num_tokens)
+        elif self.query_rows > 1:
+            self._verify_mask = self._unread_mask(max_bs)
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         if self.ordinary is not None:
@@ -125,10 +145,28 @@ class CodecDecodeBackend(AttentionBackend):
         if self.ordinary is not None:
             self.ordinary.kv_index_translator = translator
 
+    @property
+    def needs_cpu_seq_lens(self) -> bool:
+        """Whether SGLang has to wait for each step's lengths, where only the device knows them."""
+        if self.query_rows > 1:
+            return self.ordinary is not None and self.ordinary.needs_cpu_seq_lens
+        return True
+
+    @property
+    def verify_mask(self) -> Any:
+        """Where SGLang writes who sees which draft, which for chains is known without."""
+        return self._verify_mask if self.ordinary is None else self.ordinary.verify_mask
+
+    def update_verify_buffers_to_fill_after_draft(
+        self, spec_info: Any, cuda_graph_bs: int | None
+    ) -> None:
+        if self.ordinary is not None:
+            self.ordinary.update_verify_buffers_to_fill_after_draft(spec_info, cuda_graph_bs)
+
     def shared_read_ends(self, fm: Any) -> Any:
-        """Decode reads scheduler-owned tables before the replay only (SGLang >= 0.5.18)."""
+        """Steps read scheduler-owned tables before the replay only (SGLang >= 0.5.18)."""
         ends = base_attn_backend.SharedReadEnds
-        if not fm.is_decode():
+        if not (fm.is_target_verify() if self.query_rows > 1 else fm.is_decode()):
             return super().shared_read_ends(fm)
         if self.ordinary is not None:
             return ends.max_of([ends.PRE_REPLAY, self.ordinary.shared_read_ends(fm)])
@@ -148,10 +186,44 @@ class CodecDecodeBackend(AttentionBackend):
 
         Where the batch names a place for it (`_attn_output`), that is where the output is.
         """
-        if layer.layer_id in self.layers.delegated:
-            return self.ordinary.forward_decode(
-                q, k, v, layer, forward_batch, save_kv_cache, **kwargs
+        if self.query_rows > 1 or layer.layer_id in self.layers.delegated:
+            stock = self._stock().forward_decode
+            return stock(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+        return self._attend(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """As `forward_decode`, of a step that verifies: ``n`` rows of each request, in order."""
+        if not forward_batch.forward_mode.is_target_verify():
+            raise RuntimeError(
+                "codec decodes only: prefill goes to the backend named by "
+                "--prefill-attention-backend or SGLANG_CODEC_PREFILL_BACKEND"
             )
+        if layer.layer_id in self.layers.delegated:
+            stock = self._stock().forward_extend
+            return stock(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+        return self._attend(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+
+    # details ---------------------------------------------------------------------------------
+
+    def _attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         check_arguments(layer, kwargs)
         group = self._group(layer)
         if save_kv_cache and k is not None:
@@ -159,13 +231,26 @@ class CodecDecodeBackend(AttentionBackend):
         out = getattr(forward_batch, "_attn_output", None)
         return group.attend(q, layer, out=out, sinks=kwargs.get("sinks"))
 
-    def forward_extend(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        raise RuntimeError(
-            "codec decodes only: prefill goes to the backend named by --prefill-attention-backend "
-            "or SGLANG_CODEC_PREFILL_BACKEND"
-        )
+    def _stock(self) -> AttentionBackend:
+        return self.ordinary or self._ordinary()
 
-    # details ---------------------------------------------------------------------------------
+    def _is_beside_speculation(self, forward_batch: Any) -> bool:
+        """A step of one token per request in a server that verifies, which `ATTACHER` counts."""
+        return self.query_rows > 1 and forward_batch.forward_mode.is_decode()
+
+    def _unread_mask(self, max_bs: int) -> Any:
+        """A place for masks that no one reads: without one SGLang makes room for one each step."""
+        from sglang.srt.layers.attention.verify_mask import maybe_create_verify_mask
+
+        return maybe_create_verify_mask(
+            is_draft_runner=False,
+            skip_prefill=False,
+            max_bs=max_bs,
+            max_context_len=self.max_context_len,
+            num_draft_tokens=self.query_rows,
+            device=self.device,
+            is_read=False,
+        )
 
     def _served(self, group: LayerGroup, kept: dict[AttentionShape, ServedGroup]) -> ServedGroup:
         if group.shape in kept:
@@ -199,7 +284,7 @@ class CodecDecodeBackend(AttentionBackend):
             FALLBACKS.record("a decode batch without radix paths")
         if codec_batch is None:  # SGLang's own dummy batches may have more rows than requests can
             rows = min(rows, self.req_to_token_pool.req_to_token.shape[0])
-        lengths = self._host_lengths(forward_batch, rows)
+        lengths = self._host_lengths(forward_batch, rows, codec_batch)
         pool_rows = forward_batch.req_pool_indices[:rows]
         new = self.planner.plan_if_changed(codec_batch, lengths, pool_rows, counted=serves)
         for group in self.groups:
@@ -214,8 +299,11 @@ class CodecDecodeBackend(AttentionBackend):
 
     def _record(self, forward_batch: Any) -> None:
         """Take over this step's lengths and append its new KV slots, on the device."""
+        lengths = forward_batch.seq_lens
+        if self.query_rows > 1:
+            lengths = lengths + self.query_rows  # SGLang does not count what is verified
         for group in self.groups:
-            group.record(forward_batch.seq_lens, forward_batch.out_cache_loc)
+            group.record(lengths, forward_batch.out_cache_loc)
 
     @profiled("codec.upload")
     def _send(self, new: tuple[NewPlan | MovedRows, ...], pool_rows: torch.Tensor) -> None:
@@ -227,12 +315,20 @@ class CodecDecodeBackend(AttentionBackend):
                 if made.packed.num_shared:
                     check_sharing(made.forest, table, pool_rows)
 
-    def _host_lengths(self, forward_batch: Any, rows: int) -> Any:
-        lengths = forward_batch.seq_lens_cpu
+    def _host_lengths(self, forward_batch: Any, rows: int, codec_batch: Any) -> RowLengths:
+        lengths, new = forward_batch.seq_lens_cpu, self.query_rows
+        verified = new if new > 1 else 0  # which SGLang does not count
+        if lengths is None and getattr(codec_batch, "least_lengths", None) is not None:
+            # not known is what the step before accepted, of as many as are new in this one
+            least = codec_batch.least_lengths + verified
+            width = self.req_to_token_pool.req_to_token.shape[1]
+            return RowLengths(least, np.minimum(least + new, width).astype(np.int32), new)
+        if lengths is None and rows == 0:
+            return RowLengths.known(np.zeros(0, np.int32), new)
         if lengths is None:  # a batch without a host copy: wait for the device's
             FALLBACKS.record("sequence lengths only on the device (a synchronisation)")
             lengths = forward_batch.seq_lens.cpu()
-        return lengths[:rows].numpy()
+        return RowLengths.known(lengths[:rows].numpy() + verified, new)
 
     def _host_rows(self, pool_rows: torch.Tensor, lengths: Any) -> list[Any]:
         """Every row's KV slots on the host; synchronises."""

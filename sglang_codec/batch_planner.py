@@ -107,39 +107,71 @@ class MovedRows:
     spans: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class RowLengths:
+    """KV tokens of a batch's rows in a step, their new ones included, as far as the host knows.
+
+    Args:
+        least: int32 ``[B]``; what plans are made for. most: int32 ``[B]``; equal to `least` where
+            the host knows.
+        new: tokens of each row that are new in this step, by which its next step is longer at most.
+    """
+
+    least: np.ndarray
+    most: np.ndarray
+    new: int = 1
+
+    @classmethod
+    def known(cls, lengths: np.ndarray, new: int = 1) -> RowLengths:
+        lengths = np.array(lengths, np.int32)
+        return cls(lengths, lengths, new)
+
+    @property
+    def are_known(self) -> bool:
+        return self.most is self.least
+
+    def follow(self, earlier: RowLengths) -> bool:
+        """Whether these may be the rows of the step before, one step later.
+
+        Without speculation they are one token longer exactly: a step that this backend did not see
+        (a mixed batch that the prefill backend attended whole) has left a slot that no one appended
+        to the KV index. What the host does not know may have grown by nothing.
+        """
+        if self.least.shape != earlier.least.shape:
+            return False
+        grown = self.least - earlier.least
+        return bool(((grown >= int(self.are_known)) & (grown <= self.new)).all())
+
+
 @dataclass(slots=True, eq=False)
 class _Live:
     """A batch's plans, one for each layer group, and the paths that they were made of.
 
     `saved`: KV tokens of a step that they save; it stays, because tails grow as the rows do (what
-    rows share in a window shrinks, which the next plan counts). `held` are those that the rows see
-    at its latest step, `growth` more at each one, and `next_lengths` what an int32 array of their
-    lengths holds at the next one, after which the plans serve for `steps_left - 1` more.
+    rows share in a window shrinks, which the next plan counts). `room`: tokens by which rows may be
+    longer than they were planned. `held` are those that the rows see at its latest step, of which
+    they had `lengths`; of the tokens by which they grow, they see the part `seen` more.
     """
 
     signature: Hashable
     paths: RadixPaths
     made: tuple[MadePlan, ...]
     saved: int
-    steps_left: int
+    room: int
     held: int
-    growth: int
-    next_lengths: bytes = b""
+    seen: float
+    lengths: RowLengths
 
-    def is_next_step(self, lengths: np.ndarray) -> bool:
-        """Every row is one token longer, and its tail still fits.
+    def is_next_step(self, lengths: RowLengths) -> bool:
+        """These may be the same rows a step later, and every tail still fits."""
+        if not lengths.follow(self.lengths):
+            return False
+        return int((lengths.most - self.made[0].lengths).max(initial=0)) <= self.room
 
-        One token exactly: a step that this backend did not see (a mixed batch that the prefill
-        backend attended whole) has left a slot that no one appended to the KV index.
-        """
-        return self.steps_left > 0 and lengths.tobytes() == self.next_lengths
-
-    def serve(self, signature: Hashable, lengths: np.ndarray, *, is_new: bool) -> None:
+    def serve(self, signature: Hashable, lengths: RowLengths) -> None:
         """A step of the batch: its first one, or the next."""
-        if not is_new:
-            self.steps_left -= 1
-            self.held += self.growth
-        self.signature, self.next_lengths = signature, (lengths + 1).tobytes()
+        self.held += round(self.seen * int((lengths.least - self.lengths.least).sum()))
+        self.signature, self.lengths = signature, lengths
 
 
 class BatchPlanner:
@@ -182,37 +214,36 @@ class BatchPlanner:
         return self.made[0] if self.made else None
 
     def plan_if_changed(
-        self, codec_batch: Any, lengths: np.ndarray, pool_rows: Any, *, counted: bool = True
+        self, codec_batch: Any, lengths: RowLengths, pool_rows: Any, *, counted: bool = True
     ) -> tuple[NewPlan | MovedRows, ...]:
         """What is to be sent for each group before this step; nothing if it is on the device.
 
         Args:
             codec_batch: `CodecBatch` or None when nothing is known of the batch.
-            lengths: ``[B]`` KV tokens of each row, the new one included.
+            lengths: of the ``B`` rows.
             pool_rows: the rows' places in `req_to_token`.
             counted: False for a step that serves no request (graph capture, an idle rank).
         """
         self.times.start()
-        lengths = np.array(lengths, np.int32)
         signature = None if codec_batch is None else codec_batch.signature
         live, moved = self._live_plan(signature, lengths), []
         if live is None:
             live, moved = self._read_and_plan(codec_batch, lengths, pool_rows)
         is_new = all(live is not one for one in self._live)
         new: tuple[NewPlan | MovedRows, ...] = ()
-        if is_new:
+        if is_new and lengths.are_known:
             new = tuple(NewPlan(m.staging, m.packed, m.packed.longest_span) for m in live.made)
-        elif live is not self._live[-1]:
+        elif is_new or live is not self._live[-1]:
             new = tuple(
-                _resent(made, lengths, maker.staging())
+                _resent(made, lengths.most, maker.staging())
                 for made, maker in zip(live.made, self.makers, strict=True)
             )
         elif moved:
-            new = tuple(_moved(made, lengths, moved) for made in live.made)
+            new = tuple(_moved(made, lengths.most, moved) for made in live.made)
         if is_new or live is not self._live[-1]:
             others = [other for other in self._live if other is not live]
             self._live = [*others, live][-self.most_live :]
-        live.serve(signature, lengths, is_new=is_new)
+        live.serve(signature, lengths)
         if counted:
             self._count(live, is_new=is_new, is_moved=bool(new) and not is_new)
         self.times.end("make")
@@ -221,29 +252,31 @@ class BatchPlanner:
     # the name of this stage in a profile of the server
     @profiled("codec.plan")
     def _read_and_plan(
-        self, codec_batch: Any, lengths: np.ndarray, pool_rows: Any
+        self, codec_batch: Any, lengths: RowLengths, pool_rows: Any
     ) -> tuple[_Live, list[int]]:
         """Plans that serve this batch, and the rows that have moved since they were made."""
-        paths = read_paths(codec_batch, len(lengths))
+        least = lengths.least
+        paths = read_paths(codec_batch, len(least))
         self.times.end("read")
         live, moved = self._plan_of_same_paths(codec_batch, paths, lengths)
         if live is not None:
             return live, moved
-        made = tuple(maker.make(paths, lengths, pool_rows) for maker in self.makers)
+        made = tuple(maker.make(paths, least, pool_rows) for maker in self.makers)
         packed = [one.packed for one in made]
         saved = self._mean([one.kv_tokens_stock - one.kv_tokens_read for one in packed])
         room = min(one.room for one in packed)
         held = self._mean([one.kv_tokens_stock for one in packed])
         windows = [maker.spec.shape.seen_tokens for maker in self.makers]
-        growth = self._mean([int((lengths < (w or _ENDLESS)).sum()) for w in windows])
-        return _Live(None, paths, made, saved, room, held, growth), []
+        growing = self._mean([int((least < (w or _ENDLESS)).sum()) for w in windows])
+        seen = growing / max(len(least), 1)
+        return _Live(None, paths, made, saved, room, held, seen, lengths), []
 
     def _mean(self, tokens: Sequence[int]) -> int:
         """In the mean of layers and KV heads, from those of each group."""
         total = sum(weight * one for weight, one in zip(self._weights, tokens, strict=True))
         return total // sum(self._weights)
 
-    def _live_plan(self, signature: Hashable, lengths: np.ndarray) -> _Live | None:
+    def _live_plan(self, signature: Hashable, lengths: RowLengths) -> _Live | None:
         """The plan that serves this very batch, if there is one."""
         if signature is None:
             return None
@@ -256,7 +289,7 @@ class BatchPlanner:
         return None
 
     def _plan_of_same_paths(
-        self, codec_batch: Any, paths: RadixPaths, lengths: np.ndarray
+        self, codec_batch: Any, paths: RadixPaths, lengths: RowLengths
     ) -> tuple[_Live | None, list[int]]:
         """The plan of the same rows if they share what they shared, and the rows that moved.
 

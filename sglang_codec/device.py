@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -14,8 +15,6 @@ from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.kernels.launch import INTERPRETED, INTERPRETED_SMS, LaunchConfig, launch_config
 from sglang_codec.planning.cost_model import COST_TABLES, CostModel, roofline_cost_model
 from sglang_codec.planning.plan import PlanSpec
-
-_INTERPRETER = "interpreter"
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ class Device:
 
     @property
     def is_interpreted(self) -> bool:
-        return self.name == _INTERPRETER
+        return self.config is INTERPRETED
 
 
 @functools.cache
@@ -49,14 +48,16 @@ def describe_device(device: torch.device, shape: AttentionShape) -> Device:
                 f"device {device}: without a CUDA GPU the kernels run in Triton's interpreter; "
                 "set TRITON_INTERPRET=1 before the process starts"
             )
-        config = INTERPRETED.for_query_rows(shape.query_rows)
-        return Device(_INTERPRETER, config, INTERPRETED_SMS, 1e10, 1e11, 0.0)
+        return Device("interpreter", INTERPRETED, INTERPRETED_SMS, 1e10, 1e11, 0.0)
     properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
     bandwidth, flops = _ceilings(properties)
     config = launch_config(capability, shape)
     if config.warp_roles and not _has_warp_roles():
         config = launch_config(capability, shape, warp_roles=False)
+    if config.warp_roles and shape.query_rows > 1:
+        # `kernels/hopper` has run on a GPU with several query rows, but not with bundles of such
+        config = dataclasses.replace(config, bundle=None)
     return Device(
         properties.name,
         config,

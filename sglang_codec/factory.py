@@ -13,7 +13,9 @@ from sglang_codec import __version__
 from sglang_codec.config import BACKEND_NAME, CodecConfig
 from sglang_codec.graph_sizes import decode_graphs
 from sglang_codec.known_settings import unknown_settings
-from sglang_codec.refusals import UnsupportedConfiguration, check_supported, setting
+from sglang_codec.refusals import UnsupportedConfiguration, check_supported
+from sglang_codec.settings import setting
+from sglang_codec.speculation import query_rows
 from sglang_codec.versions import require_supported
 
 if TYPE_CHECKING:
@@ -48,10 +50,11 @@ def create_backend(model_runner: ModelRunner) -> AttentionBackend:
     _check_stock_backend(stock)
 
     from sglang_codec.patches.forward_batch import ATTACHER
-    from sglang_codec.patches.registry import apply_patches
+    from sglang_codec.patches.registry import apply_patches, fit_to_speculation
     from sglang_codec.patches.tree_core import prefer_readable_tree_core
 
     apply_patches()
+    fit_to_speculation(setting(model_runner, "speculative_algorithm"))
     prefer_readable_tree_core()
 
     from sglang_codec.backend import CodecDecodeBackend
@@ -109,10 +112,17 @@ def banner(
     return (
         f"codec {__version__} on SGLang {sglang_version}, {device}: "
         f"tree reader {expected_reader(model_runner)}; prefill backend {prefill}; "
-        f"page size {model_runner.page_size}; layers {backend.limits}; "
+        f"page size {model_runner.page_size}; {_steps(model_runner)}layers {backend.limits}; "
         f"{len(layers.delegated)} of {layers.num_layers} layers delegated to {prefill}; "
         f"{decode_graphs(model_runner)}"
     )
+
+
+def _steps(model_runner: ModelRunner) -> str:
+    if (rows := query_rows(model_runner)) == 1:
+        return ""
+    algorithm = setting(model_runner, "speculative_algorithm")
+    return f"verifies chains of {rows} tokens ({algorithm}); "
 
 
 def expected_reader(model_runner: ModelRunner) -> str:

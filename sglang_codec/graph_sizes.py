@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_codec.refusals import setting
+from sglang_codec.settings import setting
 
 
 def largest_decode_graph(model_runner: Any) -> int:

@@ -13,6 +13,7 @@ from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.kernels.given import are_sinks
 from sglang_codec.refusals import UnsupportedConfiguration
 from sglang_codec.shape_support import why_unsupported
+from sglang_codec.speculation import query_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ def shape_of(layer: Any, model_runner: Any) -> AttentionShape:
         # SGLang's "no window" is -1 and its "no cap" 0
         window=None if (layer.sliding_window_size or 0) < 0 else layer.sliding_window_size,
         soft_cap=layer.logit_cap if (layer.logit_cap or 0) > 0 else None,
+        query_rows=query_rows(model_runner),
     )
 
 

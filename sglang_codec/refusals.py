@@ -14,25 +14,10 @@ from typing import Any
 import torch
 
 from sglang_codec.kernels.fp8 import EXPONENTS
+from sglang_codec.settings import setting
+from sglang_codec.speculation import why_not_verified
 
 MIN_COMPUTE_CAPABILITY = (8, 0)
-
-# where SGLang's runtime_context keeps each setting, resolved
-NAMESPACES = {
-    "speculative_algorithm": "spec",
-    "enable_deterministic_inference": "exec.deterministic",
-    "enable_two_batch_overlap": "exec.overlap",
-    "enable_unified_memory": "memory",
-    "disable_radix_cache": "memory",
-    "enable_pdmux": "disagg",
-    "enable_torch_compile": "exec.graph",
-    "cuda_graph_config": "exec.graph",
-    "enable_nvidia_megakernel": "exec.kernel",
-    "dcp_size": "server_args",
-    "pp_size": "parallel",
-    "pp_async_batch_depth": "parallel",
-    "attn_cp_size": "server_args",
-}
 
 _OTHER_BACKEND = "use another --decode-attention-backend"
 
@@ -77,16 +62,6 @@ def _mla(runner: Any) -> str | None:
         return (
             "the model uses multi-head latent attention (MLA), codec supports only multi-head and "
             "grouped-query attention; choose an MLA backend with --attention-backend"
-        )
-    return None
-
-
-def _speculative(runner: Any) -> str | None:
-    algorithm = setting(runner, "speculative_algorithm")
-    if algorithm is not None or getattr(runner, "is_draft_worker", False):
-        return (
-            f"speculative decoding (--speculative-algorithm {algorithm}) verifies several tokens a "
-            f"step, codec decodes one; drop --speculative-algorithm or {_OTHER_BACKEND}"
         )
     return None
 
@@ -200,7 +175,7 @@ def _kv_dtype(runner: Any) -> str | None:
 _CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _device,
     _mla,
-    _speculative,
+    why_not_verified,
     _deterministic,
     _encoder_decoder,
     _context_parallel("dcp_size"),
@@ -214,28 +189,3 @@ _CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _kv_dtype,
     _kv_pool,
 )
-
-
-def setting(runner: Any, name: str) -> Any:
-    """A resolved server setting; None where this SGLang has no such setting."""
-    return find_setting(runner, name)[1]
-
-
-def find_setting(runner: Any, name: str) -> tuple[str, Any]:
-    """Where a setting was found, and its value: SGLang's config namespaces, else the arguments.
-
-    From 0.5.21 on the server arguments are raw input, so the namespaces come first; a bare runner
-    (unit tests of backends) has only the arguments.
-    """
-    from sglang.srt import runtime_context
-
-    top, *inner = NAMESPACES[name].split(".")
-    try:
-        bag = getattr(runtime_context, f"get_{top}")()
-        for part in inner:
-            bag = getattr(bag, part)
-        return "namespace", getattr(bag, name)
-    except (AttributeError, ValueError):
-        arguments = getattr(runner, "server_args", None)
-        found = "arguments" if hasattr(arguments, name) else "nowhere"
-        return found, getattr(arguments, name, None)

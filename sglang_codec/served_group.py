@@ -21,8 +21,14 @@ from sglang_codec.planning.capacity import capacity_for
 from sglang_codec.planning.plan import PlanLayout
 from sglang_codec.window_slots import WindowSlots, in_window_pool
 
-# tokens by which tails may grow before a batch is planned again
+# tokens by which tails may grow before a batch is planned again, and steps that these last at least
 TAIL_HEADROOM = 128
+STEPS = 16
+
+
+def tail_headroom(query_rows: int) -> int:
+    """Tokens of room in tails: for `STEPS`, and one whose outcome the host does not know."""
+    return max(TAIL_HEADROOM, (STEPS + 1) * query_rows)
 
 
 class ServedGroup:
@@ -50,7 +56,8 @@ class ServedGroup:
         self.window_slots = WindowSlots(pool, rows) if is_apart else None
         # of fp8 layers, by id: the layer, and the scales of its latest launch
         self._read_with: dict[int, tuple[Any, tuple[float | None, float | None]]] = {}
-        spec = plan_spec(machine, group.shape, tail_headroom=TAIL_HEADROOM)
+        headroom = tail_headroom(group.shape.query_rows)
+        spec = plan_spec(machine, group.shape, tail_headroom=headroom)
         pool_slots = pool.get_key_buffer(group.layer_ids[0]).shape[0]
         layout = PlanLayout.of(capacity_for(spec, rows=rows, pool_slots=pool_slots), spec)
         self.buffers = PlanBuffers(layout, group.shape, device)
@@ -82,7 +89,7 @@ class ServedGroup:
         fill_kv_index(self.buffers, table, pool_rows, spans, longest=longest, moved_to=places)
 
     def take(self, slots: torch.Tensor) -> None:
-        """Before a step, on the device but in no graph: its new tokens' slots ``[B]``."""
+        """Before a step, on the device but in no graph: its new tokens' slots ``[B * n]``."""
         if self.window_slots:
             self.window_slots.take(slots)
 
@@ -90,7 +97,8 @@ class ServedGroup:
         """Take over a step's lengths and append its new KV slots, on the device.
 
         Args:
-            seq_lens: ``[B]`` tokens of each row, the new one included. slots: ``[B]`` its slot.
+            seq_lens: ``[B]`` tokens of each row, its ``n`` new ones included. slots: ``[B * n]``
+                theirs, row by row.
         """
         append_slots(
             self.buffers.kv_index,
@@ -100,6 +108,7 @@ class ServedGroup:
             self.window_slots.now if self.window_slots else slots,
             append_base_offset=self.buffers.layout.append_base,
             windowed=self.buffers.window > 0,
+            query_rows=self.buffers.query_rows,
         )
         update_lengths(self.buffers)
 
@@ -111,7 +120,7 @@ class ServedGroup:
         out: torch.Tensor | None = None,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """``q [..., Hq, Dk]`` or ``[..., Hq * Dk]`` of one layer -> ``[B, Hq * Dv]``, in `out`.
+        """``q [..., Hq, Dk]`` or ``[..., Hq * Dk]`` of one layer -> ``[B * n, Hq * Dv]``, in `out`.
 
         Args:
             sinks: ``[Hq]`` floats, or None.

@@ -9,7 +9,7 @@ from sglang_codec.attention_shape import AttentionShape
 
 MAX_GROUP = 16
 MAX_QUERY_ROWS = 16
-MAX_REQUEST_ROWS = 64  # rows of the largest query tile of most launch configurations
+MAX_REQUEST_ROWS = 64  # of the largest query tile, which some launch configurations do not have
 GPU_HEAD_DIMS = ("64", "80", "96", "128", "192/128", "256")  # of keys and values, if unlike
 GPU_DTYPES = ("bfloat16", "float16")
 FP8_DTYPES = ("float8_e4m3fn", "float8_e5m2")  # of a KV cache
@@ -89,12 +89,8 @@ def why_query_rows(shape: AttentionShape, _interpreted: bool) -> str | None:
     rows = f"{shape.query_rows} query rows per request"
     if not 1 <= shape.query_rows <= MAX_QUERY_ROWS:
         return f"{rows}, supported are 1 to {MAX_QUERY_ROWS}"
-    if shape.request_rows > MAX_REQUEST_ROWS:
-        most = MAX_REQUEST_ROWS // shape.group
-        return (
-            f"{rows} of a GQA group of {shape.group} are {shape.request_rows} rows of a query "
-            f"tile, the limit is {MAX_REQUEST_ROWS}: at most {most} query rows of this group"
-        )
+    if reason := shape.why_too_many_rows(MAX_REQUEST_ROWS):
+        return reason
     if shape.query_rows > 1 and shape.window is not None:
         return f"{rows} and a sliding window, codec serves one row with windows"
     return None

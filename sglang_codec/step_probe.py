@@ -1,4 +1,4 @@
-"""One dummy decode step at start-up: which layers reach codec, and what they pass it."""
+"""One dummy step at start-up, decode or verify: which layers reach codec, and what they pass."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def see_a_step(eager_runner: Any, backend: Any) -> SeenStep | None:
         return None
     canary = getattr(runner, "canary_manager", None)
     # ranks that share the tokens of a step need one each
-    rows = eager_runner.attn_tp_size
+    rows, tokens = eager_runner.attn_tp_size, backend.query_rows
     with _watched(backend) as seen, torch.no_grad():
         try:
             eager_runner._dummy_run(
                 rows,
                 canary and canary.with_active_single_forward_manager(0),
-                buffers=eager_runner._alloc_dummy_decode_buffers(rows),
+                buffers=eager_runner._alloc_dummy_decode_buffers(rows, num_tokens_per_req=tokens),
             )
         except Exception as error:
             if seen.reasons:
@@ -67,6 +67,8 @@ def settle(seen: SeenStep, backend: Any, model_runner: Any) -> None:
     attention = type(model_runner.attn_backend).__name__
     if seen.reasons:
         backend.serve(backend.layers.without(seen.reasons))
+        if "needs_cpu_seq_lens" in vars(model_runner.attn_backend):  # asked when it was made
+            model_runner.attn_backend.needs_cpu_seq_lens |= backend.needs_cpu_seq_lens
         logger.info("codec: delegated after a first step: %s", _named(seen.reasons))
     num_layers = backend.layers.num_layers
     if not seen.reached:
@@ -86,25 +88,27 @@ def settle(seen: SeenStep, backend: Any, model_runner: Any) -> None:
 @contextmanager
 def _watched(backend: Any) -> Iterator[SeenStep]:
     """The backend notes the layers that call it, and leaves out what it does not have."""
-    seen, forward_decode = SeenStep(), backend.forward_decode
+    call = "forward_extend" if backend.query_rows > 1 else "forward_decode"
+    seen, forward = SeenStep(), getattr(backend, call)
 
     def noting(q: Any, k: Any, v: Any, layer: Any, *args: Any, **arguments: Any) -> Any:
         seen.reached.add(layer.layer_id)
         if layer.layer_id in backend.layers.delegated:
-            return forward_decode(q, k, v, layer, *args, **arguments)
+            return forward(q, k, v, layer, *args, **arguments)
         forward_batch, save, extra = _split(*args, **arguments)
         if unknown := unknown_arguments(layer, extra):
             seen.reasons[layer.layer_id], extra = unknown, {}
         if not backend.layers.serves(layer.layer_id):
             seen.reasons[layer.layer_id] = "is not among the model's modules"
-            return q.new_zeros(forward_batch.batch_size, layer.tp_q_head_num * layer.v_head_dim)
-        return forward_decode(q, k, v, layer, forward_batch, save, **extra)
+            tokens = forward_batch.batch_size * backend.query_rows
+            return q.new_zeros(tokens, layer.tp_q_head_num * layer.v_head_dim)
+        return forward(q, k, v, layer, forward_batch, save, **extra)
 
-    backend.forward_decode = noting
+    setattr(backend, call, noting)
     try:
         yield seen
     finally:
-        del backend.forward_decode
+        delattr(backend, call)
 
 
 def _split(

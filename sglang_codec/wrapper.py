@@ -266,8 +266,7 @@ class PrefixSharedDecodeWrapper:
             return dataclasses.replace(self.spec, shape=shape), self.config, self.cost_model
         machine = describe_device(self.device, dataclasses.replace(shape, window=None))
         if self._given_config:
-            config = self._given_config.for_query_rows(shape.query_rows)
-            machine = dataclasses.replace(machine, config=config)
+            machine = dataclasses.replace(machine, config=self._given_config)
         spec = plan_spec(machine, shape)
         return spec, machine.config, cost_model(machine, spec)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sglang_codec.attention_shape import AttentionShape
-from sglang_codec.batch_planner import BatchPlanner, MovedRows, NewPlan, StepTimes, Totals
+from sglang_codec.batch_planner import (
+    BatchPlanner,
+    MovedRows,
+    NewPlan,
+    RowLengths,
+    StepTimes,
+    Totals,
+)
 from sglang_codec.dump import PlanDump
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.plan_maker import PlanMaker
@@ -22,6 +31,7 @@ from sglang_codec.planning.cost_model import roofline_cost_model
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError, PlanLayout, PlanSpec
+from sglang_codec.served_group import STEPS, tail_headroom
 from sglang_codec.sharing_check import SharingMismatch, check_sharing
 
 HEADROOM = 16
@@ -52,10 +62,22 @@ class Batch:
         return self.moved
 
 
-def planner(kv_index: int = 4096, host_rows: Any = None, most_live: int = 1) -> BatchPlanner:
-    layout = PlanLayout.of(PlanCapacity(8, 512, 512, kv_index), SPEC)
-    maker = PlanMaker(SPEC, COST, layout, lambda: staging(layout), host_rows)
-    plans = BatchPlanner(most_live=most_live)
+class Plans(BatchPlanner):
+    """Is asked with lengths as numbers where the host knows them."""
+
+    def plan_if_changed(self, batch: Any, lengths: Any, *args: Any, **more: Any) -> Any:
+        if isinstance(lengths, np.ndarray):
+            lengths = RowLengths.known(lengths)
+        return super().plan_if_changed(batch, lengths, *args, **more)
+
+
+def planner(
+    kv_index: int = 4096, host_rows: Any = None, most_live: int = 1, headroom: int = HEADROOM
+) -> BatchPlanner:
+    spec = replace(SPEC, tail_headroom=headroom)
+    layout = PlanLayout.of(PlanCapacity(8, 512, 512, kv_index), spec)
+    maker = PlanMaker(spec, COST, layout, lambda: staging(layout), host_rows)
+    plans = Plans(most_live=most_live)
     plans.use([maker], [8])
     return plans
 
@@ -97,6 +119,55 @@ def test_any_other_batch_is_planned_again(signature: object, later: tuple[int, .
     plans.plan_if_changed(Batch("a", PATHS), lengths(110, 120, 50), None)
     paths = RadixPaths(PATHS.parent, PATHS.end, PATHS.leaf[: len(later)])
     assert plans.plan_if_changed(Batch(signature, paths), lengths(*later), None)
+
+
+@given(
+    new=st.sampled_from([2, 4, 16]),
+    lag=st.booleans(),
+    accepted=st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), max_size=40),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_plan_of_drafts_covers_whatever_is_accepted(
+    new: int, lag: bool, accepted: list[list[float]]
+) -> None:
+    """What the host may not know lies within the room of the plan, and of what is gathered."""
+    plans, room = planner(headroom=tail_headroom(new)), tail_headroom(new)
+    true = known = np.array([110, 120, 50], np.int32)
+    steps_of_plan = []
+    for step in [[0.0] * 3, *accepted]:
+        least = (known if lag else true) + new
+        most = least + new if lag else least
+        sent = plans.plan_if_changed(Batch("a", PATHS), RowLengths(least, most, new), None)
+        assert ((least <= true + new) & (true + new <= most)).all()
+        planned = plans.first.lengths
+        assert ((planned <= true + new) & (true + new <= planned + room)).all()
+        if sent:
+            steps_of_plan.append(0)
+            (one,) = sent
+            spans = one.staging[one.packed.used - 4 * one.packed.num_spans : one.packed.used]
+            ends = spans.view(-1, 4)[:, 1] + spans.view(-1, 4)[:, 2]
+            assert sorted(int(end) for end in ends if end != SHARED) == sorted(most.tolist())
+        steps_of_plan[-1] += 1
+        known, true = true, true + 1 + np.round(np.array(step) * (new - 1)).astype(np.int32)
+    # a plan serves sixteen steps at least, all tokens accepted
+    assert all(steps >= STEPS for steps in steps_of_plan[:-1])
+    assert plans.totals.kv_tokens_stock > 0
+
+
+@pytest.mark.parametrize("lag", [False, True])
+@pytest.mark.parametrize(
+    ("grown", "keeps"),
+    [((1, 4, 2), True), ((5, 1, 1), False), ((0, 1, 1), None), ((-1, 1, 1), False)],
+)
+def test_rows_grow_by_what_was_new_at_most(
+    grown: tuple[int, ...], keeps: bool | None, lag: bool
+) -> None:
+    """What the host does not know may have grown by nothing; what it knows, by one at least."""
+    plans, least = planner(headroom=tail_headroom(4)), np.array([110, 120, 50], np.int32)
+    for step, lengths_now in enumerate((least, least + np.array(grown, np.int32))):
+        most = lengths_now + 4 if lag else lengths_now
+        sent = plans.plan_if_changed(Batch("a", PATHS), RowLengths(lengths_now, most, 4), None)
+        assert bool(sent) is (step == 0 or not (lag if keeps is None else keeps))
 
 
 def test_rows_that_share_what_they_shared_keep_the_plan_and_are_gathered_again() -> None:

@@ -15,6 +15,7 @@ from sglang_codec.kernels.hopper.rows import (
     product_layout,
 )
 from sglang_codec.kernels.hopper.walk import batch_rows, tile_rows
+from sglang_codec.kernels.query_rows import reader_of, token_row
 from sglang_codec.kernels.results import scaled, sinks_of
 from sglang_codec.kernels.softmax import capped, join_sink
 
@@ -41,7 +42,8 @@ def repair(given, task, kv_head, lse, VARIANT: gl.constexpr):
     tile_row = held_by(gl.arange(0, ROWS, rows), COPIED)
     column = gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
     query, head, valid = tile_rows(task, tile_row, kv_head, VARIANT)
-    row = batch_rows(given, task, tile_row, VARIANT).to(gl.int64)
+    reader = reader_of(tile_row, VARIANT)
+    row = token_row(batch_rows(given, task, tile_row, VARIANT).to(gl.int64), tile_row, VARIANT)
     lse = gl.convert_layout(lse, rows)
     if given.sinks_ptr is not None:
         _, joined = join_sink(lse, sinks_of(given, head))
@@ -55,7 +57,7 @@ def repair(given, task, kv_head, lse, VARIANT: gl.constexpr):
         for own in range(task.kv_start, task.kv_start + task.kv_len):
             at = gl.load(given.bundle_index_ptr + own).to(gl.int64)
             readers = gl.load(given.bundle_readers_ptr + own)
-            is_seen = (query >= (readers & 0xFFFF)) & (query < (readers >> 16))
+            is_seen = (reader >= (readers & 0xFFFF)) & (reader < (readers >> 16))
             score = gl.zeros([ROWS], gl.float32, rows)
             for of_key in range(0, KEY_DIM, COLUMNS):
                 q = gl.load(
@@ -75,6 +77,7 @@ def repair(given, task, kv_head, lse, VARIANT: gl.constexpr):
             out_rows = out_rows + begin
             gl.store(out_rows[:, None] + column[None, :], values.to(dtype), mask=valid[:, None])
         else:
-            partial = (task.part + query).to(gl.int64) * given.num_qo_heads + head
+            part = token_row(task.part + query, tile_row, VARIANT)
+            partial = part.to(gl.int64) * given.num_qo_heads + head
             partial_rows = given.partial_out_ptr + partial * VALUE_DIM + begin
             gl.store(partial_rows[:, None] + column[None, :], values, mask=valid[:, None])

@@ -25,7 +25,7 @@ from sglang_codec.kernels.hopper.rows import (
     rest_columns,
 )
 from sglang_codec.kernels.hopper.walk import batch_rows
-from sglang_codec.kernels.query_rows import seen_end
+from sglang_codec.kernels.query_rows import reader_of, seen_end
 from sglang_codec.kernels.softmax import capped, softmax_step
 
 
@@ -93,6 +93,7 @@ def read_steps(
     WIDTH: gl.constexpr = pool_width(COPIED, VARIANT.EXPONENT)
     dtype: gl.constexpr = ring.as_v.dtype
     query = (share.base + places.scores_row) // VARIANT.GROUP
+    reader = reader_of(share.base + places.scores_row, VARIANT)
     edge = query
     masked = 0
     if VARIANT.WINDOW:
@@ -143,8 +144,8 @@ def read_steps(
             if is_bundle:
                 readers = ring.readers.index(my_step % STAGES).slice(half * TOKENS, TOKENS)
                 readers = readers.load(gl.SliceLayout(0, of_scores))
-                seen = (query[:, None] >= (readers & 0xFFFF)[None, :]) & (
-                    query[:, None] < (readers >> 16)[None, :]
+                seen = (reader[:, None] >= (readers & 0xFFFF)[None, :]) & (
+                    reader[:, None] < (readers >> 16)[None, :]
                 )
                 scores = gl.where(seen, scores, -float("inf"))
             elif nth * ROWS + ROWS > border:

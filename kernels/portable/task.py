@@ -9,7 +9,7 @@ from sglang_codec.kernels.columns import of_width
 from sglang_codec.kernels.fp8 import widened
 from sglang_codec.kernels.portable.bundle_repair import attend_alone
 from sglang_codec.kernels.portable.products import add_values
-from sglang_codec.kernels.query_rows import head_of, seen_end, token_row
+from sglang_codec.kernels.query_rows import head_of, reader_of, seen_end, token_row
 from sglang_codec.kernels.records import TASK_INTS
 from sglang_codec.kernels.results import scaled, sinks_of, store_partials, store_rows
 from sglang_codec.kernels.softmax import capped, softmax_step
@@ -73,6 +73,7 @@ def attend(
     # number of stages on the loop would make it pipeline the slots too, and wait for all of them.
     slot = tl.load(index + token, mask=token < kv_len, other=0)
     if IS_BUNDLE:
+        reader = reader_of(offs_row, VARIANT)
         readers = tl.load(readers_of + token, mask=token < kv_len, other=0)
     for start in tl.range(0, kv_len, BLOCK_KV):
         within = start + token < kv_len
@@ -96,7 +97,7 @@ def attend(
         if IS_BUNDLE:
             low = readers & 0xFFFF
             high = readers >> 16
-            seen = (query[:, None] >= low[None, :]) & (query[:, None] < high[None, :])
+            seen = (reader[:, None] >= low[None, :]) & (reader[:, None] < high[None, :])
             scores = tl.where(seen, scores, -float("inf"))
             readers = tl.load(readers_of + following, mask=following < kv_len, other=0)
         elif IS_WINDOWED:
@@ -118,7 +119,7 @@ def attend(
         # query by itself and with its own tokens only, so that it stays with the row it belongs to
         is_spoiled = tl.max(tl.max((accumulator != accumulator).to(tl.int32), 1), 0)
         reference = tl.where(running_max == -float("inf"), 0.0, running_max)
-        for own in tl.range(0, queries * is_spoiled, num_stages=1):
+        for own in tl.range(0, queries * VARIANT.QUERY_ROWS * is_spoiled, num_stages=1):
             alone = attend_alone(
                 given,
                 q,
@@ -133,7 +134,7 @@ def attend(
                 ROWS,
                 BLOCK_KV,
             )
-            accumulator = tl.where((query == own)[:, None], alone, accumulator)
+            accumulator = tl.where((reader == own)[:, None], alone, accumulator)
 
     # an open chunk may still be empty: weight zero, LSE -inf
     is_empty = running_sum == 0.0

@@ -29,7 +29,7 @@ from library import results
 from library.attention import tables
 
 from sglang_codec.attention_shape import AttentionShape
-from sglang_codec.batch_planner import BatchPlanner
+from sglang_codec.batch_planner import BatchPlanner, RowLengths
 from sglang_codec.device import Device, plan_spec
 from sglang_codec.kernels.launch import launch_config
 from sglang_codec.plan_maker import PlanMaker
@@ -194,12 +194,12 @@ def unchanged_us(row: tables.Row, paths: RadixPaths, lengths: np.ndarray, cost: 
         columns = tuple(tuple([r[i] for r in requests]) for i in range(5))
         return Batch((row.batch, columns, None), paths)
 
-    planner.plan_if_changed(batch(), lengths, None)
+    planner.plan_if_changed(batch(), RowLengths.known(lengths), None)
     times = []
     for step in range(1, 100):
         now, grown = batch(), lengths + step
         start = time.perf_counter()
-        changed = planner.plan_if_changed(now, grown, None)
+        changed = planner.plan_if_changed(now, RowLengths.known(grown), None)
         times.append(time.perf_counter() - start)
         assert not changed
     return statistics.median(times) * 1e6

@@ -133,13 +133,15 @@ class Host:
 
     def step(self, server: Server, reqs: list[Any]) -> dict[str, float]:
         """Seconds of a decode step of these requests, by stage."""
+        from sglang_codec.batch_planner import RowLengths
+
         self.steps += 1
         lengths = torch.tensor([len(req.origin_input_ids) + self.steps for req in reqs])
         self._other_work()
         planner, times, started = self.planner, self.planner.times, time.thread_time()
         self.batch = self._attacher.codec_batch(server.batch(reqs))
         described = time.thread_time() - started
-        for new in planner.plan_if_changed(self.batch, lengths.numpy(), None):
+        for new in planner.plan_if_changed(self.batch, RowLengths.known(lengths.numpy()), None):
             self._send(new)
         times.end("send")
         stages = {stage: getattr(times, stage) for stage in ("read", "make", "send")}

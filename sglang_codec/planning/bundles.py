@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sglang_codec.planning.compiled import compiled, leaf
-from sglang_codec.planning.machine import task_us, token_us, up
+from sglang_codec.planning.machine import smallest_tile, task_us, token_us, up
 from sglang_codec.planning.structure import Forest
 from sglang_codec.planning.tables import MOST_POINTS, UNIT, ints, view
 from sglang_codec.planning.windows import Edges
@@ -51,7 +51,7 @@ def bundle_tails(forest: Forest, machine: np.record, edges: Edges) -> Units:
     fitting = machine.bundle_rows // machine.request_rows
     if fitting < 2 or batch < 2:
         return single_units(batch)
-    kind = machine.num_tiles
+    kind, single = machine.num_tiles, smallest_tile(machine)
     worth = machine.us[kind * MOST_POINTS] / token_us(machine, kind)
     most_tokens = worth
     # a tile that a single row fills as badly: the tokens cost the same either way
@@ -62,7 +62,7 @@ def bundle_tails(forest: Forest, machine: np.record, edges: Edges) -> Units:
     other, alone, tokens, count = 0.0, 0.0, 0, 0
     for p in range(batch):
         tail = nodes[shared + p].length
-        us = task_us(machine, 0, tail)
+        us = task_us(machine, single, tail)
         if 0 < tail <= most_tokens:
             is_short[p] = 1
             count += 1

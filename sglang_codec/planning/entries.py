@@ -138,7 +138,7 @@ def _arrays(
     size = 11 * tasks + 6 * pieces + len(plan.slot_indptr) + 2 * batch + 1 + len(plan.part_rows)
     out = np.zeros(size + 4 * len(reading.spans) + len(reading.ways), np.int32)
     at = put(out, 0, view(plan.tasks, np.int64))
-    at = put_pieces(out, at, forest, reading, machine.headroom)
+    at = put_pieces(out, at, forest, reading, machine)
     at = put(out, at, plan.slot_indptr)
     at = put(out, at, plan.part_indptr)
     at = put(out, at, plan.part_rows)

@@ -42,6 +42,15 @@ def tokens_in(machine: np.record, kind: int, us: float) -> float:
 
 
 @leaf
+def smallest_tile(machine: np.record) -> int:
+    """The class of the smallest query tiles that hold a request."""
+    tile = 0
+    while machine.row_tiles[tile] < machine.request_rows:
+        tile += 1
+    return tile
+
+
+@leaf
 def token_us(machine: np.record, kind: int) -> float:
     """Microseconds that a token adds to a short task of a class."""
     start_up = machine.us[kind * MOST_POINTS]

@@ -58,7 +58,7 @@ def pack(
     # a bundle names its first piece by where that lies in the packed plan
     for t in range(count - len(reading.bundles), count):
         out[places.tasks + TASK_INTS * t + 6] = pieces + PIECE_INTS * plan.tasks[t].open_base
-    put_pieces(out, pieces, forest, reading, machine.headroom)
+    put_pieces(out, pieces, forest, reading, machine)
     put(out, parts, plan.part_rows)
     put(out, spans, view(reading.spans, np.int64))
     return used
@@ -73,15 +73,17 @@ def put(out: np.ndarray, at: int, values: np.ndarray) -> int:
 
 
 @leaf
-def put_pieces(out: np.ndarray, at: int, forest: Forest, reading: Reading, headroom: int) -> int:
+def put_pieces(
+    out: np.ndarray, at: int, forest: Forest, reading: Reading, machine: np.record
+) -> int:
     """Writes `Plan.pieces` from `at` on; returns where they end."""
     for p in range(len(reading.pieces)):
         piece = reading.pieces[p]
         out[at] = piece.offset
         out[at + 1] = piece.length
         out[at + 2] = -1
-        if piece.is_tail and headroom > 0:
-            out[at + 1] = piece.length + headroom
+        if piece.is_tail and (machine.headroom > 0 or machine.query_rows > 1):
+            out[at + 1] = piece.length + machine.headroom
             out[at + 2] = forest.order[piece.node - forest.num_shared]
         out[at + 3] = piece.low + (piece.high << 16)
         at += PIECE_INTS

@@ -26,7 +26,7 @@ TASK_FIELDS = (
 PIECE_FIELDS = (
     "kv_start",  # first entry in the KV index
     "most",  # tokens of the piece, up to which it may grow if open
-    "open_row",  # batch row whose tail this is, -1 if the piece is closed
+    "open_row",  # batch row whose tail this is, -1 if the piece is closed, see `TASK_FIELDS`
     "readers",  # queries [low, high) of the bundle that see it, low + 65536 * high
 )
 MOST_PIECES = 128  # of one bundle
@@ -79,14 +79,10 @@ class PlanSpec:
     l2_tokens: float = 0.0
 
     def __post_init__(self) -> None:
-        rows, limit = self.shape.request_rows, self.row_tiles[-1]
-        if rows > limit:
-            raise ValueError(
-                f"a request has {rows} rows ({self.shape.query_rows} query rows of a GQA group of "
-                f"{self.shape.group}), the largest row tile {limit}; use fewer query rows"
-            )
-        if self.shape.query_rows > 1 and (self.bundle_rows or self.shape.seen_tokens):
-            raise ValueError(f"neither bundles nor windows are planned for {self.shape}")
+        if reason := self.shape.why_too_many_rows(self.row_tiles[-1]):
+            raise ValueError(reason)
+        if self.shape.query_rows > 1 and self.shape.seen_tokens:
+            raise ValueError(f"windows of several query rows are not planned for: {self.shape}")
 
     @property
     def num_classes(self) -> int:

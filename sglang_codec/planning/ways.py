@@ -8,7 +8,7 @@ import numpy as np
 
 from sglang_codec.planning.bundles import bundle_tails, single_units
 from sglang_codec.planning.compiled import compiled, leaf
-from sglang_codec.planning.machine import token_us, up
+from sglang_codec.planning.machine import smallest_tile, token_us, up
 from sglang_codec.planning.reading import Reading, given_reading, read_forest
 from sglang_codec.planning.schedules import (
     BALANCED,
@@ -63,7 +63,7 @@ def plan_forest(
             continue
         last, has_last = reading.ways, True
         # smaller tiles are more tasks, where the slots do not have enough of them
-        for sizes in range(machine.num_tiles, 0, -1):
+        for sizes in range(machine.num_tiles, smallest_tile(machine), -1):
             found = schedule_reading(forest, reading, machine, sizes, refused)
             if not found.found:
                 break
@@ -72,8 +72,6 @@ def plan_forest(
                 best, best_reading = found, reading
             is_good = found.balance >= BALANCED or len(found.tasks) > FEW_TASKS
             if is_good or not _has_tile(found.items, sizes - 1):
-                break
-            if sizes > 1 and machine.row_tiles[sizes - 2] < machine.request_rows:
                 break
     if machine.cut and best.found:
         best = schedule_as_told(forest, best_reading, machine, refused)

@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from plan_checker import check_plan
 from plan_specs import SPEC, SPECS, UNLIMITED, cost_model
@@ -68,6 +68,34 @@ def test_a_row_with_a_tail_may_grow_by_the_headroom() -> None:
     can_grow = plan.append_base >= 0
     assert plan.max_lengths.tolist() == [541, 540 if can_grow[1] else 500, 47]
     assert can_grow[[0, 2]].all()
+
+
+@given(COUNTS, SPECS, st.sampled_from((2, 3, 8)))
+@settings(max_examples=60)
+def test_a_request_is_one_query_with_as_many_times_the_heads(
+    counts: Counts, spec: PlanSpec, query_rows: int
+) -> None:
+    """Nothing else of a plan tells how many query rows there are, but that tails say their row."""
+    rows = query_rows * spec.shape.num_qo_heads
+    assume(rows // spec.shape.num_kv_heads <= spec.row_tiles[-1])
+    paths = with_slots(counts, seed=1)
+    forest = PrefixForest.from_paths(paths).through_window(0, query_rows=query_rows)
+    shapes = (
+        dataclasses.replace(spec.shape, query_rows=query_rows),
+        dataclasses.replace(spec.shape, num_qo_heads=rows),
+    )
+    several, one = (
+        make_plan(forest, dataclasses.replace(spec, shape=shape), cost_model(spec), UNLIMITED)
+        for shape in shapes
+    )
+    is_tail = np.isin(several.node, np.arange(forest.num_shared, forest.num_nodes))
+    assert (several.tasks[is_tail, 5] >= 0).all()
+    assert (several.pieces[several.piece_node >= forest.num_shared, 2] >= 0).all()
+    for plan in (several, one):
+        plan.tasks[is_tail, 5] = plan.tasks[is_tail, 7] = 0
+        plan.pieces[:, 2] = 0
+    for field in dataclasses.fields(Plan):
+        assert np.array_equal(getattr(several, field.name), getattr(one, field.name)), field.name
 
 
 @given(COUNTS, SPECS)
@@ -295,13 +323,11 @@ def test_a_forest_without_slots_has_no_index() -> None:
 def test_a_request_larger_than_the_largest_tile_is_refused() -> None:
     shape = AttentionShape.plain(17, 1, 128)
     assert PlanSpec(dataclasses.replace(shape, query_rows=3), (16, 64), 64, 33)
-    says = r"a request has 68 rows \(4 query rows of a GQA group of 17\), the largest row tile 64;"
+    says = "17 are 68 rows of a query tile, the limit is 64: at most 3 query rows of this group"
     with pytest.raises(ValueError, match=says):
         PlanSpec(dataclasses.replace(shape, query_rows=4), (16, 64), 64, 33)
-    for window, bundle_rows in ((9, 0), (None, 64)):
-        several = dataclasses.replace(shape, query_rows=2, window=window)
-        with pytest.raises(ValueError, match="neither bundles nor windows are planned for 17/1"):
-            PlanSpec(several, (16, 64), 64, 33, bundle_rows=bundle_rows)
+    with pytest.raises(ValueError, match="windows of several query rows are not planned for: 17/1"):
+        PlanSpec(dataclasses.replace(shape, query_rows=2, window=9), (16, 64), 64, 33)
 
 
 @given(COUNTS, SPECS)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from sglang_versions import VERSIONS, run_python
+from warm_python import run_warm
 
 from sglang_codec.config import InvalidConfiguration
 from sglang_codec.patches.backend_names import fit_to_the_model, name_the_decode_backend
@@ -132,3 +133,43 @@ def test_a_program_that_parses_arguments_loads_plugins_first(
     assert refused == "2"
     assert "invalid choice: 'codec'" in done.stderr
     assert json.loads(names) == ["torch_native", "codec"]
+
+
+SPECULATE = """
+import json, sys
+import inproc_scheduler; inproc_scheduler._load_plugins()
+from sglang.srt.server_args import ServerArgs
+more = json.loads(sys.argv[2])
+arguments = ServerArgs(model_path=sys.argv[1], device="cpu", speculative_algorithm="STANDALONE",
+    speculative_draft_model_path=sys.argv[1], **more)
+if hasattr(arguments, "resolve_once"):
+    arguments.resolve_once()
+    from sglang.srt.arg_groups.overrides import resolving_view
+    arguments = resolving_view(arguments)
+print(json.dumps([arguments.speculative_attention_mode,
+                  arguments.speculative_draft_attention_backend]))
+"""
+SPECULATING = {
+    "verify": ({"attention_backend": "codec"}, ["decode", "torch_native"]),
+    "prefill by name": (
+        {"decode_attention_backend": "codec", "prefill_attention_backend": "triton"},
+        ["decode", "triton"],
+    ),
+    "draft by name": (
+        {"attention_backend": "codec", "speculative_draft_attention_backend": "triton"},
+        ["decode", "triton"],
+    ),
+    "another": ({"attention_backend": "triton"}, ["prefill", None]),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_speculation_verifies_with_codec_and_drafts_with_the_prefills_backend(
+    version: str, tiny_llama: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "speculate.py"
+    program.write_text(SPECULATE)
+    for given, settled in SPECULATING.values():
+        done = run_warm(program, tiny_llama, json.dumps(given), sglang=version)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads(done.stdout.splitlines()[-1]) == settled

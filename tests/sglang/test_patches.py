@@ -7,16 +7,21 @@ import sys
 import types
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang_versions import VERSIONS
+from warm_python import run_warm
 
 from sglang_codec.patches import forward_batch as forward_batch_patch
 from sglang_codec.patches.eager_view import keep_codec_batch
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.patches.forward_batch import Attacher, attach_codec_batch
+from sglang_codec.patches.ngram_chains import CHAIN_DRAFTS, chain_drafts
 from sglang_codec.patches.patch import Patch
 from sglang_codec.patches.registry import (
     PATCHES,
@@ -64,7 +69,9 @@ def test_targets_exist_and_are_wrapped_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "patch", [*PATCHES, *REPORT_PATCHES], ids=lambda patch: patch.target.rsplit(".", 1)[-1]
+    "patch",
+    [*PATCHES, *REPORT_PATCHES, CHAIN_DRAFTS],
+    ids=lambda patch: patch.target.rsplit(".", 1)[-1],
 )
 def test_every_patch_brings_its_reason_and_its_end(patch: Patch) -> None:
     assert patch.target.startswith("sglang.srt.")
@@ -127,8 +134,12 @@ def decode_batch(*rids: str, rows: int | None = None) -> SimpleNamespace:
     )
 
 
-def forward_batch(*, decode: bool = True) -> SimpleNamespace:
-    mode = SimpleNamespace(is_decode=lambda: decode, is_extend=lambda: not decode)
+def forward_batch(*, decode: bool = True, verify: bool = False) -> SimpleNamespace:
+    mode = SimpleNamespace(
+        is_decode=lambda: decode and not verify,
+        is_extend=lambda: verify or not decode,  # as SGLang has it
+        is_target_verify=lambda: verify,
+    )
     return SimpleNamespace(forward_mode=mode)
 
 
@@ -163,6 +174,84 @@ def test_other_batches_get_nothing() -> None:
     ):
         attach_codec_batch(view, type, batch, runner)
         assert not hasattr(view, "codec_batch")
+
+
+def speculative_batch(*rids: str, host_knows: bool = False) -> SimpleNamespace:
+    batch = decode_batch(*rids)
+    batch.spec_algorithm = SimpleNamespace(is_none=lambda: False)
+    batch.seq_lens_cpu = [1] * len(rids) if host_knows else None
+    for nth, req in enumerate(batch.reqs):
+        req.kv.kv_committed_len = 40 + nth
+    return batch
+
+
+def attached(batch: SimpleNamespace, view: SimpleNamespace) -> Any:
+    attach_codec_batch(view, type, batch, RUNNER)
+    return getattr(view, "codec_batch", "nothing")
+
+
+def test_a_verified_batch_gets_paths_and_what_the_host_knows_of_its_lengths() -> None:
+    lagging = speculative_batch("a", "b")
+    described = attached(lagging, forward_batch(verify=True))
+    assert (described.rows, described.least_lengths.tolist()) == (2, [40, 41])
+    old = speculative_batch("a", "b")  # as 0.5.17 has them
+    for req in old.reqs:
+        req.kv_committed_len = req.kv.kv_committed_len + 1
+    assert attached(old, forward_batch(verify=True)).least_lengths.tolist() == [41, 42]
+    known = speculative_batch("a", host_knows=True)
+    assert attached(known, forward_batch(verify=True)).least_lengths is None
+    assert not FALLBACKS.counts
+
+
+@pytest.mark.parametrize("decodes", [True, False])
+def test_rows_that_grew_without_being_verified_are_others_than_before(decodes: bool) -> None:
+    """Beside a prompt they decode one token, whose slot codec does not see."""
+    batch, signatures = speculative_batch("a", "b"), []
+    for _ in range(2):
+        described = attached(batch, forward_batch(verify=True))
+        signatures.append(described.signature)
+    assert signatures[0] == signatures[1]
+    batch.decoding_reqs = batch.reqs
+    assert attached(batch, forward_batch(decode=decodes)) == "nothing"
+    assert sum(FALLBACKS.counts.values()) == 1
+    described = attached(batch, forward_batch(verify=True))
+    assert described.signature != signatures[0]
+    assert described.moved_since(signatures[0]) is None
+
+
+def test_short_ngram_drafts_are_chains() -> None:
+    """Zeros fill a draft up; what is drafted beside them would see another past than they do."""
+    tokens = np.array([7, 8, 0, 0, 5, 6, 9, 4])
+    filled = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]])
+    mask = np.concatenate([filled.ravel(), np.tri(4, dtype=int).ravel()])
+    found, chains = chain_drafts((tokens, mask), "corpus")
+    assert found is tokens
+    assert chains.dtype == mask.dtype
+    assert (chains.reshape(2, 4, 4) == np.tri(4)).all()
+    assert np.array_equal(chain_drafts((tokens[:0], mask[:0]))[1], mask[:0])
+
+
+MASK = """
+from sglang_codec.patches.registry import fit_to_speculation
+from sglang.srt.layers.attention.hybrid_attn_backend import HybridAttnBackend
+from sglang.srt.speculative.dflash_utils import resolve_dflash_verify_mask_policy as policy
+from sglang_codec.backend import CodecDecodeBackend
+hybrid = object.__new__(HybridAttnBackend)
+hybrid.decode_backend = object.__new__(CodecDecodeBackend)
+hybrid.spec_attn_is_decode = True
+before = policy(hybrid)[1]
+fit_to_speculation("EAGLE")
+assert before and policy(hybrid)[1]
+fit_to_speculation("DFLASH")
+assert not policy(hybrid)[1]
+"""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_block_drafts_are_verified_without_a_mask(version: str, tmp_path: Path) -> None:
+    (program := tmp_path / "mask.py").write_text(MASK)
+    done = run_warm(program, sglang=version)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def mixed_batch(prompts: int, *rids: str) -> tuple[SimpleNamespace, SimpleNamespace]:

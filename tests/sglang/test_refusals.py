@@ -15,7 +15,9 @@ from sglang.srt.mem_cache import memory_pool, swa_memory_pool
 from sglang_codec import factory
 from sglang_codec.config import CodecConfig
 from sglang_codec.known_settings import KNOWN, RELATED, unknown_settings
+from sglang_codec.layer_groups import LayerGroups
 from sglang_codec.refusals import UnsupportedConfiguration, check_supported
+from sglang_codec.speculation import query_rows
 
 
 class Model(torch.nn.Module):
@@ -81,11 +83,42 @@ class OtherPool(memory_pool.MHATokenToKVPool):
     """A pool that may keep its slots in any way."""
 
 
+def speculating(*, of_pool: Any = None, **settings: Any) -> dict[str, Any]:
+    """Changes of a runner that verifies chains of four tokens, with other settings."""
+    settings = {"algorithm": "EAGLE", "eagle_topk": 1, "attention_mode": "decode"} | settings
+    changes = {"token_to_kv_pool": of_pool} if of_pool else {}
+    return changes | {
+        "args_speculative_num_draft_tokens": 4,
+        **{f"args_speculative_{name}": value for name, value in settings.items()},
+    }
+
+
 REFUSED = {
     "mla": ({"use_mla_backend": True}, ["MLA", "--attention-backend"]),
-    "speculative": (
-        {"args_speculative_algorithm": "EAGLE3"},
-        ["--speculative-algorithm EAGLE3", "drop --speculative-algorithm"],
+    "algorithm": (
+        speculating(algorithm="DSPARK"),
+        ["--speculative-algorithm DSPARK", "EAGLE3", "drop --speculative-algorithm"],
+    ),
+    "draft model": (
+        {"is_draft_worker": True},
+        ["does not draft", "set --speculative-draft-attention-backend"],
+    ),
+    "draft trees": (
+        speculating(eagle_topk=4),
+        ["--speculative-eagle-topk 4 drafts trees", "set --speculative-eagle-topk 1"],
+    ),
+    "trees of n-grams": (
+        speculating(algorithm="NGRAM", eagle_topk=10),
+        ["--speculative-ngram-max-bfs-breadth 10", "set --speculative-ngram-max-bfs-breadth 1"],
+    ),
+    "adaptive": (speculating(adaptive=True), ["drop --speculative-adaptive"]),
+    "prefill verifies": (
+        speculating(attention_mode="prefill"),
+        ["--speculative-attention-mode prefill", "set --speculative-attention-mode decode"],
+    ),
+    "linear layers verify": (
+        speculating(of_pool=pool("HybridLinearKVPool", full_kv_pool=pool())),
+        ["linear-attention layers", "drop --speculative-algorithm"],
     ),
     "deterministic": (
         {"args_enable_deterministic_inference": True},
@@ -155,6 +188,32 @@ def test_what_is_supported_passes(dtype: torch.dtype) -> None:
     check_supported(runner(model_dtype=dtype))
     for kv_dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         check_supported(runner(model_dtype=dtype, kv_cache_dtype=kv_dtype))
+
+
+@pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "STANDALONE", "NGRAM", "DFLASH"])
+def test_chains_of_a_fixed_length_are_verified(algorithm: str) -> None:
+    made = runner(**speculating(algorithm=algorithm))
+    check_supported(made)
+    assert query_rows(made) == 4
+    assert query_rows(runner()) == 1
+    assert [str(one) for one in LayerGroups.of(made).groups] == [
+        "1 of 4/2 heads of 64, bfloat16, 4 query rows"
+    ]
+
+
+def test_too_many_rows_of_a_request_leave_no_layer() -> None:
+    wide = runner(model=Model(layer(heads=32, kv_heads=2)), **speculating())
+    assert LayerGroups.of(wide).groups
+    wide.server_args.speculative_num_draft_tokens = 5
+    with pytest.raises(UnsupportedConfiguration, match="at most 4 query rows of this group"):
+        LayerGroups.of(wide)
+
+
+def test_a_stream_of_its_own_for_plans_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_ENABLE_OVERLAP_PLAN_STREAM", "1")
+    check_supported(runner())
+    with pytest.raises(UnsupportedConfiguration, match="unset SGLANG_ENABLE_OVERLAP_PLAN_STREAM"):
+        check_supported(runner(**speculating()))
 
 
 def test_metadata_glue_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,12 +44,15 @@ def test_nothing_left_to_serve_is_refused_with_the_reason(report: dict[str, Any]
 class Backend:
     """A decode backend that has no arguments beyond the usual ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, query_rows: int = 1) -> None:
+        self.query_rows = query_rows
         self.layers = LayerGroups((LayerGroup(AttentionShape.plain(4, 2, 64), (3, 5)),), {})
         self.got: list[Any] = []
 
     def forward_decode(self, q: Any, k: Any, v: Any, layer: Any, *args: Any, **more: Any) -> None:
         self.got.append((layer.layer_id, args, more))
+
+    forward_extend = forward_decode
 
 
 class EagerRunner:
@@ -61,8 +64,8 @@ class EagerRunner:
         self.model_runner = SimpleNamespace(is_generation=is_generation, canary_manager=None)
         self.step, self.rows = step, []
 
-    def _alloc_dummy_decode_buffers(self, rows: int) -> str:
-        return f"buffers for {rows}"
+    def _alloc_dummy_decode_buffers(self, rows: int, *, num_tokens_per_req: int) -> str:
+        return f"buffers for {rows} of {num_tokens_per_req}"
 
     def _dummy_run(self, rows: int, run_ctx: Any, *, buffers: str) -> None:
         self.rows.append((rows, run_ctx, buffers))
@@ -85,8 +88,27 @@ def test_unknown_arguments_are_left_out_and_named() -> None:
     stock = (7, ("batch", False), {"score_mod": 4, "return_lse": False})
     assert backend.got == [(3, ("batch", False), {}), stock]
     # one row for each rank of an attention group, and afterwards the backend is as before
-    assert runner.rows == [(2, None, "buffers for 2")]
+    assert runner.rows == [(2, None, "buffers for 2 of 1")]
     assert "forward_decode" not in vars(backend)
+
+
+def test_a_server_that_speculates_tries_a_step_that_verifies() -> None:
+    backend, hidden = Backend(query_rows=4), SimpleNamespace(layer_id=9, tp_q_head_num=4)
+    hidden.v_head_dim, out = 64, []
+
+    def step() -> None:
+        backend.forward_extend(1, 2, 3, SimpleNamespace(layer_id=5), "batch", score_mod=1)
+        batch = SimpleNamespace(batch_size=2)
+        out.append(backend.forward_extend(torch.ones(8, 4, 64), 2, 3, hidden, batch))
+
+    runner = EagerRunner(step)
+    seen = see_a_step(runner, backend)
+    assert seen is not None
+    assert seen.reasons == {5: "passes score_mod", 9: "is not among the model's modules"}
+    assert backend.got == [(5, ("batch", True), {})]
+    assert out[0].shape == (8, 4 * 64)
+    assert runner.rows == [(2, None, "buffers for 2 of 4")]
+    assert "forward_extend" not in vars(backend)
 
 
 def test_sinks_are_passed_on() -> None:

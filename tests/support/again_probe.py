@@ -6,6 +6,7 @@ that are not compiled: what they are compiled for is their name, what they are g
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -110,10 +111,16 @@ call = st.tuples(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.booleans(), st.sampled_from([1, 4]), st.lists(call, min_size=2, max_size=6))
-def launches_are_the_same(roles: bool, group: int, calls: list[Any]) -> None:
+@given(
+    st.booleans(),
+    st.sampled_from([1, 4]),
+    st.sampled_from([1, 1, 3]),
+    st.lists(call, min_size=2, max_size=6),
+)
+def launches_are_the_same(roles: bool, group: int, query_rows: int, calls: list[Any]) -> None:
     Driver.capability = CAPABILITIES[roles]
     shape = AttentionShape.plain(group * KV_HEADS, KV_HEADS, DIM)
+    shape = dataclasses.replace(shape, query_rows=query_rows)
     config = launch_config(Driver.capability, shape)
     capacity = PlanCapacity(rows=ROWS - 2, tasks=20, parts=30, kv_index=100)
     layout = PlanLayout(capacity, 3, len(config.tiles) + bool(config.bundle), bool(config.bundle))
@@ -122,8 +129,10 @@ def launches_are_the_same(roles: bool, group: int, calls: list[Any]) -> None:
     for rows, q_wider, q_first, out_wider, out_first, k, v, (sinks, soft_cap), is_int32 in calls:
         if roles:  # rows begin at multiples of 16 bytes
             q_wider, q_first = q_wider // 8 * 8, q_first // 8 * 8
-        q = rows_of(rows, group * KV_HEADS, q_wider, q_first)
-        out = rows_of(rows, group * KV_HEADS, out_wider, out_first)
+        if query_rows > 1:  # rows of the output follow their heads
+            out_wider = 0
+        q = rows_of(query_rows * rows, group * KV_HEADS, q_wider, q_first)
+        out = rows_of(query_rows * rows, group * KV_HEADS, out_wider, out_first)
 
         of_layer = {"sinks": SINKS[sinks], "soft_cap": soft_cap}
         if sinks:

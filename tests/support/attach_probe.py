@@ -30,7 +30,7 @@ def main(model_folder: str, output: str, server_args: str) -> None:
     from sglang_codec.patches.fallbacks import FALLBACKS
     from sglang_codec.patches.registry import PATCHES, times_applied
     from sglang_codec.patches.tree_readers import select_reader
-    from sglang_codec.refusals import NAMESPACES
+    from sglang_codec.settings import NAMESPACES
 
     model = write_tiny_llama(Path(model_folder))
     engine = InprocScheduler(model, **json.loads(server_args))
@@ -124,7 +124,7 @@ def _see_a_step_with_a_score_mod(engine: InprocScheduler) -> dict[str, Any]:
 
 
 def _settings_found(engine: InprocScheduler) -> dict[str, str]:
-    from sglang_codec.refusals import NAMESPACES, find_setting
+    from sglang_codec.settings import NAMESPACES, find_setting
 
     return {name: find_setting(engine.model_runner, name)[0] for name in NAMESPACES}
 

@@ -47,6 +47,7 @@ class Bench:
     Args:
         q_heads: of each layer. change_layer: called with every layer before the backend sees it.
         ordinary: the stock backend for delegated layers. kv_dtype: of the KV pool.
+        settings: server arguments; with `speculative_num_draft_tokens` the batches verify.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Bench:
         kv_dtype: torch.dtype = torch.float32,
         **settings: Any,
     ) -> None:
-        self.table = ReqToTokenPool(max_rows, 256, "cpu", enable_memory_saver=False)
+        self.table = ReqToTokenPool(max_rows, 512, "cpu", enable_memory_saver=False)
         self.pool = MHATokenToKVPool(
             size=2000,
             page_size=1,
@@ -79,6 +80,10 @@ class Bench:
         )
         for layer in self.layers:
             change_layer(layer)
+        self.new = settings.get("speculative_num_draft_tokens", 1)
+        self.mode = ForwardMode.TARGET_VERIFY if self.new > 1 else ForwardMode.DECODE
+        if self.new > 1:
+            settings["speculative_algorithm"] = "EAGLE"
         arguments = SimpleNamespace(**settings)
         self.runner = SimpleNamespace(
             device="cpu",
@@ -108,22 +113,26 @@ class Bench:
     def batch(
         self, lengths: Sequence[int], pool_rows: Sequence[int], codec_batch: Any
     ) -> ForwardBatch:
-        """The next decode step of the requests: each gets a slot for its newest token."""
+        """The next step of the requests: each gets slots for its newest tokens.
+
+        `lengths` are SGLang's, which counts the token that is decoded, and none that is verified.
+        """
         count = len(lengths)
-        new = self._slots(count)
-        for row, length, slot in zip(pool_rows, lengths, new.tolist(), strict=True):
-            self.table.req_to_token[row, length - 1] = slot
+        new = self._slots(count * self.new)
+        for row, length, slots in zip(pool_rows, lengths, new.view(count, self.new), strict=True):
+            first = length if self.new > 1 else length - 1
+            self.table.req_to_token[row, first : first + self.new] = slots
         batch = ForwardBatch(
-            forward_mode=ForwardMode.DECODE,
+            forward_mode=self.mode,
             batch_size=count,
-            input_ids=torch.zeros(count, dtype=torch.int64),
+            input_ids=torch.zeros(count * self.new, dtype=torch.int64),
             req_pool_indices=torch.tensor(pool_rows, dtype=torch.int64),
             seq_lens=torch.tensor(lengths, dtype=torch.int64),
             out_cache_loc=new.long(),
             seq_lens_sum=sum(lengths),
         )
         batch.seq_lens_cpu = batch.seq_lens.clone()
-        batch.positions = batch.seq_lens - 1
+        batch.positions = batch.seq_lens.repeat_interleave(self.new) - 1
         if codec_batch is not None:
             batch.codec_batch = codec_batch
         return batch
@@ -136,15 +145,15 @@ class Bench:
     def view(self, batch: ForwardBatch, rows: int) -> Any:
         """What SGLang hands to the backend before it replays a graph of `rows` rows."""
 
-        def padded(tensor: torch.Tensor, fill: int) -> torch.Tensor:
-            return torch.cat([tensor, tensor.new_full((rows - len(tensor),), fill)])
+        def padded(tensor: torch.Tensor, fill: int, each: int = 1) -> torch.Tensor:
+            return torch.cat([tensor, tensor.new_full((rows * each - len(tensor),), fill)])
 
         buffers = SimpleNamespace(
-            input_ids=padded(batch.input_ids, 0),
-            positions=padded(batch.positions, 0),
+            input_ids=padded(batch.input_ids, 0, self.new),
+            positions=padded(batch.positions, 0, self.new),
             req_pool_indices=padded(batch.req_pool_indices, 0),
             seq_lens=padded(batch.seq_lens, 1),
-            seq_lens_cpu=padded(batch.seq_lens_cpu, 1),
+            seq_lens_cpu=padded(batch.seq_lens.clone(), 1),
             mamba_track_indices=None,
         )
         view = build_replay_fb_view(
@@ -152,10 +161,10 @@ class Bench:
             buffers=buffers,
             bs=rows,
             raw_bs=batch.batch_size,
-            num_tokens=rows,
+            num_tokens=rows * self.new,
             global_num_tokens_cpu=None,
             seq_len_fill_value=1,
-            capture_forward_mode=ForwardMode.DECODE,
+            capture_forward_mode=self.mode,
             is_encoder_decoder=False,
         )
         copy_codec_batch(view, batch)
@@ -165,10 +174,10 @@ class Bench:
         """A replay of a graph of `rows` rows: `out_graph` sees the view, the rest static inputs."""
         view = self.view(batch, rows)
         self.backend.init_forward_metadata_out_graph(view)
-        slots = torch.zeros(rows, dtype=torch.int64)
-        slots[: batch.batch_size] = batch.out_cache_loc
+        slots = torch.zeros(rows * self.new, dtype=torch.int64)
+        slots[: batch.batch_size * self.new] = batch.out_cache_loc
         static = SimpleNamespace(
-            forward_mode=ForwardMode.DECODE, seq_lens=view.seq_lens, out_cache_loc=slots
+            forward_mode=self.mode, seq_lens=view.seq_lens, out_cache_loc=slots
         )
         self.backend.init_forward_metadata_in_graph(static)
         return self.attend(static, rows, real=batch)
@@ -184,13 +193,14 @@ class Bench:
         for layer in self.layers:
             if layer.layer_id in self.backend.layers.delegated:
                 continue
-            heads = layer.tp_q_head_num
-            given = torch.randn(rows, heads * HEAD_DIM) if q is None else q
-            k, v = torch.randn(2, rows, KV_HEADS, HEAD_DIM)
+            heads, tokens = layer.tp_q_head_num, rows * self.new
+            given = torch.randn(tokens, heads * HEAD_DIM) if q is None else q
+            k, v = torch.randn(2, tokens, KV_HEADS, HEAD_DIM)
             sinks = self.sinks.get(layer.layer_id)
-            out = self.backend.forward_decode(given, k, v, layer, batch, sinks=sinks)
-            assert out.shape == (rows, heads * HEAD_DIM)
-            self._check(given.reshape(rows, heads, HEAD_DIM), out, layer, real)
+            attend = self.backend.forward_decode if self.new == 1 else self.backend.forward_extend
+            out = attend(given, k, v, layer, batch, sinks=sinks)
+            assert out.shape == (tokens, heads * HEAD_DIM)
+            self._check(given.reshape(tokens, heads, HEAD_DIM), out, layer, real)
         return out
 
     def _check(
@@ -199,13 +209,15 @@ class Bench:
         count = getattr(batch, "_original_batch_size", None)
         count = batch.batch_size if count is None else count
         rows = [
-            self.table.req_to_token[row, :length]
+            self.table.req_to_token[row, : length + nth]
             for row, length in zip(
                 batch.req_pool_indices[:count].tolist(),
                 batch.seq_lens[:count].tolist(),
                 strict=True,
             )
+            for nth in (range(1, self.new + 1) if self.new > 1 else (0,))
         ]
+        count *= self.new
         exact, _ = decode_attention(
             q[:count],
             self.pool.get_key_buffer(layer.layer_id),

@@ -25,7 +25,7 @@ def main(model_folder: str, output: str) -> None:
     )
     backend = engine.decode_backend
     report = {"nothing": _serve(engine, [])}
-    for name, faults in _faults(backend).items():
+    for name, faults in faults_of(backend).items():
         report[name] = _serve(engine, faults)
     report["nothing, at the end"] = _serve(engine, [])
     report["chain"] = _serve(engine, [], _submit_chain)
@@ -36,7 +36,7 @@ def main(model_folder: str, output: str) -> None:
 Fault = Callable[[], Any]
 
 
-def _faults(backend: Any) -> dict[str, list[Fault]]:
+def faults_of(backend: Any) -> dict[str, list[Fault]]:
     """Name of the stage -> what makes it raise."""
     from sglang_codec import batch_planner, plan_maker
     from sglang_codec.patches.codec_batch import CodecBatch

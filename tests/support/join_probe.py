@@ -93,10 +93,11 @@ def watch(engine: InprocScheduler, wrong: list[list[int]], moved: list[Any]) -> 
 
     def prepared(forward_batch: Any, **options: Any) -> None:
         prepare(backend, forward_batch, **options)
-        lengths = forward_batch.seq_lens_cpu.numpy()
+        new = backend.query_rows
+        lengths = forward_batch.seq_lens.cpu().numpy() + new * (new > 1)
         for row, first, tokens, entry in _spans(backend.planner.first, lengths).tolist():
-            # the newest token's slot is appended on the device later in the step
-            known = min(tokens, int(lengths[row]) - 1 - first)
+            # the newest tokens' slots are appended on the device later in the step
+            known = min(tokens, int(lengths[row]) - new - first)
             table = engine.req_to_token[forward_batch.req_pool_indices[row]]
             index = backend.groups[0].buffers.kv_index
             if not index[entry : entry + known].equal(table[first : first + known]):

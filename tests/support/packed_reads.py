@@ -60,6 +60,14 @@ def reads(view: PackedView, now: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
     )
 
 
+def has_end(view: PackedView) -> np.ndarray:
+    """bool: which of `reads` end where their row does."""
+    piece = _pieces(view)
+    low, high = view.pieces[piece, 3] & 0xFFFF, view.pieces[piece, 3] >> 16
+    of_chunks = np.repeat(view.chunks[:, 5] >= 0, view.chunks[:, 3])
+    return np.concatenate([of_chunks, np.repeat(view.pieces[piece, 2] >= 0, high - low)])
+
+
 def left_behind(view: PackedView, now: np.ndarray, tokens: np.ndarray, window: int) -> np.ndarray:
     """Of each of `reads` the first tokens that a row of `now` tokens does not see, as PAC masks.
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from packed_reads import bundle_tokens, chunk_tokens, expand, left_behind, piece_tokens, reads
+from packed_reads import (
+    bundle_tokens,
+    chunk_tokens,
+    expand,
+    has_end,
+    left_behind,
+    piece_tokens,
+    reads,
+)
 from packed_view import PackedView, require
 from token_rows import TokenRows
 
@@ -209,13 +217,10 @@ def _check_reads(
         require(index[entry] == wanted, says, reader, entry)
 
     # what a query row does not see yet is masked where its row's own length says so
-    queries = view.chunks[:, 3].astype(np.int64)
-    of_chunk = np.repeat(np.arange(len(queries)), queries)
-    ends, many = token[: len(of_chunk)] + most[: len(of_chunk)], spec.shape.query_rows
-    owner = row[: len(of_chunk)]
-    is_seen = (view.chunks[of_chunk, 5] >= 0) | (ends <= batch.lengths[owner] - (many - 1))
+    ends, many = token + most, spec.shape.query_rows
+    is_seen = has_end(view) | (ends <= batch.lengths[row] - (many - 1))
     says = f"row {{}} reads {{}} tokens without an end, more than the first of {many} query rows"
-    require((many == 1) | is_seen, says, owner, ends)
+    require((many == 1) | is_seen, says, row, ends)
 
     for growth in sorted({0, min(1, headroom), headroom // 3, headroom}):
         now = np.minimum(batch.lengths + growth, later.lengths)

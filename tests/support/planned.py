@@ -120,8 +120,6 @@ def plan_batch(
     machine = dataclasses.replace(
         machine, num_sms=min(machine.num_sms, MOST_SMS), config=config or machine.config
     )
-    config = machine.config.for_query_rows(problem.query_rows)
-    machine = dataclasses.replace(machine, config=config)
     spec = plan_spec(machine, shape, tail_headroom=tail_headroom)
     forest = PrefixForest.from_paths(paths)
     forest = forest.through_window(problem.window, query_rows=problem.query_rows)

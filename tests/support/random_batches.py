@@ -127,7 +127,7 @@ def random_spec(rng: Rng) -> PlanSpec:
         block_kv=int(rng.choice((16, 32, 64, 128))),
         num_slots=int(log_uniform(rng, 1, 132)),
         tail_headroom=int(rng.choice((0, 1, 7, 128))),
-        bundle_rows=int(rng.choice((0, 32, 64, 64))) if query_rows == 1 else 0,
+        bundle_rows=int(rng.choice((0, 32, 64, 64))),
         l2_tokens=float(rng.choice((0.0, 1e5, 1e9))),
     )
 

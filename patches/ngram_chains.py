@@ -1,0 +1,35 @@
+"""Let n-gram speculation draft chains only, as it nearly does with a breadth of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sglang.srt.plugins.hook_registry import HookType
+
+from sglang_codec.patches.patch import Patch
+
+
+def chain_drafts(
+    found: tuple[np.ndarray, np.ndarray], *args: Any, **kwargs: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """AFTER hook: each token, padding too, is drafted behind the one before it.
+
+    Whatever is drafted, the target decides on it: tokens are right, and only the number of those
+    accepted could be less. A chain stays as it is; zeros behind it are drafted at its end.
+    """
+    tokens, mask = found
+    n = len(mask) // max(len(tokens), 1)
+    return tokens, np.tile(np.tri(n, dtype=mask.dtype).ravel(), len(tokens) // max(n, 1))
+
+
+CHAIN_DRAFTS = Patch(
+    target="sglang.srt.speculative.cpp_ngram.ngram_corpus.NgramCorpus.batch_get",
+    hook=HookType.AFTER,
+    apply=chain_drafts,
+    why="zeros that fill up a draft are drafted beside it, all as first tokens, which makes a tree "
+    "of every draft that is shorter than the most",
+    upstream="NgramCorpus.batch_get(...) returns the tokens of all rows and, for each row, which "
+    "token is behind which, as a matrix; positions and links are made from it",
+    remove_when="n-gram speculation with a breadth of 1 drafts chains",
+)

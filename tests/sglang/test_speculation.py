@@ -1,0 +1,146 @@
+"""Servers that speculate: tokens are those of a server that does not, whoever drafts them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from second_layer import GRAPHS, ON_A_GPU, are_alike, gpu_environment
+from sglang_versions import INSTALLED, OVERLAYS, SUPPORT, run_python
+from warm_python import run_probe
+
+Report = dict[str, Any]
+NGRAM = {
+    "speculative_algorithm": "NGRAM",
+    "speculative_num_draft_tokens": 4,
+    "speculative_ngram_max_bfs_breadth": 1,
+    "speculative_ngram_min_bfs_breadth": 1,
+}
+STANDALONE = {
+    "speculative_algorithm": "STANDALONE",
+    "speculative_num_steps": 2,
+    "speculative_eagle_topk": 1,
+    "speculative_num_draft_tokens": 3,
+    # Triton's kernels run in the interpreter, PyTorch's backend drafts no several steps
+    "speculative_draft_attention_backend": "triton",
+    "triton_attention_num_kv_splits": 1,
+}
+OVERLAPPED = STANDALONE | {"disable_overlap_schedule": False}
+CASES = {
+    "a draft model, overlapped": (INSTALLED, OVERLAPPED),
+    "a draft model": ("0.5.17", STANDALONE),
+    "n-grams": (INSTALLED, NGRAM),
+    "n-grams, pages of four": ("0.5.23", NGRAM | {"page_size": 4}),
+}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Report]:
+    @functools.cache
+    def report(backend: str, server_args: str, sglang: str = INSTALLED) -> Report:
+        folder = tmp_path_factory.mktemp("speculation")
+        return run_probe("speculation_probe", folder, backend, server_args, sglang=sglang)[0]
+
+    return report
+
+
+@pytest.fixture(scope="module")
+def plain(served: Callable[..., Report]) -> dict[str, list[int]]:
+    """Tokens of SGLang's own backend without speculation, which greedy speculation repeats."""
+    return served("torch_native", "{}")["nothing"]["tokens"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_are_those_without_speculation(
+    case: str, served: Callable[..., Report], plain: dict[str, list[int]]
+) -> None:
+    version, arguments = CASES[case]
+    if version not in (INSTALLED, *OVERLAYS):
+        pytest.skip(f"SGLang {version} is not at hand")
+    report, most = served("codec", json.dumps(arguments), version), _new_tokens(arguments)
+    rounds = [report[name] for name in ("nothing", "again") if name in report]
+    grown: set[int] = set()
+    for seen in rounds:
+        assert seen["tokens"] == plain
+        # codec verified every step, and read the right KV slots
+        steps = seen["steps"]
+        assert all(step["verifies"] for step in steps)
+        assert seen["totals"]["steps"] >= len(steps)
+        assert seen["saved"] > 0
+        assert seen["wrong"] == []
+        assert seen["fallbacks"] == {}
+        assert all(f"{most} query rows" in group for group in seen["groups"])
+        assert all(step["host knows"] is not ("overlapped" in case) for step in steps)
+        pairs = list(zip(steps, steps[1:], strict=False))
+        changes = 1 + sum(one["rows"] != other["rows"] for one, other in pairs)
+        # under overlap a row leaves a step after its last one
+        assert seen["totals"]["plans"] <= changes + 1
+        grown |= {
+            after - before
+            for one, other in pairs
+            if one["rows"] == other["rows"]
+            for before, after in zip(one["lengths"], other["lengths"], strict=True)
+        }
+    # some drafts were accepted and some were not
+    assert {1, most} <= grown
+
+
+def _new_tokens(arguments: dict[str, Any]) -> int:
+    return arguments["speculative_num_draft_tokens"]
+
+
+def test_stock_speculation_has_the_same_tokens(
+    served: Callable[..., Report], plain: dict[str, list[int]]
+) -> None:
+    assert served("triton", json.dumps(NGRAM))["nothing"]["tokens"] == plain
+
+
+@pytest.mark.parametrize("fault", ["the planner", "reading the tree", "comparing batches"])
+def test_what_raises_in_a_verified_step_is_counted(
+    fault: str, served: Callable[..., Report], plain: dict[str, list[int]]
+) -> None:
+    seen = served("codec", json.dumps(NGRAM), INSTALLED)[fault]
+    assert seen["tokens"] == plain
+    assert seen["fallbacks"]
+    assert all(step["verifies"] for step in seen["steps"])
+
+
+def test_delegated_layers_verify_with_the_stock_backend(
+    served: Callable[..., Report], plain: dict[str, list[int]]
+) -> None:
+    arguments = NGRAM | {"prefill_attention_backend": "triton", "delegate": True}
+    seen = served("codec", json.dumps(arguments))["nothing"]
+    assert seen["tokens"] == plain
+    assert seen["delegated"] == [1]
+    assert seen["saved"] > 0
+    assert seen["fallbacks"] == {}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("graphs", GRAPHS)
+@pytest.mark.parametrize("algorithm", [NGRAM, STANDALONE], ids=["n-grams", "a draft"])
+def test_speculation_on_a_gpu(algorithm: Report, graphs: str, tmp_path: Path) -> None:
+    """With overlap, where the host does not know lengths but those of n-grams."""
+    heads = {"head_dim": 128, "heads": 8, "kv_heads": 2}
+    arguments = algorithm | ON_A_GPU | GRAPHS[graphs] | {"heads": heads, "repeat": 16}
+    arguments |= {"disable_overlap_schedule": False, "context_length": 4096}
+    seen = {}
+    for backend in ("codec", "fa3"):
+        folder = tmp_path / backend
+        folder.mkdir()
+        output = folder / "report.json"
+        program = [SUPPORT / "speculation_probe.py", folder / "model", output, backend]
+        done = run_python(*program, json.dumps(arguments), **gpu_environment("fa3"))
+        assert done.returncode == 0, done.stderr[-4000:]
+        seen[backend] = json.loads(output.read_text())["nothing"]
+    ours = seen["codec"]
+    assert are_alike(ours["tokens"], seen["fa3"]["tokens"])
+    assert ours["saved"] > 0
+    assert ours["wrong"] == []
+    assert ours["fallbacks"] == {}
+    assert all(step["verifies"] for step in ours["steps"])
+    assert ours["totals"]["plans"] <= 10

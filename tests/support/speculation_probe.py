@@ -1,0 +1,141 @@
+"""Serve rows that join one by one while their tokens are drafted, and write down what was verified.
+
+python speculation_probe.py MODEL_FOLDER OUTPUT.json BACKEND '{server arguments}'
+
+Beside server arguments: with `delegate` the second layer has what codec does not know, `heads` go
+to `write_tiny_llama`, and the trunk is repeated `repeat` times.
+
+A draft model, where there is one, is the target with noise: it is right most of the time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from fault_probe import faults_of
+from inproc_scheduler import InprocScheduler, write_tiny_llama
+from join_probe import watch
+from sharing_probe import source_of_tokens
+from speculation_ops import NgramStandIn, prepare
+
+TRUNK, ROWS, TOKENS = 128, 3, 14
+SPREAD, NOISE = 0.1, 0.004
+
+
+def main(model_folder: str, output: str, backend: str, server_args: str) -> None:
+    arguments = json.loads(server_args)
+    heads, repeat = arguments.pop("heads", {}), arguments.pop("repeat", 1)
+    model = write_tiny_llama(Path(model_folder), **heads)
+    if arguments.get("speculative_algorithm") == "STANDALONE":
+        arguments["speculative_draft_model_path"] = model
+    if arguments.pop("delegate", False):
+        change_second_layer()
+    on_a_cpu = arguments.get("device", "cpu") == "cpu"
+    if on_a_cpu:
+        prepare()
+        if not arguments.get("disable_overlap_schedule", True):
+            overlap_on_a_cpu()
+    with NgramStandIn.in_place() if on_a_cpu else nullcontext():
+        engine = InprocScheduler(model, backend, **arguments)
+    give_weights(engine)
+    report = {"nothing": serve(engine, repeat)}
+    if on_a_cpu and backend == "codec" and arguments["speculative_algorithm"] == "NGRAM":
+        report["again"] = serve(engine)
+        faults = faults_of(engine.decode_backend)
+        for name in ("the planner", "reading the tree", "comparing batches"):
+            with faults[name][0]():
+                report[name] = serve(engine)
+    Path(output).write_text(json.dumps(report))
+
+
+def change_second_layer() -> None:
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    make = RadixAttention.__init__
+
+    def changed(layer: Any, *args: Any, **more: Any) -> None:
+        make(layer, *args, **more)
+        if layer.layer_id == 1:
+            layer.unheard_of = 1
+
+    RadixAttention.__init__ = changed
+
+
+def give_weights(engine: InprocScheduler) -> None:
+    """Weights of which prompts decide the tokens; a draft model's are near the target's."""
+    target, source = dict(engine.model_runner.model.named_parameters()), torch.Generator()
+    worker = getattr(engine.scheduler.draft_worker, "draft_worker", None)
+    draft = dict(worker.draft_runner.model.named_parameters()) if worker is not None else {}
+    for name, weight in target.items():
+        seed = zlib.crc32(name.encode())
+        drawn, noise = torch.randn(2, *weight.shape, generator=source.manual_seed(seed))
+        drawn = torch.ones_like(drawn) if "norm" in name else SPREAD * drawn
+        weight.data.copy_(drawn)
+        if name in draft:
+            draft[name].data.copy_(drawn + NOISE * noise)
+
+
+def serve(engine: InprocScheduler, repeat: int = 1) -> dict[str, Any]:
+    """Few-shot rows on a warm trunk; each joins two steps after the one before."""
+    if engine.requests:
+        engine.requests.clear()
+        engine.scheduler.flush_cache()
+    some = source_of_tokens(0)
+    trunk = some(TRUNK) * repeat
+    engine.submit(trunk + some(3), 1, rid="warm")
+    engine.run()
+    waiting = [(f"row {row}", trunk + some(5 + row), TOKENS - row) for row in range(ROWS)]
+    engine.submit(*waiting[0][1:], rid=waiting.pop(0)[0])
+    steps: list[dict[str, Any]] = []
+    wrong: list[list[int]] = []
+
+    def on_forward(_: InprocScheduler, batch: Any) -> None:
+        mode = batch.forward_mode
+        if not (mode.is_target_verify() or mode.is_decode()):
+            return
+        steps.append({"verifies": mode.is_target_verify(), "rows": list(batch.rids)})
+        steps[-1]["lengths"] = batch.seq_lens.tolist()
+        steps[-1]["host knows"] = batch.seq_lens_cpu is not None
+        if waiting and len(steps) % 2 == 0:
+            rid, prompt, tokens = waiting.pop(0)
+            engine.submit(prompt, tokens, rid=rid)
+
+    backend, planner = engine.decode_backend, getattr(engine.decode_backend, "planner", None)
+    if planner:
+        from sglang_codec.patches.fallbacks import FALLBACKS
+
+        watch(engine, wrong, [])
+        planner.totals = type(planner.totals)()
+        FALLBACKS.counts.clear()
+    engine.run(on_forward)
+    report = {"steps": steps, "wrong": wrong}
+    report["tokens"] = {
+        rid: list(req.output_ids)[: req.sampling_params.max_new_tokens]
+        for rid, req in engine.requests.items()
+    }
+    if planner:
+        report |= {"totals": planner.totals.to_dict(), "saved": planner.totals.kv_tokens_saved}
+        report["fallbacks"] = dict(FALLBACKS.counts)
+        report["groups"] = [str(one.group) for one in backend.groups]
+        report["delegated"] = list(backend.layers.delegated)
+    return report
+
+
+def overlap_on_a_cpu() -> None:
+    """Let SGLang overlap where it speculates on a CPU, whose one stream is in order."""
+    from sglang.srt.arg_groups import speculative_hook
+
+    name = "_disable_overlap_schedule_for_cpu"
+    if hasattr(speculative_hook, name):
+        setattr(speculative_hook, name, lambda _: None)
+    torch.Tensor.record_stream = lambda *_: None
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
