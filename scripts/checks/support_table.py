@@ -33,6 +33,22 @@ MARKS = ("<!-- models, by scripts/checks/support_table.py -->\n", "<!-- end of m
 # before Triton is imported
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+SPECULATION = """
+## Speculative decoding
+
+Chains of drafts are verified for every row above whose layers have full attention and at most 64
+query heads per KV head and request: `n` drafted tokens times the heads of a group, `n` up to 16.
+Layers with a window, or with more heads than that, are verified by SGLang's own backend.
+
+| algorithm | codec | with |
+|---|---|---|
+| EAGLE, EAGLE3, NEXTN (MTP) | verifies | `--speculative-eagle-topk 1` |
+| STANDALONE, DFLASH | verifies | `--speculative-eagle-topk 1`, which DFLASH always has |
+| NGRAM | verifies | `--speculative-ngram-max-bfs-breadth 1` |
+| any with draft trees, `--speculative-adaptive`, or a model with linear layers | refused | |
+| DSPARK, UNO, FROZEN_KV_MTP (Gemma 4) | refused | |
+"""
+
 # what SGLang chooses on a GPU may not be had on a CPU; this it takes for nearly all models
 PREFILL_BACKEND = "triton"
 
@@ -234,7 +250,7 @@ start-up, which this page does not run; those of these models (sinks of gpt-oss)
 | model | heads | codec | why |
 |---|---|---|---|
 {lines}
-"""
+{SPECULATION}"""
 
 
 def summary(rows: list[Row]) -> str:

@@ -53,7 +53,7 @@ class Configuration:
 
 
 RETRACTION = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "11"}
-POOL = {"overlap": 512, "mixed": 768}
+POOL = {"overlap": 512, "mixed": 768, "drafts": 640}
 CONFIGURATIONS = {
     "overlap": Configuration(
         {
@@ -78,6 +78,20 @@ CONFIGURATIONS = {
         # and many are outgrown here
         headroom=5,
         logprobs=False,
+    ),
+    "drafts": Configuration(
+        {
+            "max_total_tokens": POOL["drafts"],
+            "chunked_prefill_size": 64,
+            "speculative_algorithm": "NGRAM",
+            "speculative_num_draft_tokens": 3,
+            "speculative_ngram_max_bfs_breadth": 1,
+            "speculative_ngram_min_bfs_breadth": 1,
+        },
+        seed=2,
+        headroom=32,
+        logprobs=False,
+        variables=RETRACTION,
     ),
 }
 NAMES = list(CONFIGURATIONS)
@@ -188,7 +202,8 @@ def test_the_traffic_is_what_this_is_about(outcomes: dict[str, Outcome]) -> None
         assert totals["kv_tokens_read"] < totals["kv_tokens_stock"]
         assert any(answer["aborted"] and answer["output_ids"] for answer in outcome.answers)
         assert len(outcome.report["levels"]) >= 3
-        assert modes["DECODE"] + modes.get("MIXED", 0) == totals["steps"]
+        served = "TARGET_VERIFY" if name == "drafts" else "DECODE"
+        assert modes[served] + modes.get("MIXED", 0) == totals["steps"]
     overlap, mixed = (outcomes[name].report for name in ("overlap", "mixed"))
     assert sum(answer["retractions"] for answer in overlap["answers"]) > 3
     assert mixed["modes"]["MIXED"] > 20

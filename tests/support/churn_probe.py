@@ -14,6 +14,7 @@ from typing import Any
 
 from churn_scheduler import Churn, ObservedScheduler
 from churning.traffic import Scale, Traffic
+from speculation_ops import drafting
 
 REFERENCE = "torch_native"
 
@@ -28,13 +29,14 @@ def main(model: str, output: str, job: str) -> None:
 
 
 def _churn(model: str, churn: dict[str, Any], server: dict[str, Any]) -> dict[str, Any]:
-    import sglang_codec.backend
+    from sglang_codec import served_group
     from sglang_codec.patches.fallbacks import FALLBACKS
 
-    sglang_codec.backend.TAIL_HEADROOM = churn["headroom"]
-    engine = ObservedScheduler(
-        model, "codec", logprobs=churn["logprobs"], load_format="auto", **server
-    )
+    served_group.TAIL_HEADROOM = churn["headroom"]
+    with drafting(server):
+        engine = ObservedScheduler(
+            model, "codec", logprobs=churn["logprobs"], load_format="auto", **server
+        )
     engine.hide_slots_while_decoding()
     traffic = Traffic(churn["seed"], Scale(**churn["scale"]))
     checked, sharing = _count_checks(), _count_sharing_plans()

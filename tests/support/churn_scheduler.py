@@ -121,7 +121,8 @@ class Answer:
 
     @property
     def output_ids(self) -> list[int]:
-        return list(self.request.output_ids)
+        # drafts may be accepted beyond the last token that is wanted
+        return list(self.request.output_ids)[: self.ask.max_new_tokens]
 
     def as_json(self) -> dict[str, Any]:
         return {

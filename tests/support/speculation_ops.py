@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -20,6 +20,29 @@ import torch
 
 _WORKERS = ("ngram_worker", "standalone_worker_v2")
 _OPS = ("sglang.srt.speculative.", "sglang.kernels.ops.speculative.")
+
+
+@contextmanager
+def drafting(server_args: Mapping[str, Any]) -> Iterator[None]:
+    """A scheduler with these arguments, made in here, can speculate on a CPU if it is to."""
+    if "speculative_algorithm" not in server_args:
+        yield
+        return
+    prepare()
+    if not server_args.get("disable_overlap_schedule", True):
+        overlap_on_a_cpu()
+    with NgramStandIn.in_place():
+        yield
+
+
+def overlap_on_a_cpu() -> None:
+    """Let SGLang overlap where it speculates on a CPU, whose one stream is in order."""
+    from sglang.srt.arg_groups import speculative_hook
+
+    name = "_disable_overlap_schedule_for_cpu"
+    if hasattr(speculative_hook, name):
+        setattr(speculative_hook, name, lambda _: None)
+    torch.Tensor.record_stream = lambda *_: None
 
 
 def prepare() -> None:

@@ -22,7 +22,7 @@ from fault_probe import faults_of
 from inproc_scheduler import InprocScheduler, write_tiny_llama
 from join_probe import watch
 from sharing_probe import source_of_tokens
-from speculation_ops import NgramStandIn, prepare
+from speculation_ops import drafting
 
 TRUNK, ROWS, TOKENS = 128, 3, 14
 SPREAD, NOISE = 0.1, 0.004
@@ -37,11 +37,7 @@ def main(model_folder: str, output: str, backend: str, server_args: str) -> None
     if arguments.pop("delegate", False):
         change_second_layer()
     on_a_cpu = arguments.get("device", "cpu") == "cpu"
-    if on_a_cpu:
-        prepare()
-        if not arguments.get("disable_overlap_schedule", True):
-            overlap_on_a_cpu()
-    with NgramStandIn.in_place() if on_a_cpu else nullcontext():
+    with drafting(arguments) if on_a_cpu else nullcontext():
         engine = InprocScheduler(model, backend, **arguments)
     give_weights(engine)
     report = {"nothing": serve(engine, repeat)}
@@ -125,16 +121,6 @@ def serve(engine: InprocScheduler, repeat: int = 1) -> dict[str, Any]:
         report["groups"] = [str(one.group) for one in backend.groups]
         report["delegated"] = list(backend.layers.delegated)
     return report
-
-
-def overlap_on_a_cpu() -> None:
-    """Let SGLang overlap where it speculates on a CPU, whose one stream is in order."""
-    from sglang.srt.arg_groups import speculative_hook
-
-    name = "_disable_overlap_schedule_for_cpu"
-    if hasattr(speculative_hook, name):
-        setattr(speculative_hook, name, lambda _: None)
-    torch.Tensor.record_stream = lambda *_: None
 
 
 if __name__ == "__main__":
