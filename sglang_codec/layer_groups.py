@@ -10,6 +10,7 @@ import torch
 
 from sglang_codec.attention_layers import attention_layers, is_off, why_unknown
 from sglang_codec.attention_shape import AttentionShape
+from sglang_codec.device import describe_device
 from sglang_codec.kernels.given import are_sinks
 from sglang_codec.refusals import UnsupportedConfiguration
 from sglang_codec.shape_support import why_unsupported
@@ -47,6 +48,7 @@ class LayerGroups:
         for layer in attention_layers(model_runner.model):
             shape = shape_of(layer, model_runner)
             reason = why_unsupported(shape, interpreted=interpreted)
+            reason = reason or _why_not_on(model_runner.device, shape)
             reason = reason or why_unknown(layer, model_runner)
             if shapes.setdefault(layer.layer_id, shape) != shape:
                 reason = reason or f"two layers of this id: {shapes[layer.layer_id]} and {shape}"
@@ -103,6 +105,14 @@ def shape_of(layer: Any, model_runner: Any) -> AttentionShape:
         soft_cap=layer.logit_cap if (layer.logit_cap or 0) > 0 else None,
         query_rows=query_rows(model_runner),
     )
+
+
+def _why_not_on(device: str, shape: AttentionShape) -> str | None:
+    """Why the query tiles of this GPU do not hold a request's rows; None if they do."""
+    if shape.query_rows == 1:
+        return None
+    config = describe_device(torch.device(device), shape).config
+    return shape.why_too_many_rows(config.row_tiles[-1])
 
 
 def unknown_arguments(layer: Any, arguments: Mapping[str, Any]) -> str | None:

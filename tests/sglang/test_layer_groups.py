@@ -10,6 +10,7 @@ import pytest
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
+from sglang_codec import layer_groups
 from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.layer_groups import LayerGroup, LayerGroups
 from sglang_codec.refusals import UnsupportedConfiguration
@@ -49,6 +50,18 @@ def test_layers_of_one_cap_are_a_group() -> None:
     assert [group.layer_ids for group in found.groups] == [(0, 2), (1,), (3,)]
     assert [group.shape.soft_cap for group in found.groups] == [30.0, 50.0, None]
     assert [str(group).endswith("capped at 30") for group in found.groups] == [True, False, False]
+
+
+def test_a_request_has_to_fit_the_query_tiles_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of wide heads these hold fewer rows on some GPUs."""
+    about = {"major": 10, "minor": 0, "multi_processor_count": 148, "L2_cache_size": 1 << 26}
+    properties = SimpleNamespace(name="a GPU", **about)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(layer_groups, "query_rows", lambda _: 4)
+    found = groups(layer(0, heads=16), layer(1, heads=32, head_dim=256), layer(2, heads=16))
+    assert [group.layer_ids for group in found.groups] == [(0, 2)]
+    assert found.delegated.keys() == {1}
+    assert "64 rows of a query tile, the limit is 32: at most 2 query rows" in found.delegated[1]
 
 
 @pytest.mark.parametrize(
