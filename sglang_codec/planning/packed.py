@@ -10,8 +10,6 @@ from sglang_codec.planning.entries import MOST_ROOM
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.plan import Plan, PlanLayout
 
-PRIVATE_TOKENS = 1  # the token that is being decoded: never shared, whatever the tree says
-
 
 @dataclass(frozen=True, slots=True)
 class PackedPlan:

@@ -14,7 +14,7 @@ from random_paths import NODE, ROW, paths_of
 from token_rows import TokenRows
 
 from sglang_codec.planning.forest import PrefixForest
-from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan, pack
+from sglang_codec.planning.packed import PackedPlan, pack
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError, PlanLayout, PlanSpec
 from sglang_codec.planning.planner import Planner, make_plan
@@ -26,7 +26,7 @@ def both_ways(
     paths: RadixPaths, lengths: np.ndarray, spec: PlanSpec, spare: int
 ) -> tuple[PackedPlan, np.ndarray]:
     """What one call packs, which is compared with what the stages pack."""
-    forest = PrefixForest.from_radix_paths(paths, lengths, private_tokens=PRIVATE_TOKENS)
+    forest = PrefixForest.from_radix_paths(paths, lengths, private_tokens=1)
     plan = make_plan(forest, spec, cost_model(spec), UNLIMITED)
     sizes = (plan.batch, plan.num_tasks, plan.num_parts, plan.kv_entries, plan.bundle_entries)
     capacity = PlanCapacity(*(size + spare for size in sizes))
@@ -36,7 +36,7 @@ def both_ways(
     expected, out = (np.full(layout.size + 9, UNTOUCHED, np.int32) for _ in range(2))
     wanted = pack(forest, plan, layout, expected)
     found = Planner(spec, cost_model(spec), capacity).pack_paths(paths, lengths, layout, out)
-    check_packed(out, layout, found, TokenRows.of_paths(paths, lengths, PRIVATE_TOKENS), spec)
+    check_packed(out, layout, found, TokenRows.of_paths(paths, lengths, 1), spec)
     assert np.array_equal(out, expected)
     assert np.array_equal(found.max_lengths, wanted.max_lengths)
     for field in dataclasses.fields(PackedPlan):

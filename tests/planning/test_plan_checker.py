@@ -14,7 +14,7 @@ from plan_specs import SPEC, cost_model
 from token_rows import TokenRows
 
 from sglang_codec.planning.capacity import capacity_for
-from sglang_codec.planning.packed import PRIVATE_TOKENS, PackedPlan
+from sglang_codec.planning.packed import PackedPlan
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import PlanLayout, PlanSpec
 from sglang_codec.planning.planner import Planner
@@ -62,7 +62,7 @@ def planned() -> Planned:
     )
     own = np.random.default_rng(1).integers(5, 40, 60)
     lengths = np.append(np.array([3400, 3500, 3000] * 20) + own, [4000, 900, 60, 5000])
-    batch = TokenRows.of_paths(paths, lengths.astype(np.int32), PRIVATE_TOKENS)
+    batch = TokenRows.of_paths(paths, lengths.astype(np.int32), 1)
     unique = len(batch.position)
     capacity = capacity_for(spec, rows=len(lengths) + 2, pool_slots=unique)
     layout = PlanLayout.of(capacity, spec)
