@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sglang_codec.attention_shape import AttentionShape
@@ -126,6 +126,8 @@ def test_any_other_batch_is_planned_again(signature: object, later: tuple[int, .
     lag=st.booleans(),
     accepted=st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), max_size=40),
 )
+@example(new=16, lag=True, accepted=[[1.0] * 3] * 40)
+@example(new=16, lag=False, accepted=[[1.0] * 3] * 40)
 @settings(max_examples=40, deadline=None)
 def test_a_plan_of_drafts_covers_whatever_is_accepted(
     new: int, lag: bool, accepted: list[list[float]]

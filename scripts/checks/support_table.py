@@ -40,13 +40,11 @@ Chains of drafts are verified for every row above whose layers have full attenti
 query heads per KV head and request: `n` drafted tokens times the heads of a group, `n` up to 16.
 Layers with a window, or with more heads than that, are verified by SGLang's own backend.
 
-| algorithm | codec | with |
-|---|---|---|
-| EAGLE, EAGLE3, NEXTN (MTP) | verifies | `--speculative-eagle-topk 1` |
-| STANDALONE, DFLASH | verifies | `--speculative-eagle-topk 1`, which DFLASH always has |
-| NGRAM | verifies | `--speculative-ngram-max-bfs-breadth 1` |
-| any with draft trees, `--speculative-adaptive`, or a model with linear layers | refused | |
-| DSPARK, UNO, FROZEN_KV_MTP (Gemma 4) | refused | |
+- EAGLE, EAGLE3, NEXTN (MTP) and STANDALONE: with `--speculative-eagle-topk 1`
+- DFLASH: as it is
+- NGRAM: with `--speculative-ngram-max-bfs-breadth 1`
+- refused: draft trees, `--speculative-adaptive`, models with linear layers, DSPARK, UNO and
+  FROZEN_KV_MTP (Gemma 4)
 """
 
 # what SGLang chooses on a GPU may not be had on a CPU; this it takes for nearly all models

@@ -10,6 +10,9 @@ iteration. Exit status 0 if no check failed.
     python scripts/serve/churn.py --shape llama3-8b --minutes 10 --stock-test --json out/churn.json
     python scripts/serve/churn.py --model MODEL --requests 200 --round 50 -- --page-size=16
     python scripts/serve/churn.py --shape small --minutes 2 --stock-test --json FILE -- --pp-size=2
+    python scripts/serve/churn.py --shape llama3-8b --minutes 10 --stock-test --json FILE -- \\
+        --speculative-algorithm=NGRAM --speculative-num-draft-tokens=4 \\
+        --speculative-ngram-max-bfs-breadth=1 --speculative-ngram-min-bfs-breadth=1
     python scripts/serve/churn.py --url http://127.0.0.1:30000 --minutes 5
 """
 

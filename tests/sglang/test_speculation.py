@@ -70,7 +70,6 @@ def test_tokens_are_those_without_speculation(
         steps = seen["steps"]
         assert all(step["verifies"] for step in steps)
         assert seen["totals"]["steps"] >= len(steps)
-        assert seen["saved"] > 0
         assert seen["wrong"] == []
         assert seen["fallbacks"] == {}
         assert all(f"{most} query rows" in group for group in seen["groups"])
@@ -85,6 +84,7 @@ def test_tokens_are_those_without_speculation(
             if one["rows"] == other["rows"]
             for before, after in zip(one["lengths"], other["lengths"], strict=True)
         }
+    assert sum(seen["saved"] for seen in rounds) > 0
     # some drafts were accepted and some were not
     assert {1, most} <= grown
 
