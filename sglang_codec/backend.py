@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from sglang.srt.layers.attention import base_attn_backend
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 
 from sglang_codec.attention_shape import AttentionShape
-from sglang_codec.batch_planner import BatchPlanner, MovedRows, NewPlan, RowLengths
+from sglang_codec.batch_planner import BatchPlanner, MovedRows, NewPlan
 from sglang_codec.config import CodecConfig
 from sglang_codec.dump import PlanDump, path_of_rank
 from sglang_codec.layer_groups import LayerGroup, LayerGroups, check_arguments
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.profiled import profiled
 from sglang_codec.refusals import UnsupportedConfiguration
+from sglang_codec.row_lengths import lengths_of
 from sglang_codec.served_group import ServedGroup
 from sglang_codec.settings import setting
 from sglang_codec.sharing_check import check_sharing
@@ -284,7 +284,9 @@ class CodecDecodeBackend(AttentionBackend):
             FALLBACKS.record("a decode batch without radix paths")
         if codec_batch is None:  # SGLang's own dummy batches may have more rows than requests can
             rows = min(rows, self.req_to_token_pool.req_to_token.shape[0])
-        lengths = self._host_lengths(forward_batch, rows, codec_batch)
+        least = getattr(codec_batch, "least_lengths", None)
+        width = self.req_to_token_pool.req_to_token.shape[1]
+        lengths = lengths_of(forward_batch, rows, self.query_rows, least, width)
         pool_rows = forward_batch.req_pool_indices[:rows]
         new = self.planner.plan_if_changed(codec_batch, lengths, pool_rows, counted=serves)
         for group in self.groups:
@@ -314,21 +316,6 @@ class CodecDecodeBackend(AttentionBackend):
             for made in self.planner.made:
                 if made.packed.num_shared:
                     check_sharing(made.forest, table, pool_rows)
-
-    def _host_lengths(self, forward_batch: Any, rows: int, codec_batch: Any) -> RowLengths:
-        lengths, new = forward_batch.seq_lens_cpu, self.query_rows
-        verified = new if new > 1 else 0  # which SGLang does not count
-        if lengths is None and getattr(codec_batch, "least_lengths", None) is not None:
-            # not known is what the step before accepted, of as many as are new in this one
-            least = codec_batch.least_lengths + verified
-            width = self.req_to_token_pool.req_to_token.shape[1]
-            return RowLengths(least, np.minimum(least + new, width).astype(np.int32), new)
-        if lengths is None and rows == 0:
-            return RowLengths.known(np.zeros(0, np.int32), new)
-        if lengths is None:  # a batch without a host copy: wait for the device's
-            FALLBACKS.record("sequence lengths only on the device (a synchronisation)")
-            lengths = forward_batch.seq_lens.cpu()
-        return RowLengths.known(lengths[:rows].numpy() + verified, new)
 
     def _host_rows(self, pool_rows: torch.Tensor, lengths: Any) -> list[Any]:
         """Every row's KV slots on the host; synchronises."""

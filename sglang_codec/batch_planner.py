@@ -16,6 +16,7 @@ from sglang_codec.planning.packed import PackedPlan
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import SPAN_INTS
 from sglang_codec.profiled import profiled
+from sglang_codec.row_lengths import RowLengths
 
 _ENDLESS = np.iinfo(np.int32).max  # a window of all tokens
 
@@ -105,44 +106,6 @@ class MovedRows:
     """
 
     spans: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class RowLengths:
-    """KV tokens of a batch's rows in a step, their new ones included, as far as the host knows.
-
-    Args:
-        least: int32 ``[B]``; what plans are made for. most: int32 ``[B]``; equal to `least` where
-            the host knows.
-        new: tokens of each row that are new in this step, by which its next step is longer at most.
-    """
-
-    least: np.ndarray
-    most: np.ndarray
-    new: int = 1
-
-    @classmethod
-    def known(cls, lengths: np.ndarray, new: int = 1) -> RowLengths:
-        lengths = np.array(lengths, np.int32)
-        return cls(lengths, lengths, new)
-
-    @property
-    def are_known(self) -> bool:
-        return self.most is self.least
-
-    def follow(self, earlier: RowLengths) -> bool:
-        """Whether these may be the rows of the step before, one step later.
-
-        Without speculation they are one token longer exactly: a step that this backend did not see
-        (a mixed batch that the prefill backend attended whole) has left a slot that no one appended
-        to the KV index. What the host does not know may have grown by nothing.
-        """
-        if self.new == 1:
-            return (earlier.least + 1).tobytes() == self.least.tobytes()
-        if self.least.shape != earlier.least.shape:
-            return False
-        grown = self.least - earlier.least
-        return bool(((grown >= int(self.are_known)) & (grown <= self.new)).all())
 
 
 @dataclass(slots=True, eq=False)

@@ -20,7 +20,6 @@ from sglang_codec.batch_planner import (
     BatchPlanner,
     MovedRows,
     NewPlan,
-    RowLengths,
     StepTimes,
     Totals,
 )
@@ -31,6 +30,7 @@ from sglang_codec.planning.cost_model import roofline_cost_model
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import PlanCapacity, PlanCapacityError, PlanLayout, PlanSpec
+from sglang_codec.row_lengths import RowLengths
 from sglang_codec.served_group import STEPS, tail_headroom
 from sglang_codec.sharing_check import SharingMismatch, check_sharing
 

@@ -29,7 +29,7 @@ from library import results
 from library.attention import tables
 
 from sglang_codec.attention_shape import AttentionShape
-from sglang_codec.batch_planner import BatchPlanner, RowLengths
+from sglang_codec.batch_planner import BatchPlanner
 from sglang_codec.device import Device, plan_spec
 from sglang_codec.kernels.launch import launch_config
 from sglang_codec.plan_maker import PlanMaker
@@ -38,6 +38,7 @@ from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.paths import RadixPaths
 from sglang_codec.planning.plan import PlanCapacity, PlanLayout, PlanSpec
 from sglang_codec.planning.planner import Planner, make_plan
+from sglang_codec.row_lengths import RowLengths
 
 # the ceilings are for a GPU without a cost table
 H100 = Device(

@@ -133,7 +133,7 @@ class Host:
 
     def step(self, server: Server, reqs: list[Any]) -> dict[str, float]:
         """Seconds of a decode step of these requests, by stage."""
-        from sglang_codec.batch_planner import RowLengths
+        from sglang_codec.row_lengths import RowLengths
 
         self.steps += 1
         lengths = torch.tensor([len(req.origin_input_ids) + self.steps for req in reqs])
