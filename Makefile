@@ -7,7 +7,7 @@ VENV ?= .venv
 MODEL ?= .models/tiny-llama
 PYTEST_ARGS ?=
 # test processes, each with one thread: most tests that take long wait for one that computes
-JOBS ?= 2
+JOBS ?= 3
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.codec-ready

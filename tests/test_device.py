@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
+from pretended_gpu import pretend_gpu
 
 from sglang_codec import device
 from sglang_codec.attention_shape import AttentionShape
@@ -24,11 +24,8 @@ SERVED = (
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    about = {"major": 9, "minor": 0, "multi_processor_count": 132, "L2_cache_size": 50 << 20}
-    properties = SimpleNamespace(name="NVIDIA H100", **about)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(device, "_has_warp_roles", lambda: True)
-    return torch.device("cuda")
+    return pretend_gpu(monkeypatch, 9)
 
 
 def test_shapes_are_served_with_warp_roles(hopper: torch.device) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pretended_gpu import pretend_gpu
 from sglang.srt.layers.radix_attention import RadixAttention
 
 from sglang_codec import layer_groups
@@ -54,9 +55,7 @@ def test_layers_of_one_cap_are_a_group() -> None:
 
 def test_a_request_has_to_fit_the_query_tiles_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of wide heads these hold fewer rows on some GPUs."""
-    about = {"major": 10, "minor": 0, "multi_processor_count": 148, "L2_cache_size": 1 << 26}
-    properties = SimpleNamespace(name="a GPU", **about)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    pretend_gpu(monkeypatch, 10)
     monkeypatch.setattr(layer_groups, "query_rows", lambda _: 4)
     found = groups(layer(0, heads=16), layer(1, heads=32, head_dim=256), layer(2, heads=16))
     assert [group.layer_ids for group in found.groups] == [(0, 2)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pretended_gpu import pretend_gpu
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache import memory_pool, swa_memory_pool
 
@@ -190,6 +191,13 @@ def test_what_is_supported_passes(dtype: torch.dtype) -> None:
         check_supported(runner(model_dtype=dtype, kv_cache_dtype=kv_dtype))
 
 
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many rows a query tile has, its GPU says."""
+    pretend_gpu(monkeypatch, 9)
+
+
+@pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "STANDALONE", "NGRAM", "DFLASH"])
 def test_chains_of_a_fixed_length_are_verified(algorithm: str) -> None:
     made = runner(**speculating(algorithm=algorithm))
@@ -201,6 +209,7 @@ def test_chains_of_a_fixed_length_are_verified(algorithm: str) -> None:
     ]
 
 
+@pytest.mark.usefixtures("hopper")
 def test_too_many_rows_of_a_request_leave_no_layer() -> None:
     wide = runner(model=Model(layer(heads=32, kv_heads=2)), **speculating())
     assert LayerGroups.of(wide).groups

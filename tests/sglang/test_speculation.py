@@ -93,12 +93,6 @@ def _new_tokens(arguments: dict[str, Any]) -> int:
     return arguments["speculative_num_draft_tokens"]
 
 
-def test_stock_speculation_has_the_same_tokens(
-    served: Callable[..., Report], plain: dict[str, list[int]]
-) -> None:
-    assert served("triton", json.dumps(NGRAM))["nothing"]["tokens"] == plain
-
-
 @pytest.mark.parametrize("fault", ["the planner", "reading the tree", "comparing batches"])
 def test_what_raises_in_a_verified_step_is_counted(
     fault: str, served: Callable[..., Report], plain: dict[str, list[int]]

@@ -160,7 +160,7 @@ def injected(engine: InprocScheduler, *, beams: bool) -> dict[str, Any]:
         return mock.patch.object(target, name, side_effect=error("injected"))
 
     stages = {
-        "batch": raising(forward_batch, "_is_plain"),
+        "batch": raising(forward_batch, "_speculates"),
         "attacher": raising(forward_batch.Attacher, "codec_batch"),
         "reader": raising(forward_batch, "select_reader"),
         "row states": raising(forward_batch, "row_states_of"),
