@@ -42,7 +42,7 @@ def draw(
     head, rows = results.load(paths)
     rows = [row for row in rows if only in (None, row.get("slots"))]
     if by_shape:
-        figure = gains_figure(rows, shape_of)
+        figure = gains_figure([row for row in rows if gain(row) is not None], shape_of)
         title = (
             f"codec against the best stock backend ({head['gpu']}, commit {head['commit'][:10]})"
         )
@@ -104,7 +104,6 @@ def gains_figure(rows: list[dict], key: Callable[[dict], str] = itemgetter("tabl
     """`codec` over the best stock backend, row by row, in panels; what loses is marked."""
     parts: dict[str, list[dict]] = {}
     for table, members in grouped(rows, key).items():
-        members = [row for row in members if gain(row) is not None]
         ratios = [gain(row) for row in members]
         losing = sum(ratio < LOSING for ratio in ratios)
         about = f"geometric mean {geometric_mean(ratios):.2f}x"
