@@ -43,9 +43,7 @@ def draw(
     rows = [row for row in rows if only in (None, row.get("slots"))]
     if by_shape:
         figure = gains_figure([row for row in rows if gain(row) is not None], shape_of)
-        title = (
-            f"codec against the best stock backend ({head['gpu']}, commit {head['commit'][:10]})"
-        )
+        title = f"codec against the best stock backend ({head['gpu']})"  # of several commits
         return [figures.save(figure, title, out, dpi)]
     layouts = grouped(rows, lambda row: (row["dtype"], row.get("slots", "")))
     written = []
