@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import os
@@ -55,9 +54,6 @@ def describe_device(device: torch.device, shape: AttentionShape) -> Device:
     config = launch_config(capability, shape)
     if config.warp_roles and not _has_warp_roles():
         config = launch_config(capability, shape, warp_roles=False)
-    if config.warp_roles and shape.query_rows > 1:
-        # `kernels/hopper` has run on a GPU with several query rows, but not with bundles of such
-        config = dataclasses.replace(config, bundle=None)
     return Device(
         properties.name,
         config,

@@ -33,12 +33,6 @@ def test_shapes_are_served_with_warp_roles(hopper: torch.device) -> None:
         assert device.describe_device(hopper, shape).config.warp_roles
 
 
-def test_bundles_of_several_query_rows_wait_for_a_gpu(hopper: torch.device) -> None:
-    several = dataclasses.replace(PLAIN, query_rows=4)
-    assert device.describe_device(hopper, PLAIN).config.bundle_rows
-    assert not device.describe_device(hopper, several).config.bundle_rows
-
-
 def test_heads_of_fp8_that_fill_no_columns_are_not(hopper: torch.device) -> None:
     narrow = AttentionShape.plain(16, 2, 96, kv_dtype="float8_e4m3fn")
     assert not device.describe_device(hopper, narrow).config.warp_roles

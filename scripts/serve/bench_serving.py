@@ -13,16 +13,20 @@ decode. `churn` and `arrivals` are SGLang's own benchmark, with requests that ar
         --variant default= --variant graphs=--cuda-graph-max-bs-decode=512 \\
         --variant mixed=--enable-mixed-chunk --request-rates 16,24,40 --gpus all \\
         --json out/serving.json -- --mem-fraction-static 0.85
+    python scripts/serve/bench_serving.py --shape llama3-8b --draft llama3-8b-draft \\
+        --accept-length 3 --json out/drafts.json -- --speculative-algorithm STANDALONE \\
+        --speculative-num-steps 3 --speculative-eagle-topk 1 --speculative-num-draft-tokens 4
     python scripts/serve/bench_serving.py --model MODEL --workloads few-shot 1,8,32_4096,512,64 \\
         --json out/serving.json --append
 
 Every row of a tree has a bound, `bound_ms = base_ms + (kv_bytes - base_kv_bytes) / bandwidth`: the
 measured TPOT of the same number of requests with 8 tokens of context and nothing shared (the rows
 `short-B`, fastest backend), and the bytes of the distinct KV tokens of a step, read once at the
-speed of a device copy (`serving/bound.py`). Time to first token counts from the sending of all
-prompts of a tree in one request, so it holds the server's parsing of all of them. Rows of arrivals
-are medians of --repeats runs; their goodput is the requests per second whose mean time between
-tokens is at most --itl-limit (`serving/stock_bench.py`).
+speed of a device copy (`serving/bound.py`; with speculation the bytes count once for all tokens of
+a step). Time to first token counts from the sending of all prompts of a tree in one request, so it
+holds the server's parsing of all of them. Rows of arrivals are medians of --repeats runs; their
+goodput is the requests per second whose mean time between tokens is at most --itl-limit
+(`serving/stock_bench.py`).
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def test_a_nan_in_a_bundle_stays_with_those_who_see_it(
     problem = problem_of(paths, 3, 3, dtype, device)
     planned = plan_batch(paths, problem)
     (spoiled,) = planned.plan.order[planned.plan.tasks[-1, 2]][None].tolist()
-    assert planned.plan.num_bundles > 0 or device.type == "cuda"
+    assert planned.plan.num_bundles > 0
     problem.v_buffer[problem.rows[spoiled][-1:].to(device)] = float("nan")
     out, _ = planned.attend(problem)
     assert out[3 * spoiled + 2].isnan().all()

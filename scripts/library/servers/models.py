@@ -119,6 +119,8 @@ _QWEN35_27B = _COMMON | {
 }
 SHAPES = {
     "llama3-8b": _LLAMA3_8B,
+    # drafts for it, as EAGLE's and MTP's models of one layer do
+    "llama3-8b-draft": _LLAMA3_8B | {"num_hidden_layers": 1},
     "gpt-oss-20b": _GPT_OSS_20B,
     "olmo3-7b": _OLMO3_7B,
     "qwen3.5-27b": _QWEN35_27B,

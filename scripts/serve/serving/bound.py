@@ -1,6 +1,6 @@
 """How fast a decode step can be: everything but attention as measured, and every KV byte once.
 
-    bound_ms = base_ms + (kv_bytes - base_kv_bytes) / bandwidth
+    bound_ms = base_ms + (kv_bytes - base_kv_bytes) / bandwidth / accept_length
 
 - `base_ms`: TPOT of the row `short-B`, with the same batch size B, 8 tokens of context and nothing
   shared, measured in the same file: weights, launches, sampling, and everything else that does not
@@ -9,6 +9,7 @@
   all layers: those of all prompts, shared ones once, and what the requests had generated in the
   middle of the steady state.
 - `base_kv_bytes`: the same of the row `short-B`, since its TPOT has them already.
+- `accept_length`: tokens that a step yields a request, with speculation; 1 without.
 - `bandwidth`: of a device-to-device copy, bytes read and written, measured by the same command
   (`library.attention.timing.ceilings`) or given as --bandwidth.
 
@@ -47,7 +48,7 @@ def bound_of(row: dict, rows: list[dict], bandwidth_TBps: float | None) -> dict[
         "base_kv_bytes": read_by_base,
         "kv_bytes": read,
         "bandwidth_TBps": bandwidth_TBps,
-        "kv_ms": (read - read_by_base) / (bandwidth_TBps * 1e9),
+        "kv_ms": (read - read_by_base) / (bandwidth_TBps * 1e9) / (row.get("accept_length") or 1),
     }
 
 

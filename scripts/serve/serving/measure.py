@@ -112,6 +112,7 @@ def _measure_steady(
     steady = steady_state(completions)
     logged = read_log(target.server.log_since(log_place), workload.batch)
     scheduler_ms = logged.tpot_ms if logged else None
+    accepted = logged.accept_length if logged else None
     return {
         "tpot_ms": steady.tpot_ms,
         "tpot_scheduler_ms": scheduler_ms,
@@ -121,7 +122,9 @@ def _measure_steady(
         **latencies(completions),
         "cached_tokens": sum(completion.cached_tokens for completion in completions),
         "kv_bytes_per_step": kv_bytes_per_step(workload, steady, target.kv_bytes),
-        "kv_tokens_stock": decoded_kv_tokens(workload),
+        "accept_length": accepted,
+        # what drafts save is not known here
+        "kv_tokens_stock": None if accepted else decoded_kv_tokens(workload),
         "warnings": disagreement(steady.tpot_ms, scheduler_ms),
         "outputs": [digest(completion.output_ids) for completion in completions],
     }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from library.options import parse_backends, parser_of, positive, positive_number
-from library.servers.launch import add_model_options, check_model
+from library.servers.launch import add_draft_options, add_model_options, check_model
 from library.servers.workload import (
     ARRIVALS,
     CHURN,
@@ -64,6 +64,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser = parser_of(description, usage="%(prog)s [options] [-- SGLANG_FLAGS ...]")
     group = parser.add_argument_group("what to serve")
     add_model_options(group.add_mutually_exclusive_group(required=True))
+    add_draft_options(group.add_argument)
     _add_what(group.add_argument)
     _add_arrivals(parser.add_argument_group("churn and arrivals, by sglang.bench_serving"))
     _add_results(parser.add_argument_group("measurement and results").add_argument)

@@ -247,6 +247,15 @@ def test_the_schedulers_own_time_per_token() -> None:
     assert (logged.lines, logged.cuda_graph) == (3, True)
     assert read_log(LOG.replace("graph: True", "graph: False"), 64).cuda_graph is False
     assert read_log(LOG, batch=3) is None
+    assert logged.accept_length is None
+
+
+def test_what_a_verify_step_yields_is_logged() -> None:
+    log = LOG
+    for tokens in (9, 3, 2, 4, 1):
+        log = log.replace("9, cuda", f"9, accept len: {tokens}.00, accept rate: 0.67,  cuda", 1)
+    found = read_log(log, batch=64)
+    assert (found.accept_length, found.cuda_graph) == (pytest.approx(3), True)
 
 
 def logged(running: int, tokens: float, graph: bool = True) -> str:
@@ -358,6 +367,9 @@ def test_the_bound_is_the_short_row_and_the_bytes_it_has_not_read() -> None:
         "bandwidth_TBps": 3.0,
         "kv_ms": pytest.approx(1.0),
     }
+    # a verify step reads them once for all tokens that it yields
+    drafted = bound.bound_of(rows[-1] | {"accept_length": 2.5}, rows, 3.0)
+    assert drafted["kv_ms"] == pytest.approx(0.4)
 
 
 def test_no_bound_without_its_terms() -> None:
