@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from planned import plan_batch, unused_slot
+from planned import plan_batch, unused_slot, verified
 
 from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.kernels.launch import LaunchConfig, launch_config
@@ -159,10 +159,7 @@ def test_drafts_that_are_accepted_or_not(
     slots = torch.full((len(lengths), query_rows), unused_slot(problem))
     for step in range(steps):
         kept = [(row + step) % query_rows + 1 for row in range(rows)]
-        problem.rows[:] = [
-            torch.cat([row[: len(row) - query_rows + kept[r]], new[step, r]])
-            for r, row in enumerate(problem.rows)
-        ]
+        problem.rows[:] = verified(problem.rows, kept, new[step])
         lengths[:rows] = torch.tensor([len(row) for row in problem.rows])
         slots[:rows] = new[step]
         planned.append(lengths.to(device), slots.flatten().to(device))

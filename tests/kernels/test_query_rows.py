@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planned import plan_batch
+from planned import plan_batch, verified
 
 from sglang_codec import PrefixForest, PrefixSharedDecodeWrapper
 from sglang_codec.attention_shape import AttentionShape
@@ -131,11 +131,7 @@ def test_a_plan_lives_while_drafts_are_accepted_or_not(
     rows = problem.rows
     for step in range(steps):
         kept = rng.integers(0 if step == 0 else 1, query_rows + 1, batch)
-        # the drafts of the step before, as many as were kept, and new ones
-        rows = [
-            torch.cat([row[: len(row) - query_rows + kept[r]], slots[step, r]])
-            for r, row in enumerate(rows)
-        ]
+        rows = verified(rows, kept, slots[step])
         lengths = torch.tensor([len(row) for row in rows], device=device)
         planned.append(lengths, slots[step].flatten().to(device))
         if step not in (0, steps - 1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +86,20 @@ class Planned:
             windowed=self.buffers.window > 0,
             query_rows=self.buffers.query_rows,
         )
+
+
+def verified(
+    rows: Sequence[torch.Tensor], kept: Sequence[int], drafts: torch.Tensor
+) -> list[torch.Tensor]:
+    """KV slots of rows that end in drafts: with as many of them as were kept, and new ones.
+
+    Args:
+        drafts: ``[B, n]`` KV slots.
+    """
+    return [
+        torch.cat([row[: len(row) - len(new) + count], new])
+        for row, count, new in zip(rows, kept, drafts, strict=True)
+    ]
 
 
 def unused_slot(problem: Problem) -> int:
