@@ -134,6 +134,7 @@ class Host:
     def step(self, server: Server, reqs: list[Any]) -> dict[str, float]:
         """Seconds of a decode step of these requests, by stage."""
         from sglang_codec.row_lengths import RowLengths
+        from sglang_codec.served_group import sent_spans
 
         self.steps += 1
         lengths = torch.tensor([len(req.origin_input_ids) + self.steps for req in reqs])
@@ -142,15 +143,10 @@ class Host:
         self.batch = self._attacher.codec_batch(server.batch(reqs))
         described = time.thread_time() - started
         for new in planner.plan_if_changed(self.batch, RowLengths.known(lengths.numpy()), None):
-            self._send(new)
+            sent_spans(self.buffers, new)
         times.end("send")
         stages = {stage: getattr(times, stage) for stage in ("read", "make", "send")}
         return {"describe": described, **stages, "total": sum(stages.values())}
-
-    def _send(self, new: Any) -> None:
-        from sglang_codec.served_group import sent_spans
-
-        sent_spans(self.buffers, new)
 
 
 class Server:
