@@ -265,7 +265,7 @@ class BatchPlanner:
             for live in reversed(self._live):
                 if codec_batch is None or live.signature is None:
                     continue
-                if _same(paths, live.paths) and live.is_next_step(lengths):
+                if paths.equals(live.paths) and live.is_next_step(lengths):
                     moved = codec_batch.moved_since(live.signature)
                     if moved is not None:
                         return live, moved
@@ -280,18 +280,6 @@ class BatchPlanner:
         self.totals.moves += is_moved
         self.totals.kv_tokens_stock += live.held
         self.totals.kv_tokens_read += live.held - live.saved
-
-
-def _same(paths: RadixPaths, others: RadixPaths) -> bool:
-    """Whether these are equal arrays; equal sharing may look different, never the reverse."""
-    return paths is others or all(
-        one is other or (one.shape == other.shape and one.tobytes() == other.tobytes())
-        for one, other in (
-            (paths.parent, others.parent),
-            (paths.end, others.end),
-            (paths.leaf, others.leaf),
-        )
-    )
 
 
 def _resent(made: MadePlan, lengths: np.ndarray, staging: torch.Tensor) -> NewPlan:
