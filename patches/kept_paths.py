@@ -287,8 +287,11 @@ def _runs_kept(now: tuple[Any, ...], before: tuple[Any, ...]) -> list[slice]:
     if now == before:
         return [slice(0, len(now))]
     runs, at, start = [], 0, 0
-    while at < len(now) and now[at] in before[start:]:
-        start = before.index(now[at], start)
+    while at < len(now):
+        try:
+            start = before.index(now[at], start)
+        except ValueError:
+            break
         same = min(len(now) - at, len(before) - start)
         if now[at : at + same] != before[start : start + same]:
             pairs = map(is_not, islice(now, at, None), islice(before, start, None))

@@ -129,12 +129,12 @@ class _Live:
         """These may be the same rows a step later, and every tail still fits."""
         if not lengths.follow(self.lengths):
             return False
-        return int((lengths.most - self.made[0].lengths).max(initial=0)) <= self.room
+        return lengths.most_grown_since(self.made[0].lengths) <= self.room
 
     def serve(self, signature: Hashable, lengths: RowLengths) -> None:
         """A step of the batch: its first one, or the next."""
         if lengths is not self.lengths:
-            self.held += round(self.seen * int((lengths.least - self.lengths.least).sum()))
+            self.held += round(self.seen * lengths.grown_since(self.lengths))
         self.signature, self.lengths = signature, lengths
 
 
