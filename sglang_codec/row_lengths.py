@@ -49,9 +49,10 @@ class RowLengths:
 
     def most_grown_since(self, planned: np.ndarray) -> int:
         """The most tokens that a row has more, int32 ``[B]`` being those of a step before."""
-        # without speculation all rows have grown alike, and cold caches make a look at each dear
-        some = slice(1 if self.new == 1 and self.are_known else None)
-        return int((self.most[some] - planned[some]).max(initial=0))
+        # without speculation all rows have grown alike, and cold caches make NumPy dear
+        if self.new == 1 and self.are_known and len(planned):
+            return int(self.most[0]) - int(planned[0])
+        return int((self.most - planned).max(initial=0))
 
     def grown_since(self, earlier: RowLengths) -> int:
         """Tokens that these rows have more than one step before, all together."""
