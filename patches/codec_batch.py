@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import compress
-from operator import ne, or_
 from typing import Any
 from weakref import ref
 
@@ -13,7 +11,7 @@ import numpy as np
 
 from sglang_codec.patches.beam_rows import BeamRows, with_members
 from sglang_codec.patches.fallbacks import FALLBACKS
-from sglang_codec.patches.kept_paths import KeptBatches, RowStates
+from sglang_codec.patches.kept_paths import KeptBatches, RowStates, differing
 from sglang_codec.patches.tree_readers import weak
 from sglang_codec.planning.paths import RadixPaths
 
@@ -75,8 +73,7 @@ class CodecBatch:
         requests_then, handles_then, owned_then, *others_then = then
         if (rows, requests, others, once) != (rows_then, requests_then, others_then, once_then):
             return None
-        has_moved = map(or_, map(ne, handles, handles_then), map(ne, owned, owned_then))
-        return list(compress(range(len(handles)), has_moved))
+        return sorted({*differing(handles, handles_then), *differing(owned, owned_then)})
 
 
 def row_states_of(req: Any) -> ReadStates:

@@ -11,8 +11,8 @@ raises, all are.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import chain, compress, count, islice
-from operator import is_not, ne
+from itertools import compress, count, islice
+from operator import is_not
 from typing import Any
 from weakref import ref
 
@@ -80,7 +80,6 @@ class KeptPaths:
         self._ends: list[_Node] = []
         self._unsure: set[Any] = set()
         self._paths = RadixPaths.private(0)
-        self._lists: tuple[list[int], list[int], list[int]] = ([], [], [])  # what is in `_paths`
         self._is_laid_out = True
 
     def knows_any(self, requests: Sequence[ref[Any]]) -> bool:
@@ -98,34 +97,37 @@ class KeptPaths:
             columns: the others of `RowStates`.
         """
         try:
-            self._ends = ends = self._update(requests, columns)
+            runs = _runs_kept(requests, self._requests)
+            rows = self._update(runs, requests, columns)
         except BaseException:
             self._forget_all()
             raise
         self._requests, self._columns = requests, columns
-        parent, end, _ = self._lists if self._is_laid_out else (*self._lay_out(ends), None)
-        lists = (parent, end, [end.place for end in ends])
-        if lists != self._lists:
-            self._lists = lists
-            self._paths = RadixPaths(*(np.array(one, np.int32) for one in lists))
+        paths = self._with_rows(runs, rows) if self._is_laid_out else self._lay_out()
+        if not paths.equals(self._paths):
+            self._paths = paths
         return self._paths
 
     def _update(
-        self, requests: tuple[ref[Any], ...], columns: Sequence[tuple[Any, ...]]
-    ) -> list[_Node]:
-        """Forget who has left, then read who has joined; where each row's path ends now."""
+        self,
+        runs: Sequence[slice],
+        requests: tuple[ref[Any], ...],
+        columns: Sequence[tuple[Any, ...]],
+    ) -> Sequence[int]:
+        """Forget who has left, then read who has joined; the rows that were read."""
         self._reads += 1
-        runs, ends, left, at = _runs_kept(requests, self._requests), [], [], 0
+        ends: list[_Node] = []
+        left: list[_Node] = []
+        changed: set[int] = set()
+        at = 0
         for run in runs:
             left += self._ends[at : run.start]
+            first, at = len(ends), run.stop
             ends += self._ends[run]
-            at = run.stop
+            for now, was in zip(columns, self._columns, strict=False):  # none before the first read
+                rows = differing(now[first : len(ends)], was[run])
+                changed.update([first + row for row in rows])
         left += self._ends[at:]
-        changed: set[int] = set()
-        for now, was in zip(columns, self._columns, strict=False):
-            then = tuple(chain.from_iterable([was[run] for run in runs]))
-            if now[: len(then)] != then:
-                changed.update(compress(range(len(then)), map(ne, now, then)))
         if self._unsure:
             kept = requests[: len(ends)]
             changed.update(row for row, one in enumerate(kept) if one in self._unsure)
@@ -141,7 +143,8 @@ class KeptPaths:
             chains = self._reader.chains(keys, self._nodes)
             for row, key, links in zip(rows, keys, chains, strict=True):
                 ends[row] = self._join(requests[row], owned[row], key, links)
-        return ends
+        self._ends = ends
+        return rows
 
     def _join(self, request: ref[Any], owned: int, key: Hashable, chain: Chain) -> _Node:
         known, links = chain
@@ -220,13 +223,23 @@ class KeptPaths:
         if node.count == 1:
             self._is_laid_out = False
 
-    def _lay_out(self, ends: Sequence[_Node]) -> tuple[list[int], list[int]]:
+    def _with_rows(self, runs: Sequence[slice], rows: Sequence[int]) -> RadixPaths:
+        """The paths as they are laid out, of the rows kept in `runs` and those that were read."""
+        leaf, at = np.empty(len(self._ends), np.int32), 0
+        for run in runs:
+            first, at = at, at + run.stop - run.start
+            leaf[first:at] = self._paths.leaf[run]
+        for row in rows:
+            leaf[row] = self._ends[row].place
+        return RadixPaths(self._paths.parent, self._paths.end, leaf)
+
+    def _lay_out(self) -> RadixPaths:
         """Number the shared nodes as the rows come by them, so that equal paths look the same."""
         for node in self._nodes.values():
             node.place = _UNPLACED
         parents: list[int] = []
         reaches: list[int] = []
-        for node in ends:
+        for node in self._ends:
             path = []
             while node.place == _UNPLACED:
                 path.append(node)
@@ -239,7 +252,8 @@ class KeptPaths:
                     place = len(reaches) - 1
                 below.place = place
         self._is_laid_out = True
-        return parents, reaches
+        leaves = [node.place for node in self._ends]
+        return RadixPaths(*(np.array(one, np.int32) for one in (parents, reaches, leaves)))
 
 
 class KeptBatches:
@@ -273,13 +287,25 @@ def _runs_kept(now: tuple[Any, ...], before: tuple[Any, ...]) -> list[slice]:
     if now == before:
         return [slice(0, len(now))]
     runs, at, start = [], 0, 0
-    while at < len(now) and now[at] in before[start:]:
-        start = before.index(now[at], start)
-        pairs = map(is_not, islice(now, at, None), islice(before, start, None))
-        same = next(compress(count(), pairs), min(len(now) - at, len(before) - start))
+    while at < len(now):
+        try:
+            start = before.index(now[at], start)
+        except ValueError:
+            break
+        same = min(len(now) - at, len(before) - start)
+        if now[at : at + same] != before[start : start + same]:
+            pairs = map(is_not, islice(now, at, None), islice(before, start, None))
+            same = next(compress(count(), pairs))
         runs.append(slice(start, start + same))
         at, start = at + same, start + same
     return runs
+
+
+def differing(now: tuple[Any, ...], was: tuple[Any, ...]) -> list[int]:
+    """Where these differ, which are as long; what is the same object is not looked at."""
+    if now == was:
+        return []
+    return [at for at in compress(count(), map(is_not, now, was)) if now[at] != was[at]]
 
 
 def _alive(handle: Any) -> Any:

@@ -18,8 +18,6 @@ from sglang_codec.planning.plan import SPAN_INTS
 from sglang_codec.profiled import profiled
 from sglang_codec.row_lengths import RowLengths
 
-_ENDLESS = np.iinfo(np.int32).max  # a window of all tokens
-
 
 class StepTimes:
     """Host seconds of the latest step's way to the device; each stage begins where one ended."""
@@ -131,11 +129,12 @@ class _Live:
         """These may be the same rows a step later, and every tail still fits."""
         if not lengths.follow(self.lengths):
             return False
-        return int((lengths.most - self.made[0].lengths).max(initial=0)) <= self.room
+        return lengths.most_grown_since(self.made[0].lengths) <= self.room
 
     def serve(self, signature: Hashable, lengths: RowLengths) -> None:
         """A step of the batch: its first one, or the next."""
-        self.held += round(self.seen * int((lengths.least - self.lengths.least).sum()))
+        if lengths is not self.lengths:
+            self.held += round(self.seen * lengths.grown_since(self.lengths))
         self.signature, self.lengths = signature, lengths
 
 
@@ -232,7 +231,7 @@ class BatchPlanner:
         room = min(one.room for one in packed)
         held = self._mean([one.kv_tokens_stock for one in packed])
         windows = [maker.spec.shape.seen_tokens for maker in self.makers]
-        growing = self._mean([int((least < (w or _ENDLESS)).sum()) for w in windows])
+        growing = self._mean([int((least < w).sum()) if w else len(least) for w in windows])
         seen = growing / max(len(least), 1)
         return _Live(None, paths, made, saved, room, held, seen, lengths), []
 
@@ -247,7 +246,8 @@ class BatchPlanner:
             return None
         try:
             for live in reversed(self._live):
-                if live.is_next_step(lengths) and signature == live.signature:
+                # who is known is asked first: that takes a look where someone has joined
+                if signature == live.signature and live.is_next_step(lengths):
                     return live
         except Exception as error:  # foreign objects are compared
             FALLBACKS.record(f"comparing batches failed with {type(error).__name__}", error)
@@ -265,7 +265,7 @@ class BatchPlanner:
             for live in reversed(self._live):
                 if codec_batch is None or live.signature is None:
                     continue
-                if live.is_next_step(lengths) and _same(paths, live.paths):
+                if paths.equals(live.paths) and live.is_next_step(lengths):
                     moved = codec_batch.moved_since(live.signature)
                     if moved is not None:
                         return live, moved
@@ -280,18 +280,6 @@ class BatchPlanner:
         self.totals.moves += is_moved
         self.totals.kv_tokens_stock += live.held
         self.totals.kv_tokens_read += live.held - live.saved
-
-
-def _same(paths: RadixPaths, others: RadixPaths) -> bool:
-    """Whether these are equal arrays; equal sharing may look different, never the reverse."""
-    return paths is others or all(
-        one is other or (one.shape == other.shape and one.tobytes() == other.tobytes())
-        for one, other in (
-            (paths.parent, others.parent),
-            (paths.end, others.end),
-            (paths.leaf, others.leaf),
-        )
-    )
 
 
 def _resent(made: MadePlan, lengths: np.ndarray, staging: torch.Tensor) -> NewPlan:

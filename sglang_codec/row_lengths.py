@@ -47,6 +47,19 @@ class RowLengths:
         grown = self.least - earlier.least
         return bool(((grown >= int(self.are_known)) & (grown <= self.new)).all())
 
+    def most_grown_since(self, planned: np.ndarray) -> int:
+        """The most tokens that a row has more, int32 ``[B]`` being those of a step before."""
+        # without speculation all rows have grown alike, and cold caches make NumPy dear
+        if self.new == 1 and self.are_known and len(planned):
+            return int(self.most[0]) - int(planned[0])
+        return int((self.most - planned).max(initial=0))
+
+    def grown_since(self, earlier: RowLengths) -> int:
+        """Tokens that these rows have more than one step before, all together."""
+        if self.new == 1:
+            return len(self.least)
+        return int((self.least - earlier.least).sum())
+
 
 def lengths_of(
     forward_batch: Any, rows: int, new: int, least: np.ndarray | None, most: int

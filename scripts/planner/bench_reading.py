@@ -4,10 +4,10 @@
     python scripts/planner/bench_reading.py --cold --json reading.json
 
 Needs no GPU: SGLang's own radix tree (of the version that is imported) and its own requests, an
-H100's cost table and program slots, and memory of the host in place of the device's: launches and
-pinned memory are not in it. A batch of `rows` requests shares a tree of `depth` levels; every
-request ends in a tail of its own. Steps, as the overlap scheduler makes them when one request
-leaves and another joins:
+H100's cost table and program slots, and memory of the host in place of the device's. With
+`--device cuda` pinned memory, the copy and the launch that fills the KV index are in it. A batch of
+`rows` requests shares a tree of `depth` levels; every request ends in a tail of its own. Steps, as
+the overlap scheduler makes them when one request leaves and another joins:
 
 `join`: the first one. `moved`: the next, when the joined one's prompt has become the tree's.
 `unchanged`: the one after. `all_new`: no request is known.
@@ -27,6 +27,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,11 +46,12 @@ def main() -> None:
     parser.add_argument("--rows", default="256,1024", help="batch sizes")
     parser.add_argument("--depths", default="4", help="levels of the tree, tails included")
     parser.add_argument("--joins", type=int, default=20, help="joining requests of each case")
+    parser.add_argument("--device", default="cpu", help="where plans are sent: cpu or cuda")
     parser.add_argument("--cold", action="store_true", help="empty the caches before each step")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     arguments = parser.parse_args()
     cases = [
-        measure(int(rows), int(depth), arguments.joins, cold=arguments.cold)
+        measure(int(rows), int(depth), arguments.joins, Host(arguments.device, arguments.cold))
         for rows in arguments.rows.split(",")
         for depth in arguments.depths.split(",")
     ]
@@ -61,9 +63,9 @@ def main() -> None:
         arguments.json.write_text(text + "\n")
 
 
-def measure(rows: int, depth: int, joins: int, *, cold: bool) -> dict[str, Any]:
+def measure(rows: int, depth: int, joins: int, host: Host) -> dict[str, Any]:
     """The medians of one batch size and depth."""
-    server, host = Server(depth), Host(cold=cold)
+    server = Server(depth)
     reqs = [server.request(number) for number in range(rows + joins)]
     running = reqs[:rows]
     for _ in range(2):
@@ -83,7 +85,8 @@ def measure(rows: int, depth: int, joins: int, *, cold: bool) -> dict[str, Any]:
     return {
         "rows": rows,
         "depth": depth,
-        "cold": cold,
+        "cold": host.is_cold,
+        "device": host.device_name,
         "reader": host.batch.reader_name,
         "nodes": host.planner.first.packed.num_shared,
         **{step: medians(times) for step, times in steps.items()},
@@ -99,9 +102,13 @@ def medians(steps: list[dict[str, float]]) -> dict[str, float]:
 
 
 class Host:
-    """What codec does of a step on the host of a server, without the launches."""
+    """What codec does of a step on the host of a server.
 
-    def __init__(self, *, cold: bool) -> None:
+    Args:
+        device: where plans are sent. On a CPU nothing is launched.
+    """
+
+    def __init__(self, device: str, is_cold: bool) -> None:
         from sglang_codec.attention_shape import AttentionShape
         from sglang_codec.batch_planner import BatchPlanner, StepTimes
         from sglang_codec.buffers import PlanBuffers
@@ -114,14 +121,21 @@ class Host:
         spec = plan_spec(H100, shape, tail_headroom=128)
         capacity = capacity_for(spec, rows=POOL_ROWS, pool_slots=POOL_SLOTS)
         layout = PlanLayout.of(capacity, spec)
-        self.buffers = PlanBuffers(layout, shape, torch.device("cpu"))
-        # as of a caching allocator: what comes is memory that was used before
-        staging = cycle([self.buffers.staging() for _ in range(4)])
-        maker = PlanMaker(spec, cost_of(spec), layout, lambda: next(staging), lambda *_: [])
+        self.buffers = PlanBuffers(layout, shape, torch.device(device))
+        self._is_gpu, staging = self.buffers.device.type == "cuda", self.buffers.staging
+        self.device_name = torch.cuda.get_device_name() if self._is_gpu else "cpu"
+        # requests' rows, as long as theirs ever get here
+        self._table = torch.zeros((POOL_ROWS, 4096), dtype=torch.int32, device=device)
+        if not self._is_gpu:
+            # as of a caching allocator: what comes is memory that was used before
+            used = cycle([self.buffers.staging() for _ in range(4)])
+            staging = partial(next, used)
+        maker = PlanMaker(spec, cost_of(spec), layout, staging, lambda *_: [])
         self.planner = BatchPlanner()
         self.planner.times = StepTimes(time.thread_time)
         self.planner.use([maker], [8])
-        self.steps, self._other_work = 0, OtherWork() if cold else (lambda: None)
+        self.is_cold, self.steps = is_cold, 0
+        self._other_work = OtherWork() if is_cold else (lambda: None)
         self.forget()
 
     def forget(self) -> None:
@@ -133,24 +147,26 @@ class Host:
 
     def step(self, server: Server, reqs: list[Any]) -> dict[str, float]:
         """Seconds of a decode step of these requests, by stage."""
+        from sglang_codec.attention import fill_kv_index
         from sglang_codec.row_lengths import RowLengths
+        from sglang_codec.served_group import sent_spans
 
         self.steps += 1
         lengths = torch.tensor([len(req.origin_input_ids) + self.steps for req in reqs])
+        pool_rows = torch.arange(len(reqs), device=self.buffers.device)
+        if self._is_gpu:
+            torch.cuda.synchronize()
         self._other_work()
         planner, times, started = self.planner, self.planner.times, time.thread_time()
         self.batch = self._attacher.codec_batch(server.batch(reqs))
         described = time.thread_time() - started
         for new in planner.plan_if_changed(self.batch, RowLengths.known(lengths.numpy()), None):
-            self._send(new)
+            spans, longest = sent_spans(self.buffers, new)
+            if self._is_gpu:
+                fill_kv_index(self.buffers, self._table, pool_rows, spans, longest=longest)
         times.end("send")
         stages = {stage: getattr(times, stage) for stage in ("read", "make", "send")}
         return {"describe": described, **stages, "total": sum(stages.values())}
-
-    def _send(self, new: Any) -> None:
-        from sglang_codec.served_group import sent_spans
-
-        sent_spans(self.buffers, new)
 
 
 class Server:

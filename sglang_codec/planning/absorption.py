@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import numpy as np
 
-from sglang_codec.planning.compiled import compiled, leaf
+from sglang_codec.planning.bundles import Units
+from sglang_codec.planning.compiled import compiled
 from sglang_codec.planning.structure import Forest
 from sglang_codec.planning.tables import WAY, ints, view
 from sglang_codec.planning.windows import Edges
 
 
 @compiled
-def ways_of(forest: Forest, units: np.ndarray, unit_of: np.ndarray) -> np.ndarray:
-    """A `WAY` for each node, with the readers that are whole units, and the units' `above`.
+def absorb(
+    forest: Forest, units: Units, machine: np.record, edges: Edges, eager: float
+) -> np.ndarray:
+    """Decide which runs each of their children reads again in front of its own tokens.
 
-    Args:
-        units: a table of `UNIT`. unit_of: int64 ``[B]``, the unit of each position.
+    A run of ``l`` tokens with ``s`` readers and ``c`` children, read on its own, saves
+    ``(c - 1) l`` tokens of KV traffic and costs ``s`` more partial results, each written once and
+    read once. It is absorbed while the saving is at most `eager` times the cost; 0 is for none.
+    Tokens that an absorbed ancestor passed down count as the run's own. A run that the window of
+    one of its readers may leave is not absorbed above bundles, which know no windows.
+
+    Returns:
+        A `WAY` for each node.
     """
+    ways = _ways_of(forest, units.units, units.of)
+    for n in range(len(ways)):
+        node, way = forest.nodes[n], ways[n]
+        way.start = node.start
+        if node.parent >= 0 and ways[node.parent].absorbed:
+            way.start = max(ways[node.parent].start, edges.least[n])
+        if n >= forest.num_shared or eager == 0 or way.last <= way.first:
+            continue
+        if units.bundles and way.start < edges.passed[n]:
+            continue
+        tokens = float(node.start + node.length - way.start)
+        saved = (way.children - 1) * tokens * machine.kv_token_bytes
+        way.absorbed = saved <= eager * 2 * machine.partial_bytes * (way.last - way.first)
+    return ways
+
+
+@compiled
+def _ways_of(forest: Forest, units: np.ndarray, unit_of: np.ndarray) -> np.ndarray:
+    """What is not to be decided of each node's `WAY`, and the units' `above`."""
     nodes, shared = forest.nodes, forest.num_shared
     ways = view(ints(5 * len(nodes)), WAY)
     for n in range(shared):
@@ -39,36 +67,3 @@ def ways_of(forest: Forest, units: np.ndarray, unit_of: np.ndarray) -> np.ndarra
             ways[n].children += 1
     return ways
 
-
-@leaf
-def absorb(
-    forest: Forest,
-    machine: np.record,
-    ways: np.ndarray,
-    edges: Edges,
-    has_bundles: bool,
-    eager: float,
-) -> None:
-    """Decides which runs each of their children reads again in front of its own tokens.
-
-    A run of ``l`` tokens with ``s`` readers and ``c`` children, read on its own, saves
-    ``(c - 1) l`` tokens of KV traffic and costs ``s`` more partial results, each written once and
-    read once. It is absorbed while the saving is at most `eager` times the cost; 0 is for none.
-    Tokens that an absorbed ancestor passed down count as the run's own. A run that the window of
-    one of its readers may leave is not absorbed above bundles, which know no windows.
-
-    Args:
-        ways: `start` and `absorbed` are written.
-    """
-    for n in range(len(ways)):
-        node, way = forest.nodes[n], ways[n]
-        way.start = node.start
-        if node.parent >= 0 and ways[node.parent].absorbed:
-            way.start = max(ways[node.parent].start, edges.least[n])
-        if n >= forest.num_shared or eager == 0 or way.last <= way.first:
-            continue
-        if has_bundles and way.start < edges.passed[n]:
-            continue
-        tokens = float(node.start + node.length - way.start)
-        saved = (way.children - 1) * tokens * machine.kv_token_bytes
-        way.absorbed = saved <= eager * 2 * machine.partial_bytes * (way.last - way.first)

@@ -9,14 +9,20 @@ import numpy as np
 _INT32 = np.iinfo(np.int32)
 
 
+def is_array(value: Any, dtype: np.dtype | type) -> bool:
+    """Whether compiled code takes it: a contiguous, writable array of one dimension."""
+    is_one = isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == dtype
+    return is_one and value.flags.carray
+
+
 def int32_array(name: str, values: Any) -> np.ndarray:
-    """`values` as a contiguous, writable one-dimensional int32 array: what compiled code takes.
+    """`values` as an int32 array that compiled code takes.
 
     Raises:
         ValueError: another shape, no integers, or integers beyond 32 bits.
     """
     array = np.asarray(values)
-    if array.dtype == np.int32 and array.ndim == 1 and array.flags.carray:
+    if is_array(array, np.int32):
         return array
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(
@@ -133,8 +139,7 @@ def checked_forest(
 
 def check_output(out: np.ndarray, size: int) -> None:
     """Raise ValueError unless `out` can take a packed plan of `size` int32 elements."""
-    is_array = isinstance(out, np.ndarray) and out.ndim == 1 and out.dtype == np.int32
-    if not (is_array and len(out) >= size and out.flags.c_contiguous and out.flags.writeable):
+    if not (is_array(out, np.int32) and len(out) >= size):
         got = f"{getattr(out, 'dtype', type(out))} {list(getattr(out, 'shape', ()))}"
         raise ValueError(
             f"a packed plan needs a contiguous, writable int32 [{size}] or more, got {got}"

@@ -21,10 +21,12 @@ class Units(NamedTuple):
 
     Args:
         units: a table of `UNIT`. bundles: how many of them have several rows.
+        of: int64 ``[B]``, the unit of each position.
     """
 
     units: np.ndarray
     bundles: int
+    of: np.ndarray
 
 
 @compiled
@@ -34,7 +36,16 @@ def single_units(batch: int) -> Units:
     for p in range(batch):
         units[p].first = p
         units[p].last = p + 1
-    return Units(units, 0)
+    return _with_places(units, 0, batch)
+
+
+@compiled
+def _with_places(units: np.ndarray, bundles: int, batch: int) -> Units:
+    of = ints(batch)
+    for u in range(len(units)):
+        for p in range(units[u].first, units[u].last):
+            of[p] = u
+    return Units(units, bundles, of)
 
 
 @compiled
@@ -146,4 +157,4 @@ def _parted(is_short: np.ndarray, rows: np.ndarray, size: int) -> Units:
             bundles += unit.last - unit.first > 1
             count += 1
         p += length
-    return Units(units[:count], bundles)
+    return _with_places(units[:count], bundles, batch)

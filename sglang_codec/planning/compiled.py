@@ -7,6 +7,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
 
+from sglang_codec.planning.border import is_array
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
 
@@ -26,7 +28,9 @@ def leaf(function: Function) -> Function:
 
 
 class Entry(Generic[Arguments, Result]):
-    """A function that Python calls: as it is, until `jit.make_ready` has compiled it.
+    """A function that Python calls: as it is, until `jit.compile_entries` has compiled it.
+
+    Either way it takes nothing but what is in the signature, or raises TypeError.
 
     Args:
         signature: of each argument the dtype of a contiguous, writable, one-dimensional array, or
@@ -40,4 +44,8 @@ class Entry(Generic[Arguments, Result]):
         self.call = function
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if self.call is self.function:
+            for array, dtype in zip(args, self.signature, strict=True):
+                if dtype is not int and not is_array(array, dtype):
+                    raise TypeError(f"{array!r} is no array as compiled code takes it")
         return self.call(*args, **kwargs)

@@ -19,10 +19,12 @@ INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
 REPORT = (
     "why",  # there is none, and what it would need
     "need",
-    "used",  # elements of the packed plan
+    "used",  # from here on as in `PackedPlan`
     "num_spans",
     "longest_span",
     "kv_tokens_read",
+    "kv_tokens_stock",
+    "room",
     "num_shared",
     "depth",
     "num_tasks",
@@ -32,9 +34,8 @@ REPORT = (
     "num_parts",
     "kv_entries",
     "bundle_entries",
-    "kv_tokens_stock",
-    "room",  # see `PackedPlan`
 )
+REFUSED = -1  # why there is no plan: the arrays are not what they have to be
 MOST_ROOM = 2**31 - 1  # of a plan without rows
 
 
@@ -54,8 +55,11 @@ def _build_forest(
 
 
 def _plan(
-    order: np.ndarray,
+    parent: np.ndarray,
+    end: np.ndarray,
+    leaf: np.ndarray,
     lengths: np.ndarray,
+    order: np.ndarray,
     nodes: np.ndarray,
     runs: np.ndarray,
     spans: np.ndarray,
@@ -67,10 +71,11 @@ def _plan(
     max_lengths: np.ndarray,
     report: np.ndarray,
 ) -> tuple[bool, np.ndarray, np.ndarray]:
-    """A forest -> a packed plan, or the arrays of a `Plan`.
+    """Radix paths or a forest -> a packed plan, or the arrays of a `Plan`.
 
     Args:
-        order, nodes: of a `Forest`, `nodes` as int64. lengths: int32 ``[B]``.
+        parent, end, leaf: of `RadixPaths`. lengths: int32 ``[B]``.
+        order, nodes: of a `Forest`, `nodes` as int64, in place of paths; none for paths.
         runs, spans, append_base, kv_entries: of a `Reading` without bundles, as int64; where
             `kv_entries` is below 0, the best reading is found.
         machines: one `MACHINE`.
@@ -83,9 +88,15 @@ def _plan(
         array as in `Planner`, and float64, the tasks' microseconds.
     """
     machine, nothing, no_us = machines[0], np.zeros(0, np.int32), view(ints(0), np.float64)
-    table = view(nodes, NODE)
     report[0], report[1] = 0, 0
-    forest = Forest(order, table, len(table) - len(order))
+    if len(order):
+        table = view(nodes, NODE)
+        forest = Forest(order, table, len(table) - len(order))
+    elif are_paths(parent, end, leaf, lengths) and (not len(places) or len(out) >= places[5]):
+        forest = forest_of(parent, end, leaf, lengths, machine.query_rows, machine.window)
+    else:
+        report[0] = REFUSED
+        return False, nothing, no_us
     if kv_entries < 0:
         reading, best = plan_forest(forest, machine, report)
     else:
@@ -108,7 +119,7 @@ def _plan(
         max_lengths[row] = lengths[row] + room
         tokens += lengths[row] - first_seen(lengths[row], machine.window)
         least = min(least, room)
-    report[15], report[16] = tokens, least
+    report[6], report[7] = tokens, least
     if len(places):
         return True, nothing, no_us
     return True, *_arrays(forest, reading, plan, machine)
@@ -124,10 +135,10 @@ def _report(
     for t in range(len(plan.tasks)):
         tokens += plan.tasks[t].kv_len
     report[3], report[4], report[5] = len(reading.spans), longest, tokens
-    report[6], report[7] = forest.num_shared, depth_of(forest)
-    report[8], report[9] = len(plan.tasks), len(reading.bundles)
-    report[10], report[11] = len(reading.pieces), len(plan.part_rows)
-    report[12], report[13], report[14] = best.parts, reading.kv_entries, reading.bundle_entries
+    report[8], report[9] = forest.num_shared, depth_of(forest)
+    report[10], report[11] = len(plan.tasks), len(reading.bundles)
+    report[12], report[13] = len(reading.pieces), len(plan.part_rows)
+    report[14], report[15], report[16] = best.parts, reading.kv_entries, reading.bundle_entries
 
 
 @compiled
@@ -162,5 +173,5 @@ def _arrays(
 
 
 build_forest = Entry(_build_forest, (*[INT32] * 4, int, int))
-plan = Entry(_plan, (INT64, INT32, *[INT64] * 4, int, MACHINE, INT64, INT32, INT32, INT64))
+plan = Entry(_plan, (*[INT32] * 4, *[INT64] * 5, int, MACHINE, INT64, INT32, INT32, INT64))
 ENTRIES = (build_forest, plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,16 +11,15 @@ from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.plan import Plan, PlanLayout
 
 
-@dataclass(frozen=True, slots=True)
-class PackedPlan:
-    """What a packed plan holds.
+class PackedPlan(NamedTuple):
+    """What a packed plan holds, in the order of `entries.REPORT`.
 
     Args:
         used: elements of the packed plan; the spans come last.
         num_spans: rows of `Plan.spans`; longest_span: tokens of the longest one.
         kv_tokens_read, kv_tokens_stock: as of `Plan`, per KV head.
-        max_lengths: int32 ``[B]``, as of `Plan`; room: tokens by which every row may grow to them.
         num_shared, depth: as of `PrefixForest`.
+        max_lengths: int32 ``[B]``, as of `Plan`; room: tokens by which every row may grow to them.
     """
 
     used: int
@@ -28,10 +27,10 @@ class PackedPlan:
     longest_span: int
     kv_tokens_read: int
     kv_tokens_stock: int
-    max_lengths: np.ndarray
     room: int
     num_shared: int
     depth: int
+    max_lengths: np.ndarray
 
 
 def pack(

@@ -35,6 +35,17 @@ class RadixPaths:
     def batch(self) -> int:
         return len(self.leaf)
 
+    def equals(self, other: RadixPaths) -> bool:
+        """Whether these are equal arrays; equal sharing may look different, never the reverse."""
+        return self is other or all(
+            one is two or (one.shape == two.shape and one.tobytes() == two.tobytes())
+            for one, two in (
+                (self.parent, other.parent),
+                (self.end, other.end),
+                (self.leaf, other.leaf),
+            )
+        )
+
     @classmethod
     def private(cls, batch: int) -> RadixPaths:
         """Paths of a batch in which nothing is proven to be shared."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from sglang_codec.planning.border import check_output, path_arrays, refuse_paths
 from sglang_codec.planning.cost_model import CostModel
-from sglang_codec.planning.entries import REPORT, build_forest, plan
+from sglang_codec.planning.entries import REFUSED, REPORT, plan
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.inputs import Cut, forest_arrays, machine_table
 from sglang_codec.planning.packed import PackedPlan
@@ -64,6 +64,12 @@ class GivenRuns:
 _NONE = np.zeros(0, np.int64)
 _NOTHING_GIVEN = GivenRuns(_NONE, _NONE, _NONE, -1, np.zeros(0, bool))
 _NO_PLACES = _NONE
+_NO_PATHS = (np.zeros(0, np.int32),) * 3
+_PACKED = slice(REPORT.index("used"), REPORT.index("depth") + 1)
+
+
+class _NotTaken(Exception):
+    """The arrays are not what they have to be."""
 
 
 class Planner:
@@ -100,10 +106,16 @@ class Planner:
         forest = forest.checked()
         self.capacity.check(rows=forest.batch)
         given = given or _NOTHING_GIVEN
-        order, nodes = forest_arrays(forest)
-        lengths, max_lengths = forest.lengths, np.empty(forest.batch, np.int32)
+        max_lengths = np.empty(forest.batch, np.int32)
         out = max_lengths  # is not written
-        ints, us, report = self._planned(order, nodes, lengths, given, _NO_PLACES, out, max_lengths)
+        ints, us, numbers = self._planned(
+            (*_NO_PATHS, forest.lengths, *forest_arrays(forest)),
+            given,
+            _NO_PLACES,
+            out,
+            max_lengths,
+        )
+        report = dict(zip(REPORT, numbers, strict=True))
         return _plan(forest, self.spec, ints, us, max_lengths, report, given)
 
     def pack_paths(
@@ -124,48 +136,44 @@ class Planner:
             ValueError: the paths are no tree, `lengths` are not those of their rows, the layout is
                 one of other plans, or `out` cannot take it.
         """
-        arrays = path_arrays(paths.parent, paths.end, paths.leaf, lengths)
-        batch = len(arrays[-1])
-        self.capacity.check(rows=batch)
         if layout is not self._layout[0]:
             self._layout = layout, self._places(layout)
-        check_output(out, layout.size)
-        max_lengths, places = np.empty(batch, np.int32), self._layout[1]
-        shape = self.spec.shape
-        found, order, nodes = build_forest(*arrays, shape.query_rows, shape.seen_tokens)
-        if not found:
+        arrays = paths.parent, paths.end, paths.leaf, lengths
+        try:
+            return self._packed(arrays, out)
+        except (TypeError, _NotTaken):
+            # looked at only where it is needed: what is compiled takes nothing else
+            check_output(out, layout.size)
+            arrays = path_arrays(*arrays)
+        try:
+            return self._packed(arrays, out)
+        except _NotTaken:
             refuse_paths(*arrays)
+
+    def _packed(self, arrays: tuple[np.ndarray, ...], out: np.ndarray) -> PackedPlan:
+        """The plan of the paths and lengths in `arrays`; refuses any that are not as they must."""
+        batch = len(arrays[-1])
+        if batch > self.capacity.rows:
+            self.capacity.check(rows=batch)
+        max_lengths = np.empty(batch, np.int32)
+        batch_arrays = (*arrays, _NONE, _NONE)
         _, _, report = self._planned(
-            order, nodes, arrays[-1], _NOTHING_GIVEN, places, out, max_lengths
+            batch_arrays, _NOTHING_GIVEN, self._layout[1], out, max_lengths
         )
-        return PackedPlan(
-            used=report["used"],
-            num_spans=report["num_spans"],
-            longest_span=report["longest_span"],
-            kv_tokens_read=report["kv_tokens_read"],
-            kv_tokens_stock=report["kv_tokens_stock"],
-            max_lengths=max_lengths,
-            room=report["room"],
-            num_shared=report["num_shared"],
-            depth=report["depth"],
-        )
+        return PackedPlan(*report[_PACKED], max_lengths)
 
     def _planned(
         self,
-        order: np.ndarray,
-        nodes: np.ndarray,
-        lengths: np.ndarray,
+        batch: tuple[np.ndarray, ...],
         given: GivenRuns,
         places: np.ndarray,
         out: np.ndarray,
         max_lengths: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-        """What `entries.plan` returns, and its report."""
-        numbers = np.empty(len(REPORT), np.int64)
+    ) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """What `entries.plan` returns, and its report; `batch` are its first arguments."""
+        report = np.empty(len(REPORT), np.int64)
         found, ints, us = plan(
-            order,
-            lengths,
-            nodes,
+            *batch,
             given.runs,
             given.spans,
             given.append_base,
@@ -174,14 +182,17 @@ class Planner:
             places,
             out,
             max_lengths,
-            numbers,
+            report,
         )
-        report = dict(zip(REPORT, numbers.tolist(), strict=True))
+        numbers = report.tolist()
         if not found:
-            if size := _TOO_LARGE.get(report["why"]):
-                self.capacity.check(**{size: report["need"]})
+            why, need = numbers[:2]
+            if why == REFUSED:
+                raise _NotTaken
+            if size := _TOO_LARGE.get(why):
+                self.capacity.check(**{size: need})
             raise PlanCapacityError(f"no plan fits {self.capacity}")
-        return ints, us, report
+        return ints, us, numbers
 
     def _places(self, layout: PlanLayout) -> np.ndarray:
         if layout.capacity != self.capacity:

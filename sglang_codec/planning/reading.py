@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sglang_codec.planning.absorption import absorb, ways_of
 from sglang_codec.planning.bundles import Units
 from sglang_codec.planning.compiled import compiled, leaf
 from sglang_codec.planning.machine import aligned
 from sglang_codec.planning.structure import Forest
 from sglang_codec.planning.tables import BUNDLE, PIECE, RUN, SPAN, WAY, ints, view
-from sglang_codec.planning.windows import Edges, no_tail
+from sglang_codec.planning.windows import no_tail
 
 
 class Reading(NamedTuple):
@@ -38,7 +37,7 @@ class Reading(NamedTuple):
 
 @compiled
 def read_forest(
-    forest: Forest, units: Units, machine: np.record, edges: Edges, eager: float
+    forest: Forest, units: Units, ways: np.ndarray, machine: np.record
 ) -> Reading:
     """Decide for every node of the forest how its tokens reach its readers.
 
@@ -46,16 +45,10 @@ def read_forest(
     run that begins or ends inside a bundle is a piece of that bundle.
 
     Args:
-        edges: of the forest. eager: see `absorb`.
+        ways: of the forest's nodes, see `absorb`.
     """
     shared, nodes, order, parts = forest.num_shared, forest.nodes, forest.order, units.units
-    batch, unit_of = len(order), ints(len(order))
-    for u in range(len(parts)):
-        for p in range(parts[u].first, parts[u].last):
-            unit_of[p] = u
-    ways = ways_of(forest, parts, unit_of)
-    absorb(forest, machine, ways, edges, units.bundles > 0, eager)
-
+    batch, unit_of = len(order), units.of
     runs = view(ints(7 * (shared + batch)), RUN)
     pieces = view(ints(8 * (2 * shared + units.bundles + batch)), PIECE)
     spans = view(ints(4 * (3 * shared + batch)), SPAN)

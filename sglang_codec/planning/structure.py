@@ -23,6 +23,8 @@ def are_paths(
     above_of: np.ndarray, end: np.ndarray, leaf_of: np.ndarray, tokens: np.ndarray
 ) -> bool:
     """Whether these are a tree and rows below it, so that `forest_of` stays within the arrays."""
+    if len(above_of) != len(end) or len(leaf_of) != len(tokens):
+        return False
     for n in range(len(end)):
         above = above_of[n]
         if above < -1 or above >= n or end[n] <= (0 if above < 0 else end[above]):

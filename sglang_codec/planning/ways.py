@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from sglang_codec.planning.absorption import absorb
 from sglang_codec.planning.bundles import bundle_tails, single_units
 from sglang_codec.planning.compiled import compiled, leaf
 from sglang_codec.planning.machine import smallest_tile, token_us, up
@@ -46,22 +47,28 @@ def plan_forest(
     edges = edges_of(forest, machine)
     single, units = single_units(len(forest.order)), bundle_tails(forest, machine, edges)
     best, last, has_last = no_schedule(), view(ints(0), WAY), False
+    tried = last
     best_reading = given_reading(view(ints(0), RUN), view(ints(0), SPAN), ints(0), 0)
     for way in range(0 if units.bundles else SINGLE, len(WAYS)):
         eager = WAYS[way]
         if eager == 0 and best.found:
             break  # only where nothing else fits
         if way == SINGLE:
-            units = single
-        reading = read_forest(forest, units, machine, edges, eager)
+            units, tried = single, view(ints(0), WAY)
+        ways = absorb(forest, units, machine, edges, eager)
+        # the reading would be the one before, and come to the same
+        if len(tried) and eager > 0 and _are_absorbed_alike(ways, tried):
+            continue
+        tried = ways
+        reading = read_forest(forest, units, ways, machine)
         if not _fits(reading, machine, refused):
             continue
         if best.found and _least_us(reading, machine) >= best.us:
             continue
         is_new = way == SINGLE or eager == 0 or not has_last
-        if not is_new and _are_absorbed_alike(reading.ways, last):
+        if not is_new and _are_absorbed_alike(ways, last):
             continue
-        last, has_last = reading.ways, True
+        last, has_last = ways, True
         # smaller tiles are more tasks, where the slots do not have enough of them
         for sizes in range(machine.num_tiles, smallest_tile(machine), -1):
             found = schedule_reading(forest, reading, machine, sizes, refused)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plan_specs import SPEC, cost_model
 from stages import machine_of, tables_of
 
-from sglang_codec.planning.absorption import absorb, ways_of
+from sglang_codec.planning.absorption import absorb
 from sglang_codec.planning.bundles import single_units
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.windows import edges_of
@@ -28,8 +28,8 @@ def absorbed_with(
     """Which shared runs are absorbed, every row on its own, and where each node then starts."""
     machine, tables = machine_of(SPEC, cost_model(SPEC)), tables_of(forest)
     machine.kv_token_bytes, machine.partial_bytes = kv_token_bytes, partial_bytes
-    ways = ways_of(tables, single_units(forest.batch).units, np.arange(forest.batch))
-    absorb(tables, machine, ways, edges_of(tables, machine), False, eager)
+    edges = edges_of(tables, machine)
+    ways = absorb(tables, single_units(forest.batch), machine, edges, eager)
     return ways["absorbed"][: forest.num_shared].astype(bool), ways["start"]
 
 

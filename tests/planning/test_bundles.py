@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from plan_specs import SHAPE
 from stages import UNLIMITED, machine_of, tables_of
 
+from sglang_codec.planning.absorption import absorb
 from sglang_codec.planning.bundles import bundle_tails
 from sglang_codec.planning.cost_model import CostModel, roofline_cost_model
 from sglang_codec.planning.forest import PrefixForest
 from sglang_codec.planning.plan import PlanSpec
 from sglang_codec.planning.planner import make_plan
-from sglang_codec.planning.reading import read_forest
+from sglang_codec.planning.reading import Reading, read_forest
+from sglang_codec.planning.structure import Forest
 from sglang_codec.planning.windows import edges_of
 from sglang_codec.testing import Counts, random_counts, tree_counts, with_slots
 
@@ -98,6 +100,13 @@ def test_groups_of_a_long_run_are_bundled_apart() -> None:
         assert not edges & set(range(unit.first + 1, unit.last))
 
 
+def reading_of(tables: Forest, machine: np.record, eager: float) -> Reading:
+    """With bundles."""
+    edges = edges_of(tables, machine)
+    units = bundle_tails(tables, machine, edges)
+    return read_forest(tables, units, absorb(tables, units, machine, edges, eager), machine)
+
+
 @pytest.mark.parametrize("eager", [1.0, 8.0, math.inf])
 def test_the_pieces_of_a_bundle_are_in_token_order(eager: float) -> None:
     """As a row's parts are: absorbed runs above a bundle are listed behind the runs it cuts."""
@@ -106,8 +115,7 @@ def test_the_pieces_of_a_bundle_are_in_token_order(eager: float) -> None:
         tables = tables_of(
             forest_of(random_counts(seed, batch=300, nodes=80, longest_run=30, longest_tail=20))
         )
-        edges = edges_of(tables, machine)
-        reading = read_forest(tables, bundle_tails(tables, machine, edges), machine, edges, eager)
+        reading = reading_of(tables, machine, eager)
         assert len(reading.bundles)
         for bundle in reading.bundles:
             starts = reading.pieces["start"][bundle.begin : bundle.end]
@@ -153,8 +161,7 @@ def test_every_row_sees_its_own_tokens_and_no_others(counts: Counts) -> None:
     """Runs and pieces that a position reads tile its row, without a plan around them."""
     forest, machine = forest_of(counts), machine_of(SPEC, COST)
     tables = tables_of(forest)
-    edges = edges_of(tables, machine)
-    reading = read_forest(tables, bundle_tails(tables, machine, edges), machine, edges, 1.0)
+    reading = reading_of(tables, machine, 1.0)
     for position, row in enumerate(forest.order.tolist()):
         read = [
             (run.start, run.start + run.length)

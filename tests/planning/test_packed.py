@@ -39,9 +39,7 @@ def both_ways(
     check_packed(out, layout, found, TokenRows.of_paths(paths, lengths, 1), spec)
     assert np.array_equal(out, expected)
     assert np.array_equal(found.max_lengths, wanted.max_lengths)
-    for field in dataclasses.fields(PackedPlan):
-        if field.name != "max_lengths":
-            assert getattr(found, field.name) == getattr(wanted, field.name), field.name
+    assert found[:-1] == wanted[:-1]
     return found, out
 
 

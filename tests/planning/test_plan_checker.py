@@ -41,7 +41,7 @@ class Planned:
 
     def say(self, **figures: object) -> None:
         """Let the planner say something else of its plan."""
-        self.made = dataclasses.replace(self.made, **figures)
+        self.made = self.made._replace(**figures)
 
     def hold(self, **sizes: int) -> None:
         """Let the buffers be of other sizes; no section begins elsewhere for that."""
