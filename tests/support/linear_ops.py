@@ -78,6 +78,7 @@ def prepare() -> None:
             module.exp = _exp
     _let_states_be_tracked()
     torch.cuda.synchronize = lambda *_: None  # which models do when they share their embeddings
+    torch.zeros = _on_a_cpu(torch.zeros)
 
 
 def chunk_gated_delta_rule(
@@ -121,6 +122,16 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
 @triton.jit
 def _exp(x: Any) -> Any:
     return tl.exp(x)
+
+
+def _on_a_cpu(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """SGLang 0.5.17 keeps what states become in a step on the device "cuda", whatever it has."""
+
+    @functools.wraps(make)
+    def wrapped(*args: Any, device: Any = None, **more: Any) -> torch.Tensor:
+        return make(*args, device="cpu" if device == "cuda" else device, **more)
+
+    return wrapped
 
 
 def _as_on_a_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
