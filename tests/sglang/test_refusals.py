@@ -193,9 +193,12 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("linear", [False, True], ids=["", "linear layers"])
 @pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "STANDALONE", "NGRAM", "DFLASH"])
-def test_chains_of_a_fixed_length_are_verified(algorithm: str) -> None:
+def test_chains_of_a_fixed_length_are_verified(algorithm: str, linear: bool) -> None:
     made = runner(**speculating(algorithm=algorithm))
+    if linear:
+        made.token_to_kv_pool = pool("HybridLinearKVPool", full_kv_pool=pool())
     check_supported(made)
     assert query_rows(made) == 4
     assert query_rows(runner()) == 1
