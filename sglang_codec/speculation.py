@@ -48,7 +48,7 @@ def why_not_verified(runner: Any) -> str | None:
             f"--speculative-attention-mode {mode} verifies with the prefill backend, so codec "
             "would serve nothing; set --speculative-attention-mode decode"
         )
-    return _plan_stream() or _linear_layers(runner)
+    return _plan_stream()
 
 
 _REMEDY = "drop --speculative-algorithm or use another --decode-attention-backend"
@@ -61,16 +61,5 @@ def _plan_stream() -> str | None:
         return (
             "SGLANG_ENABLE_OVERLAP_PLAN_STREAM=1 would replace codec's plan while the step before "
             "still reads it; unset SGLANG_ENABLE_OVERLAP_PLAN_STREAM"
-        )
-    return None
-
-
-def _linear_layers(runner: Any) -> str | None:
-    from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool
-
-    if isinstance(runner.token_to_kv_pool, HybridLinearKVPool):
-        return (
-            "the model has linear-attention layers, which codec was not tried with while "
-            f"verifying; {_REMEDY}"
         )
     return None

@@ -39,12 +39,12 @@ SPECULATION = """
 Chains of drafts are verified for every row above whose layers have full attention and at most 64
 query heads per KV head and request: `n` drafted tokens times the heads of a group, `n` up to 16.
 Layers with a window, or with more heads than that, are verified by SGLang's own backend.
+Linear layers (Qwen3-Next, Qwen3.5) are SGLang's, which keeps their states for each drafted token.
 
 - EAGLE, EAGLE3, NEXTN (MTP) and STANDALONE: with `--speculative-eagle-topk 1`
 - DFLASH: as it is
 - NGRAM: with `--speculative-ngram-max-bfs-breadth 1`
-- refused: draft trees, `--speculative-adaptive`, models with linear layers, DSPARK, UNO and
-  FROZEN_KV_MTP (Gemma 4)
+- refused: draft trees, `--speculative-adaptive`, DSPARK, UNO and FROZEN_KV_MTP (Gemma 4)
 """
 
 # what SGLang chooses on a GPU may not be had on a CPU; this it takes for nearly all models

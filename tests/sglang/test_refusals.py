@@ -84,11 +84,10 @@ class OtherPool(memory_pool.MHATokenToKVPool):
     """A pool that may keep its slots in any way."""
 
 
-def speculating(*, of_pool: Any = None, **settings: Any) -> dict[str, Any]:
+def speculating(**settings: Any) -> dict[str, Any]:
     """Changes of a runner that verifies chains of four tokens, with other settings."""
     settings = {"algorithm": "EAGLE", "eagle_topk": 1, "attention_mode": "decode"} | settings
-    changes = {"token_to_kv_pool": of_pool} if of_pool else {}
-    return changes | {
+    return {
         "args_speculative_num_draft_tokens": 4,
         **{f"args_speculative_{name}": value for name, value in settings.items()},
     }
@@ -116,10 +115,6 @@ REFUSED = {
     "prefill verifies": (
         speculating(attention_mode="prefill"),
         ["--speculative-attention-mode prefill", "set --speculative-attention-mode decode"],
-    ),
-    "linear layers verify": (
-        speculating(of_pool=pool("HybridLinearKVPool", full_kv_pool=pool())),
-        ["linear-attention layers", "drop --speculative-algorithm"],
     ),
     "deterministic": (
         {"args_enable_deterministic_inference": True},
@@ -198,9 +193,12 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("linear", [False, True], ids=["", "linear layers"])
 @pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3", "STANDALONE", "NGRAM", "DFLASH"])
-def test_chains_of_a_fixed_length_are_verified(algorithm: str) -> None:
+def test_chains_of_a_fixed_length_are_verified(algorithm: str, linear: bool) -> None:
     made = runner(**speculating(algorithm=algorithm))
+    if linear:
+        made.token_to_kv_pool = pool("HybridLinearKVPool", full_kv_pool=pool())
     check_supported(made)
     assert query_rows(made) == 4
     assert query_rows(runner()) == 1

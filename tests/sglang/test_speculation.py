@@ -29,8 +29,16 @@ STANDALONE = {
     "speculative_draft_attention_backend": "triton",
     "triton_attention_num_kv_splits": 1,
 }
-OVERLAPPED = STANDALONE | {"disable_overlap_schedule": False}
-CASES = {
+# a part of a model with linear layers drafts for it (MTP)
+NEXTN = STANDALONE | {"speculative_algorithm": "NEXTN", "linear": True}
+OVERLAP = {"disable_overlap_schedule": False}
+OVERLAPPED = STANDALONE | OVERLAP
+LINEAR = {
+    "linear layers, n-grams": (INSTALLED, NGRAM | {"linear": True}),
+    "linear layers, their own draft": ("0.5.17", NEXTN),
+    "linear layers, their own draft, overlapped": ("0.5.23", NEXTN | OVERLAP),
+}
+CASES = LINEAR | {
     "a draft model, overlapped": (INSTALLED, OVERLAPPED),
     "a draft model": ("0.5.17", STANDALONE),
     "n-grams": (INSTALLED, NGRAM),
@@ -54,13 +62,19 @@ def plain(served: Callable[..., Report]) -> dict[str, list[int]]:
     return served("torch_native", "{}")["nothing"]["tokens"]
 
 
+@pytest.fixture(scope="module")
+def plain_of_linear_layers(served: Callable[..., Report]) -> dict[str, list[int]]:
+    return served("torch_native", json.dumps({"linear": True}))["nothing"]["tokens"]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_tokens_are_those_without_speculation(
-    case: str, served: Callable[..., Report], plain: dict[str, list[int]]
+    case: str, served: Callable[..., Report], request: pytest.FixtureRequest
 ) -> None:
     version, arguments = CASES[case]
     if version not in (INSTALLED, *OVERLAYS):
         pytest.skip(f"SGLang {version} is not at hand")
+    plain = request.getfixturevalue("plain_of_linear_layers" if case in LINEAR else "plain")
     report, most = served("codec", json.dumps(arguments), version), _new_tokens(arguments)
     rounds = [report[name] for name in ("nothing", "again") if name in report]
     grown: set[int] = set()
@@ -114,14 +128,26 @@ def test_delegated_layers_verify_with_the_stock_backend(
     assert seen["fallbacks"] == {}
 
 
+ON_GPUS = {
+    "n-grams": NGRAM,
+    "a draft": STANDALONE,
+    "linear layers, n-grams": NGRAM | {"linear": True},
+    "linear layers, their own draft": NEXTN,
+}
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("graphs", GRAPHS)
-@pytest.mark.parametrize("algorithm", [NGRAM, STANDALONE], ids=["n-grams", "a draft"])
-def test_speculation_on_a_gpu(algorithm: Report, graphs: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ON_GPUS)
+def test_speculation_on_a_gpu(case: str, graphs: str, tmp_path: Path) -> None:
     """With overlap, where the host does not know lengths but those of n-grams."""
     heads = {"head_dim": 128, "heads": 8, "kv_heads": 2}
-    arguments = algorithm | ON_A_GPU | GRAPHS[graphs] | {"heads": heads, "repeat": 16}
-    arguments |= {"disable_overlap_schedule": False, "context_length": 4096}
+    arguments = ON_GPUS[case] | ON_A_GPU | GRAPHS[graphs] | OVERLAP
+    if "linear" in arguments:
+        heads |= {"head_dim": 256, "linear_heads": 4}  # heads of 128 in the linear layers
+        # FlashInfer's would have to be compiled
+        arguments["linear_attn_prefill_backend"] = "triton"
+    arguments |= {"heads": heads, "repeat": 16, "context_length": 4096}
     seen = {}
     for backend in ("codec", "fa3"):
         folder = tmp_path / backend

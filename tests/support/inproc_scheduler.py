@@ -84,8 +84,9 @@ class InprocScheduler:
 
     @property
     def decode_backend(self) -> Any:
-        """The decode child of a hybrid, else the backend itself."""
-        return getattr(self.backend, "decode_backend", self.backend)
+        """The decode child of a hybrid, else the backend itself; beside linear layers too."""
+        attention = getattr(self.backend, "full_attn_backend", self.backend)
+        return getattr(attention, "decode_backend", attention)
 
     @property
     def tree_cache(self) -> Any:

@@ -2,10 +2,12 @@
 
 python speculation_probe.py MODEL_FOLDER OUTPUT.json BACKEND '{server arguments}'
 
-Beside server arguments: with `delegate` the second layer has what codec does not know, `heads` go
-to `write_tiny_llama`, and the trunk is repeated `repeat` times.
+Beside server arguments: with `delegate` the second layer has what codec does not know, with
+`linear` the first one is linear, `heads` go to what writes the model, and the trunk is repeated
+`repeat` times.
 
-A draft model, where there is one, is the target with noise: it is right most of the time.
+A draft model, where there is one, is the target with noise: it is right most of the time. That of a
+model with linear layers is a part of it (MTP), and right at times.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from fault_probe import faults_of
 from inproc_scheduler import InprocScheduler, write_tiny_llama
 from join_probe import watch
+from linear_ops import draft_from_the_last_token, prepare, write_tiny_qwen3_next
 from sharing_probe import source_of_tokens
 from speculation_ops import drafting
 
@@ -31,18 +34,24 @@ SPREAD, NOISE = 0.1, 0.004
 def main(model_folder: str, output: str, backend: str, server_args: str) -> None:
     arguments = json.loads(server_args)
     heads, repeat = arguments.pop("heads", {}), arguments.pop("repeat", 1)
-    model = write_tiny_llama(Path(model_folder), **heads)
+    linear = arguments.pop("linear", False)
+    write = write_tiny_qwen3_next if linear else write_tiny_llama
+    model = write(Path(model_folder), **heads)
     if arguments.get("speculative_algorithm") == "STANDALONE":
         arguments["speculative_draft_model_path"] = model
     if arguments.pop("delegate", False):
         change_second_layer()
     on_a_cpu = arguments.get("device", "cpu") == "cpu"
+    if linear and on_a_cpu:
+        prepare()
     with drafting(arguments) if on_a_cpu else nullcontext():
         engine = InprocScheduler(model, backend, **arguments)
-    give_weights(engine)
+    give_weights(engine, linear=linear)
     report = {"nothing": serve(engine, repeat)}
-    if on_a_cpu and backend == "codec" and arguments["speculative_algorithm"] == "NGRAM":
+    is_ngram = arguments.get("speculative_algorithm") == "NGRAM"
+    if on_a_cpu and backend == "codec" and is_ngram:
         report["again"] = serve(engine)
+    if "again" in report and not linear:
         faults = faults_of(engine.decode_backend)
         for name in ("the planner", "reading the tree", "comparing batches"):
             with faults[name][0]():
@@ -63,7 +72,7 @@ def change_second_layer() -> None:
     RadixAttention.__init__ = changed
 
 
-def give_weights(engine: InprocScheduler) -> None:
+def give_weights(engine: InprocScheduler, *, linear: bool) -> None:
     """Weights of which prompts decide the tokens; a draft model's are near the target's."""
     target, source = dict(engine.model_runner.model.named_parameters()), torch.Generator()
     worker = getattr(engine.scheduler.draft_worker, "draft_worker", None)
@@ -73,8 +82,10 @@ def give_weights(engine: InprocScheduler) -> None:
         drawn, noise = torch.randn(2, *weight.shape, generator=source.manual_seed(seed))
         drawn = torch.ones_like(drawn) if "norm" in name else SPREAD * drawn
         weight.data.copy_(drawn)
-        if name in draft:
+        if name in draft and not linear:
             draft[name].data.copy_(drawn + NOISE * noise)
+    if linear:
+        draft_from_the_last_token(target, draft)
 
 
 def serve(engine: InprocScheduler, repeat: int = 1) -> dict[str, Any]:
