@@ -91,6 +91,16 @@ def test_nothing_is_compiled_while_serving() -> None:
         entries.build_forest(*floats, 1, 0)
 
 
+@pytest.mark.parametrize(
+    "values", [[1, 2], np.zeros(4), np.zeros((2, 2), np.int64), np.zeros(8, np.int64)[::2]]
+)
+def test_what_is_not_compiled_takes_nothing_else_either(values: object) -> None:
+    entry = small_entry()
+    assert entry(np.arange(4)) == 4
+    with pytest.raises(TypeError, match="no array as compiled code takes it"):
+        entry(values)
+
+
 def test_what_was_compiled_is_loaded_again(folder: Path) -> None:
     assert not compile_small()
     assert compile_small()
