@@ -145,7 +145,7 @@ def test_speculation_on_a_gpu(case: str, graphs: str, tmp_path: Path) -> None:
     heads = {"head_dim": 128, "heads": 8, "kv_heads": 2}
     arguments = ON_GPUS[case] | ON_A_GPU | GRAPHS[graphs] | OVERLAP
     if "linear" in arguments:
-        heads |= {"head_dim": 256, "linear_heads": 4}  # heads of 128 in the linear layers
+        heads |= {"head_dim": 256, "linear_heads": (4, 8)}  # heads of 128 in the linear layers
         # FlashInfer's would have to be compiled
         arguments["linear_attn_prefill_backend"] = "triton"
     arguments |= {"heads": heads, "repeat": 16, "context_length": 4096}
