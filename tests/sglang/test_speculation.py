@@ -31,12 +31,13 @@ STANDALONE = {
 }
 # a part of a model with linear layers drafts for it (MTP)
 NEXTN = STANDALONE | {"speculative_algorithm": "NEXTN", "linear": True}
+# linear layers prefill slowly in the interpreter, and let as many tokens be shared
+SHORT = {"linear": True, "trunk": 64}
 OVERLAP = {"disable_overlap_schedule": False}
 OVERLAPPED = STANDALONE | OVERLAP
 LINEAR = {
-    "linear layers, n-grams": (INSTALLED, NGRAM | {"linear": True}),
-    "linear layers, their own draft": ("0.5.17", NEXTN),
-    "linear layers, their own draft, overlapped": ("0.5.23", NEXTN | OVERLAP),
+    "linear layers, n-grams": ("0.5.17", NGRAM | SHORT),
+    "linear layers, their own draft, overlapped": ("0.5.23", NEXTN | SHORT | OVERLAP),
 }
 CASES = LINEAR | {
     "a draft model, overlapped": (INSTALLED, OVERLAPPED),
@@ -64,7 +65,7 @@ def plain(served: Callable[..., Report]) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="module")
 def plain_of_linear_layers(served: Callable[..., Report]) -> dict[str, list[int]]:
-    return served("torch_native", json.dumps({"linear": True}))["nothing"]["tokens"]
+    return served("torch_native", json.dumps(SHORT))["nothing"]["tokens"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -144,7 +145,7 @@ def test_speculation_on_a_gpu(case: str, graphs: str, tmp_path: Path) -> None:
     heads = {"head_dim": 128, "heads": 8, "kv_heads": 2}
     arguments = ON_GPUS[case] | ON_A_GPU | GRAPHS[graphs] | OVERLAP
     if "linear" in arguments:
-        heads |= {"head_dim": 256, "linear_heads": 4}  # heads of 128 in the linear layers
+        heads |= {"head_dim": 256, "linear_heads": (4, 8)}  # heads of 128 in the linear layers
         # FlashInfer's would have to be compiled
         arguments["linear_attn_prefill_backend"] = "triton"
     arguments |= {"heads": heads, "repeat": 16, "context_length": 4096}

@@ -21,28 +21,37 @@ import triton
 import triton.language as tl
 
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models"
-EMBEDDED = 20.0  # by what embeddings are larger than other weights
+EMBEDDED = 30.0  # by what embeddings are larger than other weights
 Parameters = dict[str, torch.nn.Parameter]
 CHUNK = 64  # tokens after which SGLang may want the state
 
 
 def write_tiny_qwen3_next(
-    folder: Path, *, head_dim: int = 32, heads: int = 4, kv_heads: int = 2, linear_heads: int = 1
+    folder: Path,
+    *,
+    head_dim: int = 32,
+    heads: int = 4,
+    kv_heads: int = 2,
+    linear_heads: tuple[int, int] = (1, 3),
 ) -> str:
-    """A model folder with a configuration only: a linear layer, and one of full attention."""
+    """A model folder with a configuration only: a linear layer, and one of full attention.
+
+    Of `linear_heads`, for keys and for values, three for one are parted by torch, one, two or four
+    by a Triton kernel, which the interpreter would run for every token.
+    """
     config = json.loads((MODELS / "qwen3_next.json").read_text()) | {
         "hidden_size": heads * head_dim // 2,
         "intermediate_size": heads * head_dim,
         "num_hidden_layers": 2,
         "full_attention_interval": 2,
-        "mlp_only_layers": [0, 1],
+        "shared_expert_intermediate_size": 0,
         "head_dim": head_dim,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "linear_key_head_dim": head_dim // 2,
         "linear_value_head_dim": head_dim // 2,
-        "linear_num_key_heads": linear_heads,
-        "linear_num_value_heads": 2 * linear_heads,
+        "linear_num_key_heads": linear_heads[0],
+        "linear_num_value_heads": linear_heads[1],
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -60,7 +69,7 @@ def draft_from_the_last_token(target: Parameters, draft: Parameters) -> None:
             weight.data.copy_(torch.eye(*weight.shape))
         elif "norm" in name:
             weight.data.fill_(1)
-        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+        elif name.endswith(("o_proj.weight", "w2_weight")):
             weight.data.zero_()
 
 

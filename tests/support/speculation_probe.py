@@ -3,8 +3,8 @@
 python speculation_probe.py MODEL_FOLDER OUTPUT.json BACKEND '{server arguments}'
 
 Beside server arguments: with `delegate` the second layer has what codec does not know, with
-`linear` the first one is linear, `heads` go to what writes the model, and the trunk is repeated
-`repeat` times.
+`linear` the first one is linear, `heads` go to what writes the model, and the trunk of `trunk`
+tokens is repeated `repeat` times.
 
 A draft model, where there is one, is the target with noise: it is right most of the time. That of a
 model with linear layers is a part of it (MTP), and right at times.
@@ -27,13 +27,14 @@ from linear_ops import draft_from_the_last_token, prepare, write_tiny_qwen3_next
 from sharing_probe import source_of_tokens
 from speculation_ops import drafting
 
-TRUNK, ROWS, TOKENS = 128, 3, 14
+ROWS, TOKENS = 3, 14
 SPREAD, NOISE = 0.1, 0.004
 
 
 def main(model_folder: str, output: str, backend: str, server_args: str) -> None:
     arguments = json.loads(server_args)
-    heads, repeat = arguments.pop("heads", {}), arguments.pop("repeat", 1)
+    heads = arguments.pop("heads", {})
+    trunk = arguments.pop("trunk", 128), arguments.pop("repeat", 1)
     linear = arguments.pop("linear", False)
     write = write_tiny_qwen3_next if linear else write_tiny_llama
     model = write(Path(model_folder), **heads)
@@ -47,15 +48,15 @@ def main(model_folder: str, output: str, backend: str, server_args: str) -> None
     with drafting(arguments) if on_a_cpu else nullcontext():
         engine = InprocScheduler(model, backend, **arguments)
     give_weights(engine, linear=linear)
-    report = {"nothing": serve(engine, repeat)}
+    report = {"nothing": serve(engine, *trunk)}
     is_ngram = arguments.get("speculative_algorithm") == "NGRAM"
     if on_a_cpu and backend == "codec" and is_ngram:
-        report["again"] = serve(engine)
+        report["again"] = serve(engine, *trunk)
     if "again" in report and not linear:
         faults = faults_of(engine.decode_backend)
         for name in ("the planner", "reading the tree", "comparing batches"):
             with faults[name][0]():
-                report[name] = serve(engine)
+                report[name] = serve(engine, *trunk)
     Path(output).write_text(json.dumps(report))
 
 
@@ -88,13 +89,13 @@ def give_weights(engine: InprocScheduler, *, linear: bool) -> None:
         draft_from_the_last_token(target, draft)
 
 
-def serve(engine: InprocScheduler, repeat: int = 1) -> dict[str, Any]:
+def serve(engine: InprocScheduler, length: int, repeat: int) -> dict[str, Any]:
     """Few-shot rows on a warm trunk; each joins two steps after the one before."""
     if engine.requests:
         engine.requests.clear()
         engine.scheduler.flush_cache()
     some = source_of_tokens(0)
-    trunk = some(TRUNK) * repeat
+    trunk = some(length) * repeat
     engine.submit(trunk + some(3), 1, rid="warm")
     engine.run()
     waiting = [(f"row {row}", trunk + some(5 + row), TOKENS - row) for row in range(ROWS)]
