@@ -231,6 +231,20 @@ def test_the_same_paths_are_the_same_object() -> None:
     assert as_step(longer) == {"parent": [-1, 0], "end": [5, 7], "leaf": [1, 0, 1]}
 
 
+def test_who_moves_while_another_leaves_is_read_again() -> None:
+    tree = Tree()
+    tree.insert([0] * 5)
+    batches = Batches(tree, "nodes")
+    running = [Request(tree, [0] * 5) for _ in range(5)]
+    batches.read(running)
+    longer = tree.insert([0] * 7)
+    for request in running[3:]:
+        tree.hold(request, longer)
+    del running[1]
+    paths = as_step(batches.read(running))
+    assert paths == {"parent": [-1, 0], "end": [5, 7], "leaf": [0, 0, 1, 1]}
+
+
 def test_after_a_tree_has_raised_everything_is_read_again() -> None:
     tree = Tree()
     tree.insert([0] * 5)
