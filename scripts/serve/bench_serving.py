@@ -15,7 +15,8 @@ decode. `churn` and `arrivals` are SGLang's own benchmark, with requests that ar
         --json out/serving.json -- --mem-fraction-static 0.85
     python scripts/serve/bench_serving.py --shape llama3-8b --draft llama3-8b-draft \\
         --accept-length 3 --json out/drafts.json -- --speculative-algorithm STANDALONE \\
-        --speculative-num-steps 3 --speculative-eagle-topk 1 --speculative-num-draft-tokens 4
+        --speculative-num-steps 3 --speculative-eagle-topk 1 --speculative-num-draft-tokens 4 \\
+        --max-running-requests 64
     python scripts/serve/bench_serving.py --model MODEL --workloads few-shot 1,8,32_4096,512,64 \\
         --json out/serving.json --append
 

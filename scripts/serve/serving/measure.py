@@ -16,7 +16,7 @@ from library.servers.workload import Arrivals, Workload, prompts, requests_of, s
 from serving.arrivals import measure_arrivals
 from serving.document import digest
 from serving.jobs import AnyWorkload
-from serving.scheduler_log import read_log
+from serving.scheduler_log import accept_length, read_log
 from serving.steady import Steady, latencies, steady_state
 
 # a client that sees another time per token than the scheduler by more than this says so
@@ -110,9 +110,9 @@ def _measure_steady(
     interval = interval_of(workload.batch, args.stream_interval)
     completions = target.client.generate(requests, Sampling(stream_interval=interval))
     steady = steady_state(completions)
-    logged = read_log(target.server.log_since(log_place), workload.batch)
+    log = target.server.log_since(log_place)
+    logged, accepted = read_log(log, workload.batch), accept_length(log)
     scheduler_ms = logged.tpot_ms if logged else None
-    accepted = logged.accept_length if logged else None
     return {
         "tpot_ms": steady.tpot_ms,
         "tpot_scheduler_ms": scheduler_ms,

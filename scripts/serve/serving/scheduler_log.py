@@ -22,13 +22,11 @@ class Logged:
         tpot_ms: running requests over logged tokens per second, mean of the lines.
         lines: lines that this is the mean of, each of equally many steps.
         cuda_graph: whether all of these steps ran as CUDA graphs; None if the log does not say.
-        accept_length: tokens that a verify step yields a request; None without speculation.
     """
 
     tpot_ms: float
     lines: int
     cuda_graph: bool | None
-    accept_length: float | None
 
 
 def read_log(text: str, batch: int) -> Logged | None:
@@ -41,13 +39,17 @@ def read_log(text: str, batch: int) -> Logged | None:
     if not steady:
         return None
     graphs = {match["graph"] for match in found if match["graph"]}
-    accepted = [float(match["accepted"]) for match in found[1:] if match["accepted"]]
     return Logged(
         tpot_ms=1e3 * statistics.fmean(batch / tokens for tokens in steady),
         lines=len(steady),
         cuda_graph=graphs == {"True"} if graphs else None,
-        accept_length=statistics.fmean(accepted) if accepted else None,
     )
+
+
+def accept_length(text: str) -> float | None:
+    """Tokens that a verify step yields a request, mean of the lines; None without speculation."""
+    found = [float(match["accepted"]) for match in _LINE.finditer(text) if match["accepted"]]
+    return statistics.fmean(found) if found else None
 
 
 @dataclass(frozen=True, slots=True)
