@@ -40,16 +40,15 @@ def serve_mixed_batches(attention: Any, decode: CodecDecodeBackend) -> MixedBatc
         attention: SGLang's backend of a model runner whose decode backend is `decode`. Where it is
             no hybrid of two backends, nothing is changed and `ATTACHER` counts such batches.
     """
-    prefill = _attends(getattr(attention, "prefill_backend", None))
-    if prefill is None or _attends(attention.decode_backend) is not decode:
+    # a model with linear layers has a pair of backends, whose first one is that of the others
+    hybrid = getattr(attention, "full_attn_backend", attention)
+    prefill = getattr(hybrid, "prefill_backend", None)
+    if prefill is None or hybrid.decode_backend is not decode:
         return None
+    if hybrid is not attention and decode.device.type == "cuda":
+        return None  # runs on a CPU; a GPU, whose prefills may be CUDA graphs, has not seen it
     ATTACHER.mixed_batches_are_served = True
     return MixedBatches(prefill, decode)
-
-
-def _attends(backend: Any) -> Any:
-    """The backend of the attention layers; models with linear layers have a pair."""
-    return getattr(backend, "full_attn_backend", backend)
 
 
 class MixedBatches:

@@ -253,11 +253,8 @@ def test_only_a_hybrid_with_this_decode_backend_is_served() -> None:
     assert serve_mixed_batches(bench.backend, bench.backend) is None
     assert serve_mixed_batches(hybrid, other.backend) is None
     assert not ATTACHER.mixed_batches_are_served
-    # a model with linear layers has pairs, and only the attention of a pair is codec's
-    pairs = SimpleNamespace(
-        prefill_backend=SimpleNamespace(full_attn_backend=prefill),
-        decode_backend=SimpleNamespace(full_attn_backend=bench.backend),
-    )
-    assert serve_mixed_batches(pairs, bench.backend) is not None
+    # a model with linear layers has a pair, and only its attention is the hybrid's
+    pair = SimpleNamespace(full_attn_backend=hybrid, linear_attn_backend=SimpleNamespace())
+    assert serve_mixed_batches(pair, bench.backend) is not None
     assert ATTACHER.mixed_batches_are_served
     assert "forward_extend" in vars(prefill)

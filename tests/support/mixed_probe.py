@@ -2,8 +2,9 @@
 
 python mixed_probe.py MODEL_FOLDER OUTPUT.json BACKEND '{"server": {}, "second_layer": {}}'
 
-`second_layer` are attributes of the model's second layer, `heads` go to `write_tiny_llama`. All
-prompts and chunks are `scale` times as long: on a GPU a short prefix is not worth a task.
+`second_layer` are attributes of the model's second layer, with `linear` the first one is linear,
+`heads` go to what writes the model. All prompts and chunks are `scale` times as long: on a GPU a
+short prefix is not worth a task.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from inproc_scheduler import InprocScheduler, write_tiny_llama
+from linear_ops import prepare, write_tiny_qwen3_next
 from poison import poisoned_allocations
 from second_layer_probe import _change_second_layer
 from sharing_probe import source_of_tokens
+from speculation_probe import give_weights
 
 TRUNK = 48
 ROWS = 4
@@ -30,12 +33,18 @@ def main(model_folder: str, output: str, backend: str, settings: str) -> None:
 
     from sglang_codec.patches.fallbacks import FALLBACKS
 
-    given = {"server": {}, "second_layer": {}, "heads": {}, "scale": 1} | json.loads(settings)
+    given = {"server": {}, "second_layer": {}, "linear": False, "heads": {}, "scale": 1}
+    given |= json.loads(settings)
     _change_second_layer(RadixAttention, given["second_layer"])
     scale = given["scale"]
     server = {"enable_mixed_chunk": True, "chunked_prefill_size": scale * CHUNK} | given["server"]
-    model = write_tiny_llama(Path(model_folder), **given["heads"])
+    write = write_tiny_qwen3_next if given["linear"] else write_tiny_llama
+    model = write(Path(model_folder), **given["heads"])
+    if given["linear"] and server.get("device", "cpu") == "cpu":
+        prepare()
     engine = InprocScheduler(model, backend, **server)
+    if given["linear"]:
+        give_weights(engine, linear=True)
     with ExitStack() as stack:
         if backend == "codec":
             stack.enter_context(poisoned_allocations())
