@@ -66,4 +66,3 @@ def _ways_of(forest: Forest, units: np.ndarray, unit_of: np.ndarray) -> np.ndarr
         if n >= 0:
             ways[n].children += 1
     return ways
-

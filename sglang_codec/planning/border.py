@@ -41,7 +41,7 @@ def path_arrays(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The arrays of `RadixPaths` and the rows' lengths, all int32.
 
-    Whether they are a tree is checked where it costs least, in `entries.build_forest`.
+    Whether they are a tree is checked where it costs least, in compiled code (`entries`).
 
     Raises:
         ValueError: arrays that are no integers, or do not match.

@@ -36,9 +36,7 @@ class Reading(NamedTuple):
 
 
 @compiled
-def read_forest(
-    forest: Forest, units: Units, ways: np.ndarray, machine: np.record
-) -> Reading:
+def read_forest(forest: Forest, units: Units, ways: np.ndarray, machine: np.record) -> Reading:
     """Decide for every node of the forest how its tokens reach its readers.
 
     A run whose readers are whole units is read once for them, or absorbed by what is below it. A

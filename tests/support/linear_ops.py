@@ -19,11 +19,20 @@ from unittest import mock
 import torch
 import triton
 import triton.language as tl
+from inproc_scheduler import write_tiny_llama
 
 MODELS = Path(__file__).resolve().parents[1] / "data" / "models"
 EMBEDDED = 30.0  # by what embeddings are larger than other weights
 Parameters = dict[str, torch.nn.Parameter]
 CHUNK = 64  # tokens after which SGLang may want the state
+
+
+def write_tiny_model(folder: Path, *, linear: bool, on_a_cpu: bool, **heads: Any) -> str:
+    """A model folder: a small Llama or, if `linear`, a Qwen3-Next, which a scheduler made in here
+    can run afterwards."""
+    if linear and on_a_cpu:
+        prepare()
+    return (write_tiny_qwen3_next if linear else write_tiny_llama)(folder, **heads)
 
 
 def write_tiny_qwen3_next(

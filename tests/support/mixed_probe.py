@@ -15,8 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from inproc_scheduler import InprocScheduler, write_tiny_llama
-from linear_ops import prepare, write_tiny_qwen3_next
+from inproc_scheduler import InprocScheduler
+from linear_ops import write_tiny_model
 from poison import poisoned_allocations
 from second_layer_probe import _change_second_layer
 from sharing_probe import source_of_tokens
@@ -38,10 +38,8 @@ def main(model_folder: str, output: str, backend: str, settings: str) -> None:
     _change_second_layer(RadixAttention, given["second_layer"])
     scale = given["scale"]
     server = {"enable_mixed_chunk": True, "chunked_prefill_size": scale * CHUNK} | given["server"]
-    write = write_tiny_qwen3_next if given["linear"] else write_tiny_llama
-    model = write(Path(model_folder), **given["heads"])
-    if given["linear"] and server.get("device", "cpu") == "cpu":
-        prepare()
+    kind = {"linear": given["linear"], "on_a_cpu": server.get("device", "cpu") == "cpu"}
+    model = write_tiny_model(Path(model_folder), **kind, **given["heads"])
     engine = InprocScheduler(model, backend, **server)
     if given["linear"]:
         give_weights(engine, linear=True)

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from fault_probe import faults_of
-from inproc_scheduler import InprocScheduler, write_tiny_llama
+from inproc_scheduler import InprocScheduler
 from join_probe import watch
-from linear_ops import draft_from_the_last_token, prepare, write_tiny_qwen3_next
+from linear_ops import draft_from_the_last_token, write_tiny_model
 from sharing_probe import source_of_tokens
 from speculation_ops import drafting
 
@@ -36,15 +36,12 @@ def main(model_folder: str, output: str, backend: str, server_args: str) -> None
     heads = arguments.pop("heads", {})
     trunk = arguments.pop("trunk", 128), arguments.pop("repeat", 1)
     linear = arguments.pop("linear", False)
-    write = write_tiny_qwen3_next if linear else write_tiny_llama
-    model = write(Path(model_folder), **heads)
+    on_a_cpu = arguments.get("device", "cpu") == "cpu"
+    model = write_tiny_model(Path(model_folder), linear=linear, on_a_cpu=on_a_cpu, **heads)
     if arguments.get("speculative_algorithm") == "STANDALONE":
         arguments["speculative_draft_model_path"] = model
     if arguments.pop("delegate", False):
         change_second_layer()
-    on_a_cpu = arguments.get("device", "cpu") == "cpu"
-    if linear and on_a_cpu:
-        prepare()
     with drafting(arguments) if on_a_cpu else nullcontext():
         engine = InprocScheduler(model, backend, **arguments)
     give_weights(engine, linear=linear)
