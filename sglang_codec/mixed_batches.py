@@ -45,8 +45,6 @@ def serve_mixed_batches(attention: Any, decode: CodecDecodeBackend) -> MixedBatc
     prefill = getattr(hybrid, "prefill_backend", None)
     if prefill is None or hybrid.decode_backend is not decode:
         return None
-    if hybrid is not attention and decode.device.type == "cuda":
-        return None  # runs on a CPU; a GPU, whose prefills may be CUDA graphs, has not seen it
     ATTACHER.mixed_batches_are_served = True
     return MixedBatches(prefill, decode)
 
