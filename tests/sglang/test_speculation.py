@@ -31,6 +31,16 @@ STANDALONE = {
 }
 # a part of a model with linear layers drafts for it (MTP)
 NEXTN = STANDALONE | {"speculative_algorithm": "NEXTN", "linear": True}
+# drafts of their own classes, of a token that is said often
+OFTEN = {"often": True}
+EAGLE = STANDALONE | {"speculative_algorithm": "EAGLE"} | OFTEN
+EAGLE3 = EAGLE | {"speculative_algorithm": "EAGLE3"}
+DFLASH = OFTEN | {
+    "speculative_algorithm": "DFLASH",
+    "speculative_num_draft_tokens": 3,
+    "speculative_draft_attention_backend": "triton",
+    "triton_attention_num_kv_splits": 1,
+}
 # linear layers prefill slowly in the interpreter, and let as many tokens be shared
 SHORT = {"linear": True, "trunk": 64}
 OVERLAP = {"disable_overlap_schedule": False}
@@ -134,6 +144,9 @@ ON_GPUS = {
     "a draft": STANDALONE,
     "linear layers, n-grams": NGRAM | {"linear": True},
     "linear layers, their own draft": NEXTN,
+    "EAGLE": EAGLE,
+    "EAGLE3": EAGLE3,
+    "DFLASH": DFLASH,
 }
 
 

@@ -3,11 +3,12 @@
 python speculation_probe.py MODEL_FOLDER OUTPUT.json BACKEND '{server arguments}'
 
 Beside server arguments: with `delegate` the second layer has what codec does not know, with
-`linear` the first one is linear, `heads` go to what writes the model, and the trunk of `trunk`
+`linear` the first one is linear, with `often` one token is said often, `heads` go to what writes the model, and the trunk of `trunk`
 tokens is repeated `repeat` times.
 
 A draft model, where there is one, is the target with noise: it is right most of the time. That of a
-model with linear layers is a part of it (MTP), and right at times.
+model with linear layers is a part of it (MTP), and right at times. EAGLE's, EAGLE3's and DFLASH's
+draft a token that is said often.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from draft_models import CHANGES, say_one_token_often, write_draft
 from fault_probe import faults_of
 from inproc_scheduler import InprocScheduler
 from join_probe import watch
@@ -40,11 +42,15 @@ def main(model_folder: str, output: str, backend: str, server_args: str) -> None
     model = write_tiny_model(Path(model_folder), linear=linear, on_a_cpu=on_a_cpu, **heads)
     if arguments.get("speculative_algorithm") == "STANDALONE":
         arguments["speculative_draft_model_path"] = model
+    often = arguments.pop("often", False)
+    if (algorithm := arguments.get("speculative_algorithm")) in CHANGES:
+        tokens = arguments["speculative_num_draft_tokens"]
+        arguments["speculative_draft_model_path"] = write_draft(Path(model), algorithm, tokens)
     if arguments.pop("delegate", False):
         change_second_layer()
     with drafting(arguments) if on_a_cpu else nullcontext():
         engine = InprocScheduler(model, backend, **arguments)
-    give_weights(engine, linear=linear)
+    give_weights(engine, linear=linear, often=often)
     report = {"nothing": serve(engine, *trunk)}
     is_ngram = arguments.get("speculative_algorithm") == "NGRAM"
     if on_a_cpu and backend == "codec" and is_ngram:
@@ -70,20 +76,24 @@ def change_second_layer() -> None:
     RadixAttention.__init__ = changed
 
 
-def give_weights(engine: InprocScheduler, *, linear: bool) -> None:
+def give_weights(engine: InprocScheduler, *, linear: bool, often: bool) -> None:
     """Weights of which prompts decide the tokens; a draft model's are near the target's."""
     target, source = dict(engine.model_runner.model.named_parameters()), torch.Generator()
     worker = getattr(engine.scheduler.draft_worker, "draft_worker", None)
-    draft = dict(worker.draft_runner.model.named_parameters()) if worker is not None else {}
+    # DFLASH's is a worker of a model, the others' hold one
+    runner = getattr(worker, "draft_runner", getattr(worker, "model_runner", None))
+    draft = dict(runner.model.named_parameters()) if runner is not None else {}
     for name, weight in target.items():
         seed = zlib.crc32(name.encode())
         drawn, noise = torch.randn(2, *weight.shape, generator=source.manual_seed(seed))
         drawn = torch.ones_like(drawn) if "norm" in name else SPREAD * drawn
         weight.data.copy_(drawn)
-        if name in draft and not linear:
+        if name in draft and not (linear or often):
             draft[name].data.copy_(drawn + NOISE * noise)
     if linear:
         draft_from_the_last_token(target, draft)
+    if often:
+        say_one_token_often(target, draft)
 
 
 def serve(engine: InprocScheduler, length: int, repeat: int) -> dict[str, Any]:
