@@ -49,7 +49,12 @@ LINEAR = {
     "linear layers, n-grams": ("0.5.17", NGRAM | SHORT),
     "linear layers, their own draft, overlapped": ("0.5.23", NEXTN | SHORT | OVERLAP),
 }
-CASES = LINEAR | {
+OWN_DRAFTS = {
+    "EAGLE": (INSTALLED, EAGLE),
+    "EAGLE3, overlapped": ("0.5.23", EAGLE3 | OVERLAP),
+    "DFLASH, overlapped": (INSTALLED, DFLASH | OVERLAP),
+}
+CASES = LINEAR | OWN_DRAFTS | {
     "a draft model, overlapped": (INSTALLED, OVERLAPPED),
     "a draft model": ("0.5.17", STANDALONE),
     "n-grams": (INSTALLED, NGRAM),
@@ -78,6 +83,11 @@ def plain_of_linear_layers(served: Callable[..., Report]) -> dict[str, list[int]
     return served("torch_native", json.dumps(SHORT))["nothing"]["tokens"]
 
 
+@pytest.fixture(scope="module")
+def plain_said_often(served: Callable[..., Report]) -> dict[str, list[int]]:
+    return served("torch_native", json.dumps(OFTEN))["nothing"]["tokens"]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_tokens_are_those_without_speculation(
     case: str, served: Callable[..., Report], request: pytest.FixtureRequest
@@ -85,7 +95,8 @@ def test_tokens_are_those_without_speculation(
     version, arguments = CASES[case]
     if version not in (INSTALLED, *OVERLAYS):
         pytest.skip(f"SGLang {version} is not at hand")
-    plain = request.getfixturevalue("plain_of_linear_layers" if case in LINEAR else "plain")
+    of = "_of_linear_layers" if case in LINEAR else "_said_often" if case in OWN_DRAFTS else ""
+    plain = request.getfixturevalue(f"plain{of}")
     report, most = served("codec", json.dumps(arguments), version), _new_tokens(arguments)
     rounds = [report[name] for name in ("nothing", "again") if name in report]
     grown: set[int] = set()
