@@ -31,20 +31,7 @@ def drafting(server_args: Mapping[str, Any]) -> Iterator[None]:
     prepare()
     if not server_args.get("disable_overlap_schedule", True):
         overlap_on_a_cpu()
-    with NgramStandIn.in_place(), _dflash_allowed():
-        yield
-
-
-@contextmanager
-def _dflash_allowed() -> Iterator[None]:
-    """DFLASH on a CPU, which its worker has code for and its arguments' check refuses.
-
-    SGLang asks a platform that is not its own; the one in here allows it. For 0.5.21 and newer.
-    """
-    from sglang.srt.arg_groups import speculative_hook
-
-    allowing = mock.Mock()
-    with mock.patch.object(speculative_hook, "current_platform", allowing, create=True):
+    with NgramStandIn.in_place():
         yield
 
 
