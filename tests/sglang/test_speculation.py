@@ -31,7 +31,7 @@ STANDALONE = {
 }
 # a part of a model with linear layers drafts for it (MTP)
 NEXTN = STANDALONE | {"speculative_algorithm": "NEXTN", "linear": True}
-# drafts of their own classes (DFLASH's on GPUs only: SGLang refuses it on a CPU), of a token that is said often
+# drafts of their own classes, of a token that is said often; SGLang refuses DFLASH on a CPU
 OFTEN = {"often": True}
 EAGLE = STANDALONE | {"speculative_algorithm": "EAGLE"} | OFTEN
 EAGLE3 = EAGLE | {"speculative_algorithm": "EAGLE3"}

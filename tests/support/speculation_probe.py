@@ -3,8 +3,8 @@
 python speculation_probe.py MODEL_FOLDER OUTPUT.json BACKEND '{server arguments}'
 
 Beside server arguments: with `delegate` the second layer has what codec does not know, with
-`linear` the first one is linear, with `often` one token is said often, `heads` go to what writes the model, and the trunk of `trunk`
-tokens is repeated `repeat` times.
+`linear` the first one is linear, with `often` one token is said often, `heads` go to what writes
+the model, and the trunk of `trunk` tokens is repeated `repeat` times.
 
 A draft model, where there is one, is the target with noise: it is right most of the time. That of a
 model with linear layers is a part of it (MTP), and right at times. EAGLE's, EAGLE3's and DFLASH's
