@@ -50,7 +50,8 @@ class Attacher:
     def verified_batch(self, batch: Any) -> CodecBatch:
         """Describe rows that grow by what of their drafts is accepted, which the device knows."""
         described = self._described(batch, batch.reqs, len(batch.reqs), (), 0, self._unseen)
-        if batch.seq_lens_cpu is not None:
+        # DFLASH has room for a block, or all that is allocated, in what it leaves there
+        if batch.seq_lens_cpu is not None and not batch.spec_algorithm.is_dflash():
             return described
         return replace(described, least_lengths=lengths_of(batch.reqs))
 

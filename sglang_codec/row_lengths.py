@@ -68,13 +68,13 @@ def lengths_of(
 
     Args:
         new: tokens of each row that are new in this step; all of them are verified if several.
-        least: without these, what rows hold at least, where the host does not know more.
+        least: without these, what rows hold at least, where the host's lengths are not known.
         most: tokens that a row may ever hold.
     """
     lengths, verified = forward_batch.seq_lens_cpu, new if new > 1 else 0
     if lengths is None and rows == 0:
         return RowLengths.known(np.zeros(0, np.int32), new)
-    if lengths is None and least is not None:
+    if least is not None:
         # not known is what the step before accepted, of as many as are new in this one
         least = least + verified
         return RowLengths(least, np.minimum(least + new, most).astype(np.int32), new)

@@ -178,7 +178,7 @@ def test_other_batches_get_nothing() -> None:
 
 def speculative_batch(*rids: str, host_knows: bool = False) -> SimpleNamespace:
     batch = decode_batch(*rids)
-    batch.spec_algorithm = SimpleNamespace(is_none=lambda: False)
+    batch.spec_algorithm = SimpleNamespace(is_none=lambda: False, is_dflash=lambda: False)
     batch.seq_lens_cpu = [1] * len(rids) if host_knows else None
     for nth, req in enumerate(batch.reqs):
         req.kv.kv_committed_len = 40 + nth
@@ -200,6 +200,8 @@ def test_a_verified_batch_gets_paths_and_what_the_host_knows_of_its_lengths() ->
     assert attached(old, forward_batch(verify=True)).least_lengths.tolist() == [41, 42]
     known = speculative_batch("a", host_knows=True)
     assert attached(known, forward_batch(verify=True)).least_lengths is None
+    known.spec_algorithm.is_dflash = lambda: True  # which tells what is allocated
+    assert attached(known, forward_batch(verify=True)).least_lengths.tolist() == [40]
     assert not FALLBACKS.counts
 
 
@@ -394,7 +396,7 @@ def test_a_signature_keeps_nothing_alive() -> None:
 
 def test_a_new_request_at_a_dead_ones_address_is_another() -> None:
     class Bare:
-        """Small, so that the next one takes its place in memory."""
+        """Small, so that one made soon takes its place in memory."""
 
         last_node, retraction_count, kv = None, 0, request("a").kv
 
@@ -402,7 +404,10 @@ def test_a_new_request_at_a_dead_ones_address_is_another() -> None:
     batch.reqs, batch.seq_lens = [Bare()], [1]
     dead, address = codec_batch_of(batch).signature, id(batch.reqs[0])
     batch.reqs.clear()
-    batch.reqs.append(Bare())
+    made = [Bare()]
+    while id(made[-1]) != address and len(made) < 10_000:
+        made.append(Bare())  # until one has its place
+    batch.reqs.append(made[-1])
     assert id(batch.reqs[0]) == address
     assert codec_batch_of(batch).signature != dead
 

@@ -19,36 +19,39 @@ from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.served_group import STEPS, tail_headroom
 
 ROWS = (5, 2, 7)  # places in the request pool
+# what the host knows of lengths
+HOST = {"knows": {}, "lags": {"lag": True}, "is told of room": {"lag": True, "room": 64}}
 
 
 def bench(n: int, **more: Any) -> Bench:
     return Bench(speculative_num_draft_tokens=n, **more)
 
 
-def steps(of: Bench, *, lag: bool = False, seed: int = 0):
+def steps(of: Bench, *, lag: bool = False, room: int | None = None, seed: int = 0):
     """Verified batches of the same requests; a random number of new tokens stays each time.
 
-    Under `lag` the host knows what it knew a step before.
+    Under `lag` the host knows what it knew a step before. With `room` it is told of so many tokens
+    more, as DFLASH does, in the first step.
     """
     accepts, known = random.Random(seed), [SHARED + 20 + 9 * row for row in ROWS]
     of.start(known, ROWS)
-    lengths = list(known)
+    lengths, told = list(known), None if room is None else torch.tensor(known) + room
     while True:
         described = Batch(len(ROWS), "a")
-        described.least_lengths = np.array(known, np.int32)
         batch = of.batch(lengths, ROWS, described)
         if lag:
-            batch.seq_lens_cpu = None
+            described.least_lengths = np.array(known, np.int32)
+            batch.seq_lens_cpu = told
         yield batch
         known, lengths = lengths, [length + accepts.randint(1, of.new) for length in lengths]
 
 
-@pytest.mark.parametrize("lag", [False, True])
+@pytest.mark.parametrize("host", HOST)
 @pytest.mark.parametrize("n", [2, 3, 16])
-def test_each_row_sees_what_is_before_it(n: int, lag: bool) -> None:
+def test_each_row_sees_what_is_before_it(n: int, host: str) -> None:
     FALLBACKS.counts.clear()
     of = bench(n)
-    for batch, nth in zip(steps(of, lag=lag), range(4), strict=False):
+    for batch, nth in zip(steps(of, **HOST[host]), range(4), strict=False):
         of.eager(batch) if nth % 2 else of.replay(batch, 3 + nth)
     totals = of.backend.planner.totals
     assert (totals.steps, totals.plans) == (4, 1)
@@ -57,9 +60,9 @@ def test_each_row_sees_what_is_before_it(n: int, lag: bool) -> None:
     assert FALLBACKS.counts == {}
 
 
-@pytest.mark.parametrize("lag", [False, True])
+@pytest.mark.parametrize("host", HOST)
 @pytest.mark.parametrize("n", [2, 4, 16])
-def test_a_plan_serves_many_steps_whatever_is_accepted(n: int, lag: bool) -> None:
+def test_a_plan_serves_many_steps_whatever_is_accepted(n: int, host: str) -> None:
     class All(random.Random):
         def randint(self, low: int, high: int) -> int:
             return high
@@ -67,7 +70,7 @@ def test_a_plan_serves_many_steps_whatever_is_accepted(n: int, lag: bool) -> Non
     of = bench(n)
     random_class, random.Random = random.Random, All
     try:
-        for batch, _ in zip(steps(of, lag=lag), range(STEPS), strict=False):
+        for batch, _ in zip(steps(of, **HOST[host]), range(STEPS), strict=False):
             of.backend.init_forward_metadata(batch)
     finally:
         random.Random = random_class

@@ -77,6 +77,6 @@ def _map_hot_tokens() -> None:
 
     def made(model: Any, *args: Any, **more: Any) -> None:
         make(model, *args, **more)
-        model.load_weights([("d2t", torch.arange(HOT, device="cpu"))])
+        model.load_weights([("d2t", torch.arange(HOT))])
 
     Draft.__init__ = made

@@ -9,10 +9,13 @@ from typing import Any
 
 from tracing.chrome_trace import Profile, Span, Step, merged
 
+# with speculation a step verifies what was drafted
+_DECODES = frozenset({"DECODE", "VERIFY"})
+
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """A decode step after another step, in microseconds.
+    """A step that decodes or verifies, after another step, in microseconds.
 
     Args:
         number: of the step in the profile.
@@ -33,13 +36,13 @@ class Handover:
 
 
 def handovers(profile: Profile) -> list[Handover]:
-    """All decode steps but the first, which has no step before it, and the last if it was cut."""
+    """All such steps but the first, which has no step before it, and the last if it was cut."""
     busy = merged(span for step in profile.steps for span in step.device)
     pairs = zip(profile.steps, profile.steps[1:], strict=False)
     return [
         _handover(number, before, step, busy)
         for number, (before, step) in enumerate(pairs, start=1)
-        if step.kind == "DECODE"
+        if step.kind in _DECODES
     ]
 
 
@@ -70,10 +73,10 @@ def summary(steps: Sequence[Handover]) -> dict[str, Any]:
     groups = {
         name: _medians([s for s in steps if (s.plan_us is not None) == planned and test(s)])
         for name, planned, test in (
-            ("planned, after a decode step", True, lambda s: s.after == "DECODE"),
-            ("not planned, after a decode step", False, lambda s: s.after == "DECODE"),
-            ("planned, after a prefill", True, lambda s: s.after != "DECODE"),
-            ("not planned, after a prefill", False, lambda s: s.after != "DECODE"),
+            ("planned, after a decode step", True, lambda s: s.after in _DECODES),
+            ("not planned, after a decode step", False, lambda s: s.after in _DECODES),
+            ("planned, after a prefill", True, lambda s: s.after not in _DECODES),
+            ("not planned, after a prefill", False, lambda s: s.after not in _DECODES),
         )
     }
     planned, other = list(groups.values())[:2]
