@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,12 @@ def chain_drafts(
     """
     tokens, mask = found
     n = len(mask) // max(len(tokens), 1)
-    return tokens, np.tile(np.tri(n, dtype=mask.dtype).ravel(), len(tokens) // max(n, 1))
+    return tokens, _chains(len(tokens) // max(n, 1), n, mask.dtype).copy()
+
+
+@cache
+def _chains(rows: int, n: int, dtype: np.dtype) -> np.ndarray:
+    return np.tile(np.tri(n, dtype=dtype).ravel(), rows)
 
 
 CHAIN_DRAFTS = Patch(

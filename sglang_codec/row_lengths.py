@@ -81,4 +81,5 @@ def lengths_of(
     if lengths is None:  # a batch without a host copy: wait for the device's
         FALLBACKS.record("sequence lengths only on the device (a synchronisation)")
         lengths = forward_batch.seq_lens.cpu()
-    return RowLengths.known(lengths[:rows].numpy() + verified, new)
+    known = np.add(lengths.numpy()[:rows], verified, dtype=np.int32, casting="same_kind")
+    return RowLengths(known, known, new)
