@@ -31,7 +31,7 @@ from library.servers.server import ServerFailed, leave_on_sigterm, running_serve
 from library.servers.workload import tree_of
 from tracing import timeline
 from tracing.chrome_trace import Profile, read_profile
-from tracing.joining import Recording, needed_steps, record
+from tracing.joining import Recording, needed_tokens, record
 from tracing.overlap import Handover, describe, handovers, summary
 
 
@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def make_trace(args: argparse.Namespace, flags: Sequence[str]) -> Path:
     """Start a server and record a profile."""
-    tree = replace(args.tree, steps=needed_steps(args.steps))
+    tree = replace(args.tree, steps=needed_tokens(args.steps, flags))
     recording = Recording(tree, args.steps, args.joins, has_gpu(), args.limit)
     launch = make_launch(args, args.logs, flags)
     start = running_server(args.backend, launch.all_flags, args.logs, start_limit_s=args.limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -85,9 +86,11 @@ def record(client: ServerClient, recording: Recording, vocabulary: int, folder: 
     return _written(folder, before, recording.limit_s)
 
 
-def needed_steps(steps: int) -> int:
-    """Tokens that the decoding requests generate, so that they outlast the profile."""
-    return SETTLING_STEPS + MARGIN * steps
+def needed_tokens(steps: int, flags: Sequence[str]) -> int:
+    """What the decoding requests of a server with `flags` generate, to outlast the profile."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--speculative-num-draft-tokens", type=int, default=1, dest="most")
+    return SETTLING_STEPS + MARGIN * steps * parser.parse_known_args(flags)[0].most
 
 
 def _joining(
