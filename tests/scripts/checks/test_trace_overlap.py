@@ -13,7 +13,7 @@ import pytest
 import trace_overlap
 from library.servers.clients import GenerationError
 from tracing.chrome_trace import NoSteps, Profile, Span, merged, profile_of, read_profile
-from tracing.joining import Decoding, needed_steps
+from tracing.joining import Decoding, needed_tokens
 from tracing.overlap import describe, handovers, idle_us, summary
 from tracing.timeline import draw, window
 
@@ -46,7 +46,7 @@ class Recorder:
         self._launch("cuda_runtime", "cudaGraphLaunch", launch, self.host)
         for _ in range(3):
             self._kernel("layer", FORWARD_US / 3)
-        bs = "bs=4" if kind == "DECODE" else "bs=1 toks=9"
+        bs = "bs=1 toks=9" if kind == "EXTEND" else "bs=4"
         span = HOST_US + planning
         self.events.append(event("user_annotation", f"step[{kind} {bs}]", start, span))
         self.events.append(event("user_annotation", "scheduler.run_batch", start, span + 20))
@@ -76,11 +76,11 @@ class Recorder:
             self.device = start + us
 
 
-def recorded(ahead_us: float, *, gpu: bool = True) -> Profile:
-    """Eight decode steps, two of them planned, and a prefill in between."""
+def recorded(ahead_us: float, *, gpu: bool = True, kind: str = "DECODE") -> Profile:
+    """Eight steps of `kind`, two of them planned, and a prefill in between."""
     recorder = Recorder(gpu=gpu)
     for number in range(8):
-        recorder.step(plan="range" if number in (2, 6) else None)
+        recorder.step(kind, plan="range" if number in (2, 6) else None)
         recorder.wait_for_device(ahead_us)
         if number == 3:
             recorder.step("EXTEND")
@@ -116,8 +116,9 @@ def test_planning_is_found() -> None:
     assert profile.steps[2].plan.us == pytest.approx(PLAN_US)
 
 
-def test_planning_behind_the_gpu_is_hidden() -> None:
-    found = handovers(recorded(ahead_us=2_000))
+@pytest.mark.parametrize("kind", ["DECODE", "VERIFY"])
+def test_planning_behind_the_gpu_is_hidden(kind: str) -> None:
+    found = handovers(recorded(ahead_us=2_000, kind=kind))
     result = summary(found)
     assert result["hidden"] == pytest.approx(1)
     assert result["exposed_us"] == pytest.approx(0, abs=1)
@@ -254,4 +255,6 @@ def test_who_waits_for_tokens_hears_what_went_wrong() -> None:
 
 
 def test_the_batch_outlasts_the_profile() -> None:
-    assert needed_steps(64) > 2 * 64
+    assert needed_tokens(64, ["--tp=2"]) > 2 * 64
+    # a step may yield all that is drafted
+    assert needed_tokens(64, ["--speculative-num-draft-tokens", "4"]) > 2 * 4 * 64
