@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from itertools import compress, count, islice
 from operator import is_not
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 import numpy as np
@@ -110,7 +110,7 @@ class KeptPaths:
 
     def _update(
         self,
-        runs: Sequence[slice],
+        runs: Sequence[_Run],
         requests: tuple[ref[Any], ...],
         columns: Sequence[tuple[Any, ...]],
     ) -> Sequence[int]:
@@ -119,24 +119,25 @@ class KeptPaths:
         ends: list[_Node] = []
         left: list[_Node] = []
         changed: set[int] = set()
-        at = 0
-        for run in runs:
-            left += self._ends[at : run.start]
-            first, at = len(ends), run.stop
+        joined: list[int] = []
+        stop = 0
+        for first, run in (*runs, _Run(len(requests), slice(len(self._ends), None))):
+            left += self._ends[stop : run.start]
+            joined += range(len(ends), first)
+            ends += [self._root] * (first - len(ends))
             ends += self._ends[run]
+            stop = run.stop
             for now, was in zip(columns, self._columns, strict=False):  # none before the first read
                 rows = differing(now[first : len(ends)], was[run])
                 changed.update([first + row for row in rows])
-        left += self._ends[at:]
         if self._unsure:
-            kept = requests[: len(ends)]
-            changed.update(row for row, one in enumerate(kept) if one in self._unsure)
+            again = {row for row, one in enumerate(requests) if one in self._unsure}
+            changed |= again.difference(joined)
             self._unsure = set()
         for end in (*left, *(ends[row] for row in changed)):
             self._leave(end)
-        rows = [*sorted(changed), *range(len(ends), len(requests))]
+        rows = [*sorted(changed), *joined]
         if rows:
-            ends += [self._root] * (len(requests) - len(ends))
             handles, owned, *_ = columns
             keys = self._reader.keys([_alive(handles[row]) for row in rows])
             self._ends_now = set(keys)
@@ -223,12 +224,11 @@ class KeptPaths:
         if node.count == 1:
             self._is_laid_out = False
 
-    def _with_rows(self, runs: Sequence[slice], rows: Sequence[int]) -> RadixPaths:
+    def _with_rows(self, runs: Sequence[_Run], rows: Sequence[int]) -> RadixPaths:
         """The paths as they are laid out, of the rows kept in `runs` and those that were read."""
-        leaf, at = np.empty(len(self._ends), np.int32), 0
-        for run in runs:
-            first, at = at, at + run.stop - run.start
-            leaf[first:at] = self._paths.leaf[run]
+        leaf = np.empty(len(self._ends), np.int32)
+        for first, run in runs:
+            leaf[first : first + run.stop - run.start] = self._paths.leaf[run]
         for row in rows:
             leaf[row] = self._ends[row].place
         return RadixPaths(self._paths.parent, self._paths.end, leaf)
@@ -278,25 +278,40 @@ class KeptBatches:
         return kept.read(requests, (tuple(self.reader.resolved(handles)), *others))
 
 
-def _runs_kept(now: tuple[Any, ...], before: tuple[Any, ...]) -> list[slice]:
-    """Runs of the rows before that are the first rows now, in their order.
+class _Run(NamedTuple):
+    """Rows `was` of the batch before, which are those from `first` on now."""
 
-    Rows leave, the others close up, and new ones follow: where it is otherwise, rows are taken for
-    new ones. A loop for each run, not for each row.
+    first: int
+    was: slice
+
+
+def _runs_kept(now: tuple[Any, ...], before: tuple[Any, ...]) -> list[_Run]:
+    """Runs of the rows before that are rows now, in their order; a loop for each, not for each row.
+
+    Rows leave, the others close up, and new ones follow, or go ahead of them after a mixed batch.
     """
     if now == before:
-        return [slice(0, len(now))]
+        return [_Run(0, slice(0, len(now)))]
     runs, at, start = [], 0, 0
+    places: dict[int, int] | None = None  # of all rows before, once new ones are ahead of them
     while at < len(now):
         try:
-            start = before.index(now[at], start)
-        except ValueError:
-            break
+            place = before.index(now[at], start) if places is None else places[id(now[at])]
+        except (ValueError, KeyError):
+            place = -1
+            if places is None:
+                if now[-1] not in before:
+                    break  # none but new ones follow
+                places = {id(one): row for row, one in enumerate(before)}
+        if place < start:  # it is new, or went behind another
+            at += 1
+            continue
+        start = place
         same = min(len(now) - at, len(before) - start)
         if now[at : at + same] != before[start : start + same]:
             pairs = map(is_not, islice(now, at, None), islice(before, start, None))
             same = next(compress(count(), pairs))
-        runs.append(slice(start, start + same))
+        runs.append(_Run(at, slice(start, start + same)))
         at, start = at + same, start + same
     return runs
 

@@ -10,7 +10,8 @@ H100's cost table and program slots, and memory of the host in place of the devi
 the overlap scheduler makes them when one request leaves and another joins:
 
 `join`: the first one. `moved`: the next, when the joined one's prompt has become the tree's.
-`unchanged`: the one after. `all_new`: no request is known.
+`unchanged`: the one after. `ahead`: one joins ahead of the others, as after a mixed batch.
+`all_new`: no request is known.
 
 Stages: `describe`, the signature; `read`, comparing it and reading the tree; `make`, planning;
 `send`. Microseconds of the thread, medians: other processes slow it down, but are not counted.
@@ -66,7 +67,7 @@ def main() -> None:
 def measure(rows: int, depth: int, joins: int, host: Host) -> dict[str, Any]:
     """The medians of one batch size and depth."""
     server = Server(depth)
-    reqs = [server.request(number) for number in range(rows + joins)]
+    reqs = [server.request(number) for number in range(rows + 2 * joins)]
     running = reqs[:rows]
     for _ in range(2):
         host.step(server, running)
@@ -79,6 +80,11 @@ def measure(rows: int, depth: int, joins: int, host: Host) -> dict[str, Any]:
             steps["join"].append(host.step(server, running))
         steps["moved"].append(host.step(server, running))
         steps["unchanged"].append(host.step(server, running))
+    for number in range(rows + joins, rows + 2 * joins):
+        del running[(number * 37) % rows]
+        running.insert(0, reqs[number])
+        with server.before_insertion(reqs[number]):
+            steps["ahead"].append(host.step(server, running))
     for _ in range(5):
         host.forget()
         steps["all_new"].append(host.step(server, running))

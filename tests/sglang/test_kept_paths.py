@@ -126,6 +126,7 @@ PROMPT = st.lists(st.integers(0, 1), min_size=1, max_size=7)
 EVENTS = {
     "starts": PROMPT,
     "starts in the tree": PROMPT,
+    "starts ahead": PROMPT,
     "grows": st.integers(0, 99),
     "ends": st.integers(0, 99),
     "swaps": st.integers(0, 99),
@@ -158,7 +159,9 @@ def happen(event: str, value: Any, tree: Tree, running: list[Request]) -> None:
     elif event.startswith("starts"):
         if event == "starts in the tree":
             tree.insert(value)
-        running.append(Request(tree, value))
+        # after a mixed batch prompts go ahead of the rows that decode
+        place = 0 if event == "starts ahead" else len(running)
+        running.insert(place, Request(tree, value))
     elif running:
         request = running[value % len(running)]
         if event == "grows":  # its prompt becomes a part of the tree
@@ -183,8 +186,9 @@ def check(batches: Batches, running: list[Request]) -> None:
     assert len(kept["end"]) < max(len(running), 1)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("kind", ["nodes", "path info"])
-def test_who_joins_costs_its_own_path(kind: str) -> None:
+def test_who_joins_costs_its_own_path(kind: str, ahead: bool) -> None:
     tree = Tree()
     batches = Batches(tree, kind)
     running = [Request(tree, [0] * 5)]
@@ -194,7 +198,7 @@ def test_who_joins_costs_its_own_path(kind: str) -> None:
     batches.reader.chains = lambda keys, known: (looked.extend(keys), chains(keys, known))[1]
     for end in range(1, 9):
         tree.insert([0] * 5 + [end])
-        running.append(Request(tree, [0] * 5 + [end]))
+        running.insert(0 if ahead else end, Request(tree, [0] * 5 + [end]))
         batches.read(running)
     assert len(looked) == len(running)
     batches.read(running[1:])
