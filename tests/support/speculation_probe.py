@@ -76,7 +76,7 @@ def change_second_layer() -> None:
     RadixAttention.__init__ = changed
 
 
-def give_weights(engine: InprocScheduler, *, linear: bool, often: bool) -> None:
+def give_weights(engine: InprocScheduler, *, linear: bool, often: bool = False) -> None:
     """Weights of which prompts decide the tokens; a draft model's are near the target's."""
     target, source = dict(engine.model_runner.model.named_parameters()), torch.Generator()
     worker = getattr(engine.scheduler.draft_worker, "draft_worker", None)
