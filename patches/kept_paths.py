@@ -288,25 +288,20 @@ class _Run(NamedTuple):
 def _runs_kept(now: tuple[Any, ...], before: tuple[Any, ...]) -> list[_Run]:
     """Runs of the rows before that are rows now, in their order; a loop for each, not for each row.
 
-    Rows leave, the others close up, and new ones follow, or go ahead of them after a mixed batch.
+    Rows leave, the others close up, and new ones follow, or go ahead of all after a mixed batch:
+    where it is otherwise, rows are taken for new ones.
     """
     if now == before:
         return [_Run(0, slice(0, len(now)))]
     runs, at, start = [], 0, 0
-    places: dict[int, int] | None = None  # of all rows before, once new ones are ahead of them
+    if now and now[0] not in before:
+        known = set(map(id, before))
+        at = next((row for row, one in enumerate(now) if id(one) in known), len(now))
     while at < len(now):
         try:
-            place = before.index(now[at], start) if places is None else places[id(now[at])]
-        except (ValueError, KeyError):
-            place = -1
-            if places is None:
-                if now[-1] not in before:
-                    break  # none but new ones follow
-                places = {id(one): row for row, one in enumerate(before)}
-        if place < start:  # it is new, or went behind another
-            at += 1
-            continue
-        start = place
+            start = before.index(now[at], start)
+        except ValueError:
+            break
         same = min(len(now) - at, len(before) - start)
         if now[at : at + same] != before[start : start + same]:
             pairs = map(is_not, islice(now, at, None), islice(before, start, None))

@@ -45,24 +45,16 @@ DFLASH = OFTEN | {
 SHORT = {"linear": True, "trunk": 64}
 OVERLAP = {"disable_overlap_schedule": False}
 OVERLAPPED = STANDALONE | OVERLAP
-LINEAR = {
+CASES = {
     "linear layers, n-grams": ("0.5.17", NGRAM | SHORT),
     "linear layers, their own draft, overlapped": ("0.5.23", NEXTN | SHORT | OVERLAP),
-}
-OWN_DRAFTS = {
     "EAGLE": (INSTALLED, EAGLE),
     "EAGLE3, overlapped": ("0.5.23", EAGLE3 | OVERLAP),
+    "a draft model, overlapped": (INSTALLED, OVERLAPPED),
+    "a draft model": ("0.5.17", STANDALONE),
+    "n-grams": (INSTALLED, NGRAM),
+    "n-grams, pages of four": ("0.5.23", NGRAM | {"page_size": 4}),
 }
-CASES = (
-    LINEAR
-    | OWN_DRAFTS
-    | {
-        "a draft model, overlapped": (INSTALLED, OVERLAPPED),
-        "a draft model": ("0.5.17", STANDALONE),
-        "n-grams": (INSTALLED, NGRAM),
-        "n-grams, pages of four": ("0.5.23", NGRAM | {"page_size": 4}),
-    }
-)
 
 
 @pytest.fixture(scope="module")
@@ -75,36 +67,22 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Report]:
     return report
 
 
-@pytest.fixture(scope="module")
-def plain(served: Callable[..., Report]) -> dict[str, list[int]]:
+def plain(served: Callable[..., Report], arguments: dict[str, Any]) -> dict[str, list[int]]:
     """Tokens of SGLang's own backend without speculation, which greedy speculation repeats."""
-    return served("torch_native", "{}")["nothing"]["tokens"]
-
-
-@pytest.fixture(scope="module")
-def plain_of_linear_layers(served: Callable[..., Report]) -> dict[str, list[int]]:
-    return served("torch_native", json.dumps(SHORT))["nothing"]["tokens"]
-
-
-@pytest.fixture(scope="module")
-def plain_said_often(served: Callable[..., Report]) -> dict[str, list[int]]:
-    return served("torch_native", json.dumps(OFTEN))["nothing"]["tokens"]
+    model = {name: arguments[name] for name in ("linear", "trunk", "often") if name in arguments}
+    return served("torch_native", json.dumps(model))["nothing"]["tokens"]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_tokens_are_those_without_speculation(
-    case: str, served: Callable[..., Report], request: pytest.FixtureRequest
-) -> None:
+def test_tokens_are_those_without_speculation(case: str, served: Callable[..., Report]) -> None:
     version, arguments = CASES[case]
     if version not in (INSTALLED, *OVERLAYS):
         pytest.skip(f"SGLang {version} is not at hand")
-    of = "_of_linear_layers" if case in LINEAR else "_said_often" if case in OWN_DRAFTS else ""
-    plain = request.getfixturevalue(f"plain{of}")
     report, most = served("codec", json.dumps(arguments), version), _new_tokens(arguments)
     rounds = [report[name] for name in ("nothing", "again") if name in report]
     grown: set[int] = set()
     for seen in rounds:
-        assert seen["tokens"] == plain
+        assert seen["tokens"] == plain(served, arguments)
         # codec verified every step, and read the right KV slots
         steps = seen["steps"]
         assert all(step["verifies"] for step in steps)
@@ -134,20 +112,20 @@ def _new_tokens(arguments: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize("fault", ["the planner", "reading the tree", "comparing batches"])
 def test_what_raises_in_a_verified_step_is_counted(
-    fault: str, served: Callable[..., Report], plain: dict[str, list[int]]
+    fault: str, served: Callable[..., Report]
 ) -> None:
     seen = served("codec", json.dumps(NGRAM), INSTALLED)[fault]
-    assert seen["tokens"] == plain
+    assert seen["tokens"] == plain(served, NGRAM)
     assert seen["fallbacks"]
     assert all(step["verifies"] for step in seen["steps"])
 
 
 def test_delegated_layers_verify_with_the_stock_backend(
-    served: Callable[..., Report], plain: dict[str, list[int]]
+    served: Callable[..., Report],
 ) -> None:
     arguments = NGRAM | {"prefill_attention_backend": "triton", "delegate": True}
     seen = served("codec", json.dumps(arguments))["nothing"]
-    assert seen["tokens"] == plain
+    assert seen["tokens"] == plain(served, arguments)
     assert seen["delegated"] == [1]
     assert seen["saved"] > 0
     assert seen["fallbacks"] == {}
