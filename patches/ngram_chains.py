@@ -1,4 +1,4 @@
-"""Let n-gram speculation draft chains only, as it nearly does with a breadth of one."""
+"""Let n-gram speculation draft chains only, as it nearly does with a breadth of one, unmasked."""
 
 from __future__ import annotations
 
@@ -39,3 +39,18 @@ CHAIN_DRAFTS = Patch(
     "token is behind which, as a matrix; positions and links are made from it",
     remove_when="n-gram speculation with a breadth of 1 drafts chains",
 )
+
+
+def spare_the_masks() -> None:
+    """Let a step go without the mask that says who sees whom among all tokens of all rows.
+
+    Chains need none, and SGLang makes it in a loop over the requests, with a copy to the device and
+    five launches for each, while the device waits for the step.
+
+    Upstream: the module's `USE_FULL_MASK`, asked at each step; without it the drafts' own mask,
+    from which positions and links are made, stands in the step's input too.
+    Remove when: SGLang asks a backend whether it reads the mask, as it does for drafts of a model.
+    """
+    from sglang.srt.speculative import ngram_worker
+
+    ngram_worker.USE_FULL_MASK = False

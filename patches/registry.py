@@ -17,6 +17,7 @@ from sglang_codec.patches.metrics_export import EXPORT_METRICS
 from sglang_codec.patches.patch import Patch
 from sglang_codec.patches.replay_view import COPY_CODEC_BATCH
 from sglang_codec.patches.server_info import ADD_STATE
+from sglang_codec.settings import setting
 
 PATCHES: tuple[Patch, ...] = (
     ATTACH_CODEC_BATCH,
@@ -63,6 +64,16 @@ def fit_to_speculation(algorithm: str | None) -> None:
         from sglang_codec.patches.dflash_masks import spare_the_mask
 
         spare_the_mask()
+
+
+def spare_unread_masks(model_runner: Any) -> None:
+    """Once codec attends in all layers alone, and no one else reads who sees which draft."""
+    if getattr(model_runner, "watermark_state", None) is not None:
+        return
+    if setting(model_runner, "speculative_algorithm") == "NGRAM":
+        from sglang_codec.patches.ngram_chains import spare_the_masks
+
+        spare_the_masks()
 
 
 def apply_report_patches(

@@ -148,12 +148,15 @@ def _look_at_a_step(model_runner: ModelRunner, backend: CodecDecodeBackend) -> N
     """
     from sglang_codec.mixed_batches import serve_mixed_batches
     from sglang_codec.patches.eager_start import EAGER_START
+    from sglang_codec.patches.registry import spare_unread_masks
     from sglang_codec.step_probe import see_a_step, settle
 
     def look(eager_runner: Any) -> None:
         serve_mixed_batches(model_runner.attn_backend, backend)
         if (seen := see_a_step(eager_runner, backend)) is not None:
             settle(seen, backend, model_runner)
+            if len(seen.reached - backend.layers.delegated.keys()) == backend.layers.num_layers:
+                spare_unread_masks(model_runner)
 
     EAGER_START.use(model_runner, look)
 
