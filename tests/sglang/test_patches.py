@@ -28,6 +28,7 @@ from sglang_codec.patches.registry import (
     REPORT_PATCHES,
     PatchError,
     apply_patches,
+    spare_unread_masks,
     times_applied,
 )
 from sglang_codec.patches.replay_view import copy_codec_batch
@@ -254,6 +255,21 @@ def test_block_drafts_are_verified_without_a_mask(version: str, tmp_path: Path) 
     (program := tmp_path / "mask.py").write_text(MASK)
     done = run_warm(program, sglang=version)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "watermark", "full"),
+    [("NGRAM", None, False), ("NGRAM", object(), True), ("EAGLE", None, True), (None, None, True)],
+)
+def test_n_grams_go_without_a_mask_that_no_one_reads(
+    algorithm: str | None, watermark: Any, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker: Any = types.ModuleType("sglang.srt.speculative.ngram_worker")
+    worker.USE_FULL_MASK = True
+    monkeypatch.setitem(sys.modules, worker.__name__, worker)
+    arguments = SimpleNamespace(speculative_algorithm=algorithm)
+    spare_unread_masks(SimpleNamespace(server_args=arguments, watermark_state=watermark))
+    assert worker.USE_FULL_MASK is full
 
 
 def mixed_batch(prompts: int, *rids: str) -> tuple[SimpleNamespace, SimpleNamespace]:

@@ -91,6 +91,9 @@ def test_tokens_are_those_without_speculation(case: str, served: Callable[..., R
         assert seen["fallbacks"] == {}
         assert all(f"{most} query rows" in group for group in seen["groups"])
         assert all(step["host knows"] is not ("overlapped" in case) for step in steps)
+        # no one reads who sees which token of a row, only who sees which draft
+        if "n-grams" in case:
+            assert all(step["mask"] == len(step["rows"]) * most**2 for step in steps)
         pairs = list(zip(steps, steps[1:], strict=False))
         changes = 1 + sum(one["rows"] != other["rows"] for one, other in pairs)
         # under overlap a row leaves a step after its last one
@@ -127,6 +130,12 @@ def test_delegated_layers_verify_with_the_stock_backend(
     seen = served("codec", json.dumps(arguments))["nothing"]
     assert seen["tokens"] == plain(served, arguments)
     assert seen["delegated"] == [1]
+    most = _new_tokens(arguments)
+    # the stock backend reads which tokens of its row each draft sees
+    assert all(
+        step["mask"] == most * sum(length + most for length in step["lengths"])
+        for step in seen["steps"]
+    )
     assert seen["saved"] > 0
     assert seen["fallbacks"] == {}
 

@@ -59,6 +59,8 @@ def prepare() -> None:
     for name, module in imported.items():
         if name.startswith(_OPS) and hasattr(module, "_is_xpu"):
             module._is_xpu = True
+    # what a GPU's backends read of n-grams: who sees whom among all tokens
+    imported["sglang.srt.speculative.ngram_worker"]._is_cpu = False
 
 
 class NgramStandIn:

@@ -117,6 +117,8 @@ def serve(engine: InprocScheduler, length: int, repeat: int) -> dict[str, Any]:
         steps.append({"verifies": mode.is_target_verify(), "rows": list(batch.rids)})
         steps[-1]["lengths"] = batch.seq_lens.tolist()
         steps[-1]["host knows"] = batch.seq_lens_cpu is not None
+        if (mask := getattr(batch.spec_info, "custom_mask", None)) is not None:
+            steps[-1]["mask"] = mask.numel()
         if waiting and len(steps) % 2 == 0:
             rid, prompt, tokens = waiting.pop(0)
             engine.submit(prompt, tokens, rid=rid)
