@@ -128,8 +128,9 @@ class ServedGroup:
         shape = self.group.shape
         q = q.reshape(-1, shape.num_qo_heads, shape.key_dim)
         values = (*q.shape[:2], shape.value_dim)
-        k_scale, v_scale = scales_of(layer) if shape.is_fp8 else (None, None)
+        k_scale = v_scale = None
         if shape.is_fp8:
+            k_scale, v_scale = scales_of(layer)
             self._read_with[layer.layer_id] = layer, (k_scale, v_scale)
         out = q.new_empty(values) if out is None else out.view(values)
         prefix_shared_attention(

@@ -42,8 +42,26 @@ def pytest_configure() -> None:
         repair_bf16_dot()
 
 
+# the files that take longest, which begin first: none is left to one process at the end
+LONGEST = (
+    "test_compile",
+    "test_families",
+    "test_engine_cpu",
+    "test_metrics",
+    "test_speculation",
+    "test_churn_cpu",
+    "test_mixed_chunks",
+    "test_kv_store",
+    "test_delegate",
+    "test_query_rows",
+    "test_sharing",
+)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a GPU, tests marked `cuda` are deselected."""
+    """The longest files first. Without a GPU, tests marked `cuda` are deselected."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     if HAS_GPU:
         return
     needing_gpu = [item for item in items if item.get_closest_marker("cuda")]

@@ -43,7 +43,8 @@ class Seen(NamedTuple):
 # on a real server ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+# a server takes half a minute to start, and the one between is in `test_bench_serving_servers`
+@pytest.fixture(scope="module", params=tuple(OVERLAYS) or VERSIONS)
 def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     pytest.importorskip("prometheus_client")
     folder = tmp_path_factory.mktemp("server")

@@ -33,6 +33,8 @@ def _churn(model: str, churn: dict[str, Any], server: dict[str, Any]) -> dict[st
     from sglang_codec.patches.fallbacks import FALLBACKS
 
     served_group.TAIL_HEADROOM = churn["headroom"]
+    if server.get("speculative_algorithm") == "STANDALONE":
+        server["speculative_draft_model_path"] = model
     with drafting(server):
         engine = ObservedScheduler(
             model, "codec", logprobs=churn["logprobs"], load_format="auto", **server

@@ -33,7 +33,7 @@ def run_python(
         cwd=tempfile.gettempdir(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
 

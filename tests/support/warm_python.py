@@ -22,7 +22,7 @@ from typing import Any
 
 from sglang_versions import INSTALLED, SUPPORT, neutral_environment
 
-LIMIT_S = 300
+LIMIT_S = 600
 
 
 def run_warm(
