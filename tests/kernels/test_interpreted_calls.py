@@ -1,0 +1,40 @@
+"""Triton's interpreter with `look_once`: what it replaces, and that it puts everything back."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from triton.language.core import is_builtin
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="nothing is interpreted here"
+)
+
+
+@triton.jit
+def _twice(values):
+    return tl.maximum(values, 0) * 2
+
+
+@triton.jit
+def _kernel(out_ptr, in_ptr, BLOCK: tl.constexpr):
+    places = tl.arange(0, BLOCK)
+    tl.store(out_ptr + places, _twice(_twice(tl.load(in_ptr + places))))
+
+
+def test_calls_within_a_kernel_find_the_language_replaced_and_leave_it_as_it_was() -> None:
+    from triton.runtime import interpreter
+
+    assert interpreter._patch_builtin.__module__ == "sglang_codec.patches.interpreted_calls"
+    before = {name: getattr(tl, name) for name in dir(tl)}
+    values, out = torch.arange(-4.0, 4.0), torch.empty(8)
+    for _ in range(2):
+        out.fill_(float("nan"))
+        _kernel[(1,)](out, values, BLOCK=8)
+        assert torch.equal(out, values.clamp(min=0) * 4)
+        assert all(getattr(tl, name) is value for name, value in before.items())
+    assert is_builtin(tl.load)
