@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from sglang_codec.attention_shape import AttentionShape
 
+_ENOUGH_ROWS = 4  # of a request, from which on stock kernels use tensor cores, and round for them
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -40,6 +42,9 @@ class LaunchConfig:
             of more than 128 columns tiles of 64 rows only, and K and V of a step are two stages.
         ahead: with `warp_roles`, steps of an fp8 cache that are copied before they are widened into
             the `stages`: shared memory of its own, half as much a step.
+        exact_weights: where a request has fewer than four rows, what rounding takes from the
+            softmax weights is multiplied too. FlashInfer uses no tensor cores there and keeps them
+            in fp32; FA3 rounds them whatever the group.
     """
 
     tiles: tuple[Tile, ...]
@@ -50,6 +55,7 @@ class LaunchConfig:
     early_launch: bool = False
     warp_roles: bool = False
     ahead: int = 0
+    exact_weights: bool = True
 
     def __post_init__(self) -> None:
         rows = self.row_tiles
@@ -85,6 +91,14 @@ class LaunchConfig:
             own = (len(self.tiles), self.bundle.rows, self.bundle.block_kv, True)
             order.insert(-1, own)
         return tuple(order)
+
+    def weights_are_exact(self, request_rows: int) -> bool:
+        """Whether they are for requests of so many rows of a query tile."""
+        return self.exact_weights and request_rows < _ENOUGH_ROWS
+
+    def costs_as(self, request_rows: int) -> int:
+        """Rows of a request that costs what one of `request_rows` does without exact weights."""
+        return request_rows if self.exact_weights else max(request_rows, _ENOUGH_ROWS)
 
     def num_slots(self, num_sms: int, num_kv_heads: int) -> int:
         """Program slots per KV head of a grid that fills the GPU once."""

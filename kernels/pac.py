@@ -18,9 +18,6 @@ from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.kernels.portable.kernel import _pac_kernel
 from sglang_codec.kernels.softmax import LOG2_E
 
-# the stock kernels for so small groups use no tensor cores and so keep the softmax weights in fp32;
-# here a second product with what rounding took from the weights does the same
-_EXACT_BELOW_GROUP = 4
 _COPIED_BYTES = 16  # at once, with warp roles: where rows of Q, K and V then have to begin
 
 
@@ -219,7 +216,7 @@ def pac(
         KEY_COLUMNS=columns_for(key_dim),
         VALUE_COLUMNS=columns_for(value_dim),
         EXPONENT=exponent,
-        EXACT_WEIGHTS=group < _EXACT_BELOW_GROUP and not (is_fine or q.dtype == torch.float32),
+        EXACT_WEIGHTS=config.weights_are_exact(group) and not (is_fine or q.dtype == torch.float32),
         WRITE_LSE=lse is not None,
         CLASSES=config.execution_order,
         STAGES=config.stages,

@@ -35,6 +35,8 @@ class CodecDecodeBackend(AttentionBackend):
         config: settings of this process.
         ordinary: makes (or returns) SGLang's own backend for layers that the kernels do not
             support; called only if there are such layers.
+        exact_weights: whether the softmax weights of small groups are as exact as in fp32
+            (`LaunchConfig`), which is SGLang's own attention's to say.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class CodecDecodeBackend(AttentionBackend):
         model_runner: Any,
         config: CodecConfig,
         ordinary: Callable[[], AttentionBackend],
+        *,
+        exact_weights: bool = True,
     ) -> None:
         self.req_to_token_pool = model_runner.req_to_token_pool
         self.token_to_kv_pool = model_runner.token_to_kv_pool
@@ -52,7 +56,7 @@ class CodecDecodeBackend(AttentionBackend):
         self.query_rows = query_rows(model_runner)
         self.max_context_len = getattr(model_runner.model_config, "context_len", None)
         self._verify_mask: Any = None
-        self._ordinary = ordinary
+        self._ordinary, self._exact_weights = ordinary, exact_weights
         self.groups: tuple[ServedGroup, ...] = ()
         self.planner = BatchPlanner(most_live=_micro_batches(model_runner))
         self.serve(LayerGroups.of(model_runner))
@@ -258,7 +262,12 @@ class CodecDecodeBackend(AttentionBackend):
             return kept[group.shape]
         rows = self.req_to_token_pool.req_to_token.shape[0]
         return ServedGroup(
-            group, self.token_to_kv_pool, self.device, rows=rows, host_rows=self._host_rows
+            group,
+            self.token_to_kv_pool,
+            self.device,
+            rows=rows,
+            host_rows=self._host_rows,
+            exact_weights=self._exact_weights,
         )
 
     def _group(self, layer: Any) -> ServedGroup:

@@ -17,6 +17,8 @@ from sglang_codec.planning.plan import PlanSpec
 
 logger = logging.getLogger(__name__)
 
+_INTERPRETER = "interpreter"
+
 
 @dataclass(frozen=True)
 class Device:
@@ -31,7 +33,7 @@ class Device:
 
     @property
     def is_interpreted(self) -> bool:
-        return self.config is INTERPRETED
+        return self.name == _INTERPRETER
 
 
 @functools.cache
@@ -47,7 +49,7 @@ def describe_device(device: torch.device, shape: AttentionShape) -> Device:
                 f"device {device}: without a CUDA GPU the kernels run in Triton's interpreter; "
                 "set TRITON_INTERPRET=1 before the process starts"
             )
-        return Device("interpreter", INTERPRETED, INTERPRETED_SMS, 1e10, 1e11, 0.0)
+        return Device(_INTERPRETER, INTERPRETED, INTERPRETED_SMS, 1e10, 1e11, 0.0)
     properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
     bandwidth, flops = _ceilings(properties)
@@ -96,7 +98,7 @@ def cost_model(device: Device, spec: PlanSpec) -> CostModel:
     if not device.is_interpreted:
         table = cost_table(device.name, shape)
         if table.exists():
-            return CostModel.from_json(table, shape.request_rows)
+            return CostModel.from_json(table, device.config.costs_as(shape.request_rows))
     return roofline_cost_model(
         shape,
         num_ctas=spec.num_slots * shape.num_kv_heads,

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# stock backends that round softmax weights to the dtype of V whatever the group: where SGLang would
+# decode with one, exacter weights would cost time that it does not spend
+_ROUNDING = frozenset({"fa3"})
+
 
 def create_backend(model_runner: ModelRunner) -> AttentionBackend:
     """The attention backend for `codec`: a decode child, and a stock prefill where needed.
@@ -60,7 +64,8 @@ def create_backend(model_runner: ModelRunner) -> AttentionBackend:
     from sglang_codec.backend import CodecDecodeBackend
 
     ordinary = functools.cache(functools.partial(_build_stock_backend, model_runner, stock))
-    decode_child = CodecDecodeBackend(model_runner, config, ordinary)
+    is_exact = stock not in _ROUNDING
+    decode_child = CodecDecodeBackend(model_runner, config, ordinary, exact_weights=is_exact)
     ATTACHER.most_kept = decode_child.planner.most_live
     logger.info(banner(model_runner, decode_child, sglang_version, stock))
     _report(decode_child)

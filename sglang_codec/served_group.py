@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ class ServedGroup:
 
     Args:
         pool: SGLang's KV pool. rows: of its table of requests.
-        host_rows: as of `PlanMaker`.
+        host_rows: as of `PlanMaker`. exact_weights: as of `LaunchConfig`.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class ServedGroup:
         *,
         rows: int,
         host_rows: Callable[[Any, np.ndarray], list[np.ndarray]],
+        exact_weights: bool = True,
     ) -> None:
         self.group, self._pool = group, pool
         machine = describe_device(device, group.shape)
-        self._config = machine.config
+        self._config = dataclasses.replace(machine.config, exact_weights=exact_weights)
+        machine = dataclasses.replace(machine, config=self._config)
         self._writer = KVWriter(pool, machine.config)
         is_apart = in_window_pool(pool, group.layer_ids[0])
         self.window_slots = WindowSlots(pool, rows) if is_apart else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from pretended_gpu import pretend_gpu
@@ -36,3 +37,19 @@ def test_shapes_are_served_with_warp_roles(hopper: torch.device) -> None:
 def test_heads_of_fp8_that_fill_no_columns_are_not(hopper: torch.device) -> None:
     narrow = AttentionShape.plain(16, 2, 96, kv_dtype="float8_e4m3fn")
     assert not device.describe_device(hopper, narrow).config.warp_roles
+
+
+@pytest.mark.parametrize("heads", [(32, 32), (16, 8), (32, 8)])
+def test_rounded_weights_cost_what_they_do_in_larger_groups(
+    heads: tuple[int, int], hopper: torch.device
+) -> None:
+    shape = AttentionShape.plain(*heads, 128)
+    exact = device.describe_device(hopper, shape)
+    exact = dataclasses.replace(exact, name="NVIDIA H100 80GB HBM3")
+    config = dataclasses.replace(exact.config, exact_weights=False)
+    rounding = dataclasses.replace(exact, config=config)
+    large = device.cost_model(exact, device.plan_spec(exact, AttentionShape.plain(32, 8, 128)))
+    spec = device.plan_spec(exact, shape)
+    np.testing.assert_array_equal(device.cost_model(rounding, spec).us, large.us)
+    is_large = heads == (32, 8)
+    assert np.array_equal(device.cost_model(exact, spec).us, large.us) == is_large

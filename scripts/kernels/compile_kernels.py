@@ -373,6 +373,7 @@ def _jobs(options: argparse.Namespace) -> Iterator[partial[Report]]:
             of_layer = {"soft_cap": options.soft_cap, "window": options.window_left}
             shape = dataclasses.replace(shape, **of_layer, query_rows=options.query_rows)
             config = launch_config(gpu.capability, shape, warp_roles=not options.no_warp_roles)
+            config = dataclasses.replace(config, exact_weights=not options.rounded_weights)
             for return_lse in (False, True):
                 pac, por = attention_launches(
                     gpu, config, shape, return_lse=return_lse, has_sinks=options.sinks
@@ -428,6 +429,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no-warp-roles", action="store_true", help="the kernels for a Triton without Gluon"
     )
+    about = "round the softmax weights of small groups too, as beside FA3"
+    parser.add_argument("--rounded-weights", action="store_true", help=about)
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the report here")
     return parser.parse_args(arguments)
 

@@ -1,9 +1,9 @@
 """Launch configurations as peers of the benchmark; the winner goes to `kernels/launch.py`.
 
 A configuration is `query tiles+tile of bundles/stages/warps/programs per multiprocessor`, a tile
-`rows x KV tokens`; a last field may name `e` (early launch) and `w` (warp roles), see
-`LaunchConfig`: `64x64+128x64+b64x64/5/4/1/we`. For fp8 with warp roles the steps copied ahead
-follow the stages: `64x64+128x64+b64x64/3+4/4/1/we`.
+`rows x KV tokens`; a last field may name `e` (early launch), `w` (warp roles) and `r` (weights are
+rounded in groups of any size), see `LaunchConfig`: `64x64+128x64+b64x64/5/4/1/we`. For fp8 with
+warp roles the steps copied ahead follow the stages: `64x64+128x64+b64x64/3+4/4/1/we`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ def parse(text: str) -> tuple[str, LaunchConfig]:
                 bundle = tile
             else:
                 tiles.append(tile)
-        if unknown := set("".join(flags)) - set("ew"):
+        given = set("".join(flags))
+        if unknown := given - set("ewr"):
             raise ValueError(f"unknown flags {''.join(sorted(unknown))}")
-        roles = {"early_launch": "e" in "".join(flags), "warp_roles": "w" in "".join(flags)}
+        roles = {"early_launch": "e" in given, "warp_roles": "w" in given}
+        roles["exact_weights"] = "r" not in given
         stages, _, ahead = stages.partition("+")
         numbers = map(int, (stages, warps, ctas))
         roles["ahead"] = int(ahead or 0)

@@ -309,6 +309,18 @@ def test_both_kernels_are_given_the_same(group: int, monkeypatch: pytest.MonkeyP
         assert other._replace(**{name: getattr(variant, name) for name in of_config}) == variant
 
 
+@pytest.mark.parametrize("group", [1, 3, 4])
+def test_small_groups_may_round_their_weights(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FA3 does, where SGLang would decode with it; larger groups always do."""
+    monkeypatch.setattr(pac_module, "_pac_kernel", kernel := Recorder())
+    q, kv = (torch.zeros(4, heads, 64, dtype=torch.bfloat16) for heads in (2 * group, 2))
+    tensors = {"q": q, "k_buffer": kv, "v_buffer": kv, "out": q, "lse": None, "partial_out": q}
+    for exact_weights in (True, False):
+        launch(tensors, dataclasses.replace(INTERPRETED, exact_weights=exact_weights))
+    exact = [variant.EXACT_WEIGHTS for _, _, variant in kernel.launches]
+    assert exact == [group < 4, False]
+
+
 @pytest.mark.parametrize("kernel", ["portable", "hopper"])
 def test_no_kernel_ignores_an_argument(kernel: str) -> None:
     folder = Path(pac_module.__file__).parent

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from backend_bench import SHARED, Batch, Bench
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from sglang_codec import served_group
 from sglang_codec.batch_planner import Totals
+from sglang_codec.kernels.launch import LaunchConfig
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.refusals import UnsupportedConfiguration
 
@@ -30,6 +34,22 @@ def test_an_eager_batch() -> None:
         bench.eager(batch)
     assert bench.backend.planner.totals.plans == 1
     assert bench.backend.planner.totals.kv_tokens_saved == 3 * 2 * SHARED
+
+
+@pytest.mark.parametrize("exact_weights", [True, False])
+def test_launches_weigh_as_exactly_as_they_are_asked_to(
+    exact_weights: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend, asked = served_group.prefix_shared_attention, []
+
+    def watched(*given: Any, config: LaunchConfig, **of_layer: Any) -> None:
+        asked.append(config.exact_weights)
+        attend(*given, config=config, **of_layer)
+
+    monkeypatch.setattr(served_group, "prefix_shared_attention", watched)
+    bench = Bench(exact_weights=exact_weights)
+    bench.eager(next(steps(bench)))
+    assert asked == [exact_weights] * 2  # layers
 
 
 @pytest.mark.parametrize("padded", [4, 8, 9, 40])  # the request pool has 9 rows

@@ -296,6 +296,26 @@ def test_a_prefill_backend_that_is_none(name: str, monkeypatch: pytest.MonkeyPat
     assert "SGLANG_CODEC_PREFILL_BACKEND" in str(error.value)
 
 
+@pytest.mark.usefixtures("_accepting")
+@pytest.mark.parametrize("stock", ["fa3", "flashinfer", "triton", "torch_native"])
+def test_weights_are_rounded_where_the_stock_backend_rounds_them(
+    stock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang_codec import backend
+
+    made: list[dict[str, bool]] = []
+
+    def make(*_: object, **options: bool) -> None:
+        made.append(options)
+        raise InterruptedError
+
+    monkeypatch.setattr(backend, "CodecDecodeBackend", make)
+    names = {"prefill_attention_backend_str": stock, "decode_attention_backend_str": "codec"}
+    with pytest.raises(InterruptedError):
+        factory.create_backend(runner(**names, server_args=SimpleNamespace()))
+    assert made == [{"exact_weights": stock != "fa3"}]
+
+
 def test_names_come_from_the_arguments_where_the_runner_has_none() -> None:
     arguments = SimpleNamespace(get_attention_backends=lambda: ("fa3", "codec"))
     found = factory.attention_backend_names(SimpleNamespace(server_args=arguments))

@@ -58,6 +58,7 @@ class Bench:
         change_layer: Callable[[RadixAttention], None] = lambda layer: None,
         ordinary: Any = None,
         kv_dtype: torch.dtype = torch.float32,
+        exact_weights: bool = True,
         **settings: Any,
     ) -> None:
         self.table = ReqToTokenPool(max_rows, 512, "cpu", enable_memory_saver=False)
@@ -96,7 +97,9 @@ class Bench:
             kv_cache_dtype=kv_dtype,
             server_args=arguments,
         )
-        self.backend = CodecDecodeBackend(self.runner, CodecConfig(), lambda: ordinary)
+        self.backend = CodecDecodeBackend(
+            self.runner, CodecConfig(), lambda: ordinary, exact_weights=exact_weights
+        )
         self.runner.attn_backend = self.backend
         self._next_slot = 1
         self.sinks: dict[int, torch.Tensor | None] = {}  # what layers pass, by their ids
