@@ -74,7 +74,10 @@ class PrefixSharedDecodeWrapper:
         device: a CUDA device, or "cpu" with TRITON_INTERPRET=1.
         capacity: sizes of the buffers. By default they grow with the plans until ``run`` is
             captured in a CUDA graph; from then on a larger plan is refused.
-        config: launch configuration in place of the one for this GPU.
+        exact_weights: with fewer than four query rows per KV head, weigh the values as FlashInfer's
+            decode does, whose softmax weights are fp32 there, at the price of a second product.
+            False rounds them to 16 bits as FA3 does, and as larger groups always have them.
+        config: launch configuration in place of the one for this GPU, with its `exact_weights`.
 
     Raises:
         ValueError: an unsupported shape or dtype.
@@ -91,6 +94,7 @@ class PrefixSharedDecodeWrapper:
         kv_data_type: torch.dtype | None = None,
         device: torch.device | str = "cuda",
         capacity: PlanCapacity | None = None,
+        exact_weights: bool = True,
         config: LaunchConfig | None = None,
     ) -> None:
         # with the index, as tensors name it
@@ -101,7 +105,7 @@ class PrefixSharedDecodeWrapper:
         self.shape = AttentionShape(*heads, *dims, *names)
         if reason := why_unsupported(self.shape, interpreted=self.device.type != "cuda"):
             raise ValueError(f"PrefixSharedDecodeWrapper: {reason}")
-        self._given_config = config
+        self._given_config, self._exact_weights = config, exact_weights
         self.launch_plan: Plan | None = None
         self.spec, self.config, self.cost_model = self._for(self.shape)
         make_ready()
@@ -265,8 +269,10 @@ class PrefixSharedDecodeWrapper:
         if self.launch_plan and shape.query_rows == self.spec.shape.query_rows:
             return dataclasses.replace(self.spec, shape=shape), self.config, self.cost_model
         machine = describe_device(self.device, dataclasses.replace(shape, window=None))
-        if self._given_config:
-            machine = dataclasses.replace(machine, config=self._given_config)
+        config = self._given_config or dataclasses.replace(
+            machine.config, exact_weights=self._exact_weights
+        )
+        machine = dataclasses.replace(machine, config=config)
         spec = plan_spec(machine, shape)
         return spec, machine.config, cost_model(machine, spec)
 

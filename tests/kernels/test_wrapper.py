@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,9 +49,7 @@ BATCHES: dict[str, Counts] = {
 }
 
 
-def wrapper_for(
-    problem: Problem, num_kv_heads: int, **options: PlanCapacity
-) -> PrefixSharedDecodeWrapper:
+def wrapper_for(problem: Problem, num_kv_heads: int, **options: Any) -> PrefixSharedDecodeWrapper:
     q = problem.q
     widths = {"head_dim_qk": q.shape[2], "head_dim_vo": problem.v_buffer.shape[-1]}
     where = {"dtype": q.dtype, "device": q.device}
@@ -98,6 +97,26 @@ def test_every_kind_of_batch(name: str, device: torch.device, dtype: torch.dtype
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 7, 8, 16])
 def test_every_gqa_group(group: int, device: torch.device, dtype: torch.dtype) -> None:
     solve(BATCHES["few-shot"], device, dtype, group=group)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("group", [1, 4])
+def test_small_groups_weigh_as_exactly_as_they_are_asked_to(
+    group: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    paths = with_slots(BATCHES["few-shot"], seed=5, spare=30)
+    shape = {"num_qo_heads": 2 * group, "num_kv_heads": 2, "head_dim": 64}
+    problem = make_problem(paths, **shape, dtype=dtype, device=device)
+    forest = PrefixForest.from_paths(paths)
+    exact, rounded = (
+        check(wrapper_for(problem, 2, exact_weights=is_exact), problem, forest).double()
+        for is_exact in (True, False)
+    )
+    truth, _ = problem.exact()
+    if group == 4:
+        assert torch.equal(exact, rounded)
+    else:
+        assert (exact - truth).norm() < (rounded - truth).norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
