@@ -138,9 +138,13 @@ def run(options: argparse.Namespace) -> results.Report:
 def work_of(options: argparse.Namespace) -> Iterator[tuple[tables.Row, str]]:
     """The rows and layouts of KV slots to measure, those of earlier reports left out."""
     done = {results.key(row) for row in results.load(options.not_in)[1]}
+    of_layers = {name: getattr(options, name) for name in ("window_left", "sinks", "query_rows")}
+    of_layers |= dict(zip(("head_dim", "value_dim"), options.head_dim, strict=True))
+    of_layers["dtype"] = options.form
     for row in options.selected:
         for slots in options.slots:
-            if (row.table, row.name, row.heads, options.form, slots) not in done:
+            named = {"table": row.table, "name": row.name, "heads": row.heads, "slots": slots}
+            if results.key(named | of_layers) not in done:
                 yield row, slots
 
 

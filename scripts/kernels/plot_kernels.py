@@ -34,16 +34,22 @@ def draw(
     only: str | None = None,
     *,
     by_shape: bool = False,
+    launched: Sequence[str] = (),
 ) -> list[Path]:
     """Write the figures of some reports into the folder `out`; of one layout of KV slots.
 
-    With `by_shape` one figure, `out`: the gains, a panel for each attention shape.
+    With `by_shape` one figure, `out`: the gains, a panel for each attention shape. Rows that have a
+    time of a launch configuration in `launched` show that for codec's.
     """
     head, rows = results.load(paths)
     rows = [row for row in rows if only in (None, row.get("slots"))]
+    for row, config in ((row, config) for row in rows for config in launched):
+        if (peer := f"codec {config}") in row["us"]:
+            row["us"]["codec"] = row["us"].pop(peer)
     if by_shape:
         figure = gains_figure([row for row in rows if gain(row) is not None], shape_of)
-        title = f"codec against the best stock backend ({head['gpu']})"  # of several commits
+        codec = f"codec as {' or '.join(launched)}" if launched else "codec"
+        title = f"{codec} against the best stock backend ({head['gpu']})"  # of several commits
         return [figures.save(figure, title, out, dpi)]
     layouts = grouped(rows, lambda row: (row["dtype"], row.get("slots", "")))
     written = []
@@ -133,8 +139,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--slots", choices=SLOTS, help="only the rows with such KV slots")
     about = "one figure OUT of the gains, a panel for each attention shape"
     parser.add_argument("--by-shape", action="store_true", help=about)
+    about = "launch configurations of bench_kernels.py --configs, in place of codec's own"
+    parser.add_argument("--launched", metavar="CONFIG", nargs="+", default=(), help=about)
     args = parser.parse_args(argv)
-    for path in draw(args.reports, args.out, only=args.slots, by_shape=args.by_shape):
+    how = {"only": args.slots, "by_shape": args.by_shape, "launched": args.launched}
+    for path in draw(args.reports, args.out, **how):
         print(path)
     return 0
 

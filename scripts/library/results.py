@@ -125,11 +125,14 @@ class Report:
         write(vars(self), path)
 
 
-KEY = ("table", "name", "heads", "dtype", "slots")  # what tells one row from another
+# what tells one row from another; what it says of its layers may be left out where it is usual
+KEY = ("table", "name", "heads", "dtype", "slots")
+OF_LAYERS = {"head_dim": 128, "value_dim": None, "window_left": -1, "sinks": False, "query_rows": 1}
 
 
 def key(row: dict) -> tuple:
-    return tuple(row.get(name) for name in KEY)
+    layers = OF_LAYERS | {"value_dim": row.get("head_dim", OF_LAYERS["head_dim"])} | row
+    return tuple(row.get(name) for name in KEY) + tuple(layers[name] for name in OF_LAYERS)
 
 
 def load(paths: Iterable[Path]) -> tuple[dict, list[dict]]:

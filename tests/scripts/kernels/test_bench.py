@@ -16,6 +16,7 @@ from library.attention import measure, summary, tables, timing, traffic, tree_pe
 from library.attention.peers import PREFIX_AWARE
 from library.attention.problem import KVPool, Problem, layers_to_stay_cold
 from library.attention.runner import Runner, Unsupported
+from matplotlib.figure import Figure
 
 CPU = torch.device("cpu")
 CEILINGS = {"copy_TBps": 3.0, "bf16_TFLOPs": 790.0}
@@ -437,8 +438,29 @@ def test_rows_of_earlier_reports_are_left_out(tmp_path: Path) -> None:
     work = [*bench_kernels.work_of(bench_kernels.parse(arguments))]
     assert work[:3] == [(first, "contiguous"), (second, "scattered"), (second, "contiguous")]
     assert len(work) == 2 * 30 - 1
+    others = ("--window-left=4095", "--sinks", "--query-rows=4", "--head-dim=128/64")
+    for option in others:  # no report has rows of such layers
+        work = [*bench_kernels.work_of(bench_kernels.parse([*arguments, option]))]
+        assert len(work) == 2 * 30, option
     with pytest.raises(SystemExit):
         bench_kernels.parse(["--slots", "shuffled"])
+
+
+def test_rows_of_other_layers_are_not_taken_for_a_reports(tmp_path: Path) -> None:
+    row = synthetic_row(tables.codec_rows()[0], codec=1.0)
+    others = ({}, {"window_left": 4095}, {"sinks": True}, {"query_rows": 4}, {"value_dim": 64})
+    reports = []
+    for number, other in enumerate(others):
+        report = tmp_path / f"{number}.json"
+        report.write_text(json.dumps({"rows": [row | other]}))
+        reports.append(report)
+    assert len(results.load(reports)[1]) == len(others)
+    # a report of the time before it named the width of values, or what is usual, replaces the first
+    older = tmp_path / "older.json"
+    usual = {"window_left": -1, "sinks": False, "query_rows": 1}
+    row = {name: value for name, value in row.items() if name != "value_dim"}
+    older.write_text(json.dumps({"rows": [row | usual]}))
+    assert len(results.load([*reports, older])[1]) == len(others)
 
 
 @pytest.mark.parametrize(("slots", "align"), [("scattered", 1), ("contiguous", 32)])
@@ -520,7 +542,7 @@ def test_the_prediction_is_compared_with_the_measurement() -> None:
     assert summary.prediction(rows[:2]) == []
 
 
-def test_plots_of_a_whole_report(tmp_path: Path) -> None:
+def test_plots_of_a_whole_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     rows = [
         synthetic_row(row, codec=1 + us, flashinfer=1.5 * us, other=2 * us)
@@ -538,6 +560,15 @@ def test_plots_of_a_whole_report(tmp_path: Path) -> None:
     assert all(path.stat().st_size > 5000 for path in written)
     (single,) = plot_kernels.draw([report], tmp_path / "shapes.png", dpi=40, by_shape=True)
     assert single.stat().st_size > 5000
+    config = "64x64/5/4/1/wer"
+    for row in rows:
+        row["us"][f"codec {config}"] = 1.0
+    report.write_text(json.dumps({"gpu": "GPU", "commit": "abc", "rows": rows}))
+    seen: list[list[dict]] = []
+    monkeypatch.setattr(plot_kernels, "gains_figure", lambda won, _: seen.append(won) or Figure())
+    out = tmp_path / "launched.png"
+    plot_kernels.draw([report], out, dpi=40, by_shape=True, launched=[config])
+    assert {row["us"]["codec"] for row in seen[0]} == {1.0}
     row = {"heads": "64/4", "head_dim": 192, "value_dim": 128, "dtype": "bfloat16"}
     row |= {"window_left": 4095, "sinks": True}
     assert plot_kernels.shape_of(row) == "64/4 heads of 192/128, bfloat16, window of 4096, sinks"
