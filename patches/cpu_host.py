@@ -31,7 +31,7 @@ def prepare_cpu_host() -> bool:
     if not hasattr(base, "_is_cpu"):
         raise RuntimeError(f"{base.__name__} has no _is_cpu: codec cannot run this SGLang on a CPU")
     base._is_cpu = True
-    from sglang_codec.patches.interpreted_calls import look_once
+    from sglang_codec.patches.interpreter_speed import hasten_interpreter
 
-    look_once()
+    hasten_interpreter()
     return True

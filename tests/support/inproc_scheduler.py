@@ -27,6 +27,8 @@ CPU_SERVER_ARGS: dict[str, Any] = {
     "disable_cuda_graph": True,
     "disable_overlap_schedule": True,
     "grammar_backend": "none",
+    # each split of SGLang's Triton decode is interpreted for itself
+    "triton_attention_num_kv_splits": 1,
     "log_level": "warning",
     "random_seed": 0,
 }
