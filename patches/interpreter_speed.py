@@ -10,11 +10,11 @@ from typing import Any
 def hasten_interpreter() -> None:
     """Outside of kernels, before the first one is interpreted; idempotent.
 
-    Why: decode steps on a CPU take half of the time. The language's builtins are replaced while a
-    kernel is interpreted, and looked for again in every call of a function by it, by
-    `inspect.getmembers`, though nothing is left to replace: a quarter of a step. And all 32-bit
-    integers that are added or multiplied are so again in 64 bits, to assert that 32 were enough,
-    but assertions are dropped unless kernels are debugged: a third of it.
+    Why: the language's builtins are replaced while a kernel is interpreted, and looked for again in
+    every call of a function by it, by `inspect.getmembers`, though nothing is left to replace: 18%
+    of the time of a test that decodes on a CPU. And all 32-bit integers that are added or
+    multiplied are so again in 64 bits, to assert that 32 were enough, but assertions are dropped
+    unless kernels are debugged: 31% of another's.
     Upstream: `triton.runtime.interpreter`: `_patch_builtin(pkg, builder, scope)`, which replaces
     nothing until a kernel ends, and `InterpreterOptions`, Triton 3.6 and 3.7.
     Remove when: a call within a kernel replaces nothing, and what is not asserted is not computed.

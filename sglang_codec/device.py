@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -37,8 +38,13 @@ class Device:
 
 
 @functools.cache
-def describe_device(device: torch.device, shape: AttentionShape) -> Device:
+def describe_device(
+    device: torch.device, shape: AttentionShape, *, exact_weights: bool = True
+) -> Device:
     """The machine behind `device`, as attention of this shape is launched on it.
+
+    Args:
+        exact_weights: as of `LaunchConfig`.
 
     Raises:
         RuntimeError: a CPU device while Triton is not interpreted.
@@ -49,7 +55,8 @@ def describe_device(device: torch.device, shape: AttentionShape) -> Device:
                 f"device {device}: without a CUDA GPU the kernels run in Triton's interpreter; "
                 "set TRITON_INTERPRET=1 before the process starts"
             )
-        return Device(_INTERPRETER, INTERPRETED, INTERPRETED_SMS, 1e10, 1e11, 0.0)
+        config = dataclasses.replace(INTERPRETED, exact_weights=exact_weights)
+        return Device(_INTERPRETER, config, INTERPRETED_SMS, 1e10, 1e11, 0.0)
     properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
     bandwidth, flops = _ceilings(properties)
@@ -58,7 +65,7 @@ def describe_device(device: torch.device, shape: AttentionShape) -> Device:
         config = launch_config(capability, shape, warp_roles=False)
     return Device(
         properties.name,
-        config,
+        dataclasses.replace(config, exact_weights=exact_weights),
         properties.multi_processor_count,
         bandwidth,
         flops,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -51,9 +50,8 @@ class ServedGroup:
         exact_weights: bool = True,
     ) -> None:
         self.group, self._pool = group, pool
-        machine = describe_device(device, group.shape)
-        self._config = dataclasses.replace(machine.config, exact_weights=exact_weights)
-        machine = dataclasses.replace(machine, config=self._config)
+        machine = describe_device(device, group.shape, exact_weights=exact_weights)
+        self._config = machine.config
         self._writer = KVWriter(pool, machine.config)
         is_apart = in_window_pool(pool, group.layer_ids[0])
         self.window_slots = WindowSlots(pool, rows) if is_apart else None

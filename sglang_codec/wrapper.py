@@ -268,11 +268,10 @@ class PrefixSharedDecodeWrapper:
         """How layers of `shape` are planned and launched."""
         if self.launch_plan and shape.query_rows == self.spec.shape.query_rows:
             return dataclasses.replace(self.spec, shape=shape), self.config, self.cost_model
-        machine = describe_device(self.device, dataclasses.replace(shape, window=None))
-        config = self._given_config or dataclasses.replace(
-            machine.config, exact_weights=self._exact_weights
-        )
-        machine = dataclasses.replace(machine, config=config)
+        everywhere = dataclasses.replace(shape, window=None)
+        machine = describe_device(self.device, everywhere, exact_weights=self._exact_weights)
+        if self._given_config:
+            machine = dataclasses.replace(machine, config=self._given_config)
         spec = plan_spec(machine, shape)
         return spec, machine.config, cost_model(machine, spec)
 

@@ -44,10 +44,13 @@ def test_rounded_weights_cost_what_they_do_in_larger_groups(
     heads: tuple[int, int], hopper: torch.device
 ) -> None:
     shape = AttentionShape.plain(*heads, 128)
-    exact = device.describe_device(hopper, shape)
-    exact = dataclasses.replace(exact, name="NVIDIA H100 80GB HBM3")
-    config = dataclasses.replace(exact.config, exact_weights=False)
-    rounding = dataclasses.replace(exact, config=config)
+    exact, rounding = (
+        dataclasses.replace(
+            device.describe_device(hopper, shape, exact_weights=is_exact),
+            name="NVIDIA H100 80GB HBM3",
+        )
+        for is_exact in (True, False)
+    )
     large = device.cost_model(exact, device.plan_spec(exact, AttentionShape.plain(32, 8, 128)))
     spec = device.plan_spec(exact, shape)
     np.testing.assert_array_equal(device.cost_model(rounding, spec).us, large.us)
