@@ -97,7 +97,10 @@ class LaunchConfig:
         return self.exact_weights and request_rows < _ENOUGH_ROWS
 
     def costs_as(self, request_rows: int) -> int:
-        """Rows of a request that costs what one of `request_rows` does without exact weights."""
+        """Rows of the request whose cost, as tables have it, is that of one of `request_rows` here.
+
+        Tables are measured with exact weights, which larger requests do not have.
+        """
         return request_rows if self.exact_weights else max(request_rows, _ENOUGH_ROWS)
 
     def num_slots(self, num_sms: int, num_kv_heads: int) -> int:
