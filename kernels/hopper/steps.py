@@ -72,6 +72,12 @@ def places_of(VARIANT: gl.constexpr):
 
 
 @gluon.jit
+def by_thread(scores):
+    """``[64, tokens]`` as ``[64, tokens / 8, 4, 2]``: four threads hold a row, pair by pair."""
+    return scores.reshape([ROWS, scores.shape[1] // 8, 4, 2])
+
+
+@gluon.jit
 def read_steps(
     given, ring, task, share, places, step, steps, is_both, is_bundle, VARIANT: gl.constexpr
 ):
@@ -112,7 +118,7 @@ def read_steps(
         tile_row = share.base + places.scores_row
         seen_to = seen_end(tokens, tile_row, task.kv_len, VARIANT)
     running_max = gl.full([ROWS], -float("inf"), gl.float32, rows)
-    running_sum = gl.zeros([ROWS], gl.float32, rows)
+    running_sum = gl.sum(gl.sum(by_thread(places.no_scores), 1), 2)
     accumulator = warpgroup_mma_init(gl.zeros([ROWS, COLUMNS], gl.float32, of_values))
     mbarrier.wait(ring.q_full.index(share.buffer), share.phase)
     q = ring.q.index(share.buffer)
@@ -159,9 +165,15 @@ def read_steps(
                     token = nth * ROWS + held_by(half * TOKENS + places.column, WIDTH)
                     seen = token[None, :] >= edge[:, None]
                     scores = gl.where(seen, scores, -float("inf"))
-            weights, rescale, running_max, running_sum = softmax_step(
-                scores, running_max, running_sum, given.qk_scale, True
+            highest = gl.max(gl.max(by_thread(scores), 1), 2)
+            highest = gl.convert_layout(gl.max(highest, 1), rows, assert_trivial=True)
+            weights, rescale, running_max = softmax_step(
+                scores, highest, running_max, given.qk_scale, True
             )
+            # each thread's own until the last step
+            own_sum = gl.sum(gl.sum(by_thread(weights), 1), 2)
+            again = gl.convert_layout(rescale, gl.SliceLayout(1, own_sum.type.layout))
+            running_sum = running_sum * again[:, None] + own_sum
             values = values * gl.convert_layout(rescale, values_rows)[:, None]
             rounded = weights.to(dtype)
             if half == 0:
@@ -182,6 +194,7 @@ def read_steps(
     else:
         mbarrier.arrive(ring.q_empty.index(share.buffer), count=1)
 
+    running_sum = gl.convert_layout(gl.sum(running_sum, 1), rows, assert_trivial=True)
     # an open chunk may still be empty: weight zero, LSE -inf
     is_empty = running_sum == 0.0
     inverse = 1.0 / gl.where(is_empty, 1.0, running_sum)

@@ -108,9 +108,10 @@ def attend(
             scores = tl.where(seen, scores, -float("inf"))
         else:
             scores = tl.where(within[None, :], scores, -float("inf"))
-        weights, rescale, running_max, running_sum = softmax_step(
-            scores, running_max, running_sum, given.qk_scale, MAY_BE_UNSEEN
+        weights, rescale, running_max = softmax_step(
+            scores, tl.max(scores, 1), running_max, given.qk_scale, MAY_BE_UNSEEN
         )
+        running_sum = running_sum * rescale + tl.sum(weights, 1)
         accumulator = accumulator * rescale[:, None]
         accumulator = add_values(accumulator, weights, v, VARIANT.EXACT_WEIGHTS)
 
