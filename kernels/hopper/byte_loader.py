@@ -82,6 +82,9 @@ def load_bytes(given, ring, slot, kv_head, VARIANT: gl.constexpr):
         # loop alone, Triton 3.6 and 3.7 take nothing with them
         for nth in range(idle + gl.maximum((task.kv_len + ROWS - 1) // ROWS, 1)):
             start = (nth - idle) * ROWS
+            # before all that takes time: what is handed on is waited for at the end of the turn
+            here = at
+            at = slots_of(found.index, gl.maximum(start + ROWS, 0), rows, WIDTH)
             if ((steps >> (AHEAD - 1)) & 1) == 1:
                 async_copy.wait_group(AHEAD - 1)
                 _store_step(ring, turns % AHEAD, stored, VARIANT)
@@ -103,8 +106,6 @@ def load_bytes(given, ring, slot, kv_head, VARIANT: gl.constexpr):
             if VARIANT.WINDOW:
                 # nor what all rows of the tile have left: it may be another request's
                 is_copied = is_copied & (start + held >= task.window[0])
-            here = at
-            at = slots_of(found.index, gl.maximum(start + ROWS, 0), rows, WIDTH)
             place = turns % AHEAD
             if task.kind == BUNDLE:
                 async_copy.async_copy_global_to_shared(
