@@ -38,8 +38,9 @@ class LaunchConfig:
             while the kernel before ends, such as the POR of the layer before (programmatic
             dependent launch, from compute capability 9.0).
         warp_roles: `hopper` in place of `portable`: query tiles of 64 and 128 rows, bundles of 64,
-            all with 64 KV tokens per step, and `stages` steps of KV in shared memory. With values
-            of more than 128 columns tiles of 64 rows only, and K and V of a step are two stages.
+            all with 64 KV tokens per step, or all with 128 where rows have no more than 64
+            columns, and `stages` steps of KV in shared memory. With values of more than 128
+            columns tiles of 64 rows only, and K and V of a step are two stages.
         ahead: with `warp_roles`, steps of an fp8 cache that are copied before they are widened into
             the `stages`: shared memory of its own, half as much a step.
         exact_weights: where a request has fewer than four rows, what rounding takes from the
@@ -66,8 +67,8 @@ class LaunchConfig:
             raise ValueError(
                 f"warp roles need tiles of 64, or of 64 and 128 rows, and bundles of 64: {self}"
             )
-        if self.warp_roles and steps != {64}:
-            raise ValueError(f"warp roles need steps of 64 KV tokens, got {steps}")
+        if self.warp_roles and steps not in ({64}, {128}):
+            raise ValueError(f"warp roles need steps of 64 or of 128 KV tokens, got {steps}")
 
     @property
     def row_tiles(self) -> tuple[int, ...]:
@@ -142,6 +143,10 @@ _SMALL_SHARED = LaunchConfig(
 )
 
 
+# 64 columns: twice the tokens are a step of as many bytes, and half as many waits for one another
+_NARROW_HOPPER = dataclasses.replace(
+    _HOPPER, tiles=(Tile(64, 128), Tile(128, 128)), bundle=Tile(64, 128)
+)
 # 192 columns of Q and K: a step is 40 KB, 64 queries are 24
 _LONG_KEYS_HOPPER = dataclasses.replace(_HOPPER, stages=4)
 # 256 columns of output: twice the warps hold them or, where warps have roles, one computing
@@ -193,6 +198,8 @@ def launch_config(
     if capability >= (9, 0) and warp_roles:
         if shape.value_dim > 128:
             return _WIDE_HOPPER
+        if max(shape.key_dim, shape.value_dim) <= 64:
+            return _NARROW_HOPPER
         return _LONG_KEYS_HOPPER if is_wide else _HOPPER
     if capability >= (9, 0):
         return _WIDE_PLAIN_HOPPER if is_wide else _PLAIN_HOPPER

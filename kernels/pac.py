@@ -161,8 +161,8 @@ def pac(
             "q [rows, Hq, Dk], out [rows, Hq, Dv], k_buffer [num_slots, Hkv, Dk] and v_buffer "
             "[num_slots, Hkv, Dv], of one dtype or K and V in fp8, the last dimension contiguous "
             f"(on Hopper rows that begin at multiples of {_COPIED_BYTES} bytes, Dk and Dv up to "
-            "64, 128 or 256 or 192 and 128, no tiles of 128 rows for Dv above 128, and of fp8 Dk "
-            "as Dv and steps ahead), lse [rows, Hq] fp32 contiguous, sinks [Hq] contiguous floats, "
+            "64, 128 or 256 or 192 and 128, no tiles of 128 rows for Dv above 128, no steps of "
+            "128 tokens for Dv above 64 or fp8, and of fp8 Dk as Dv and steps ahead), lse [rows, Hq] fp32 contiguous, sinks [Hq] contiguous floats, "
             "with a window or several query rows the rows' lengths, int32, and partial_out [parts, "
             f"{query_rows} query rows x Hq, Dv], as rows of q belong to a request",
             q=q,
@@ -246,12 +246,14 @@ def _do_not_fit(key_dim: int, value_dim: int, config: LaunchConfig) -> bool:
     """Whether `hopper` has no place for rows of these widths, or not with these tiles."""
     columns = columns_for(value_dim)
     has_place = columns_for(key_dim) == columns >= 64 or (key_dim, columns) == (192, 128)
-    return not has_place or (columns > 128 and 128 in config.row_tiles)
+    is_long = columns > 64 and config.block_kv > 64
+    return not has_place or is_long or (columns > 128 and 128 in config.row_tiles)
 
 
 def _no_bytes(key_dim: int, value_dim: int, config: LaunchConfig) -> bool:
-    """Whether the warps that load fp8 cannot: rows of other widths, or no steps ahead."""
-    return config.ahead < 1 or not key_dim == value_dim == columns_for(value_dim)
+    """Whether the warps that load fp8 cannot: rows of other widths, no steps ahead, or long ones."""
+    has_place = config.ahead > 0 and config.block_kv == 64
+    return not (has_place and key_dim == value_dim == columns_for(value_dim))
 
 
 def _begin_anywhere(

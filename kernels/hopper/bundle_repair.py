@@ -39,7 +39,7 @@ def repair(given, task, kv_head, lse, VARIANT: gl.constexpr):
     dtype: gl.constexpr = given.q_ptr.dtype.element_ty
     layout: gl.constexpr = product_layout(COLUMNS)
     rows: gl.constexpr = gl.SliceLayout(1, layout)
-    tile_row = held_by(gl.arange(0, ROWS, rows), COPIED)
+    tile_row = held_by(gl.arange(0, ROWS, rows), COPIED, ROWS)
     column = gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
     query, head, valid = tile_rows(task, tile_row, kv_head, VARIANT)
     reader = reader_of(tile_row, VARIANT)

@@ -24,6 +24,7 @@ from sglang_codec.kernels.hopper.rows import (
     held_by,
     loading_layout,
     pool_width,
+    step_tokens,
 )
 from sglang_codec.kernels.hopper.walk import BUNDLE, LARGE, task_of, walk_of
 from sglang_codec.kernels.hopper.warp_roles import role_barrier
@@ -33,6 +34,7 @@ from sglang_codec.kernels.hopper.warp_roles import role_barrier
 def load_bytes(given, ring, slot, kv_head, VARIANT: gl.constexpr):
     """The role of the loading warps."""
     COLUMNS: gl.constexpr = VARIANT.VALUE_COLUMNS
+    STEP: gl.constexpr = step_tokens(VARIANT.CLASSES)
     AHEAD: gl.constexpr = VARIANT.AHEAD
     BUFFERS: gl.constexpr = query_buffers(COLUMNS, COLUMNS, VARIANT.STAGES)
     WIDTH: gl.constexpr = pool_width(COLUMNS, VARIANT.EXPONENT)
@@ -41,9 +43,9 @@ def load_bytes(given, ring, slot, kv_head, VARIANT: gl.constexpr):
     of_bytes: gl.constexpr = loading_layout(WIDTH, [1, 16])
     rows: gl.constexpr = gl.SliceLayout(1, of_bytes)
     line: gl.constexpr = gl.BlockedLayout([1], [32], [LOADING_WARPS], [0])
-    tile_row = held_by(gl.arange(0, ROWS, query_rows), COLUMNS)
-    held = held_by(gl.arange(0, ROWS, rows), WIDTH)
-    entry = held_by(gl.arange(0, ROWS, line), WIDTH)
+    tile_row = held_by(gl.arange(0, ROWS, query_rows), COLUMNS, ROWS)
+    held = held_by(gl.arange(0, STEP, rows), WIDTH, STEP)
+    entry = held_by(gl.arange(0, STEP, line), WIDTH, STEP)
     query_dim = gl.arange(0, COLUMNS, gl.SliceLayout(0, of_queries))
     dim = gl.arange(0, COLUMNS, gl.SliceLayout(0, of_bytes))
     k_head_ptr = given.k_ptr + kv_head.to(gl.int64) * given.k_head_stride
@@ -80,11 +82,11 @@ def load_bytes(given, ring, slot, kv_head, VARIANT: gl.constexpr):
         at = found.slots
         # `idle` counts in the body too: of what is handed on from task to task for the bounds of a
         # loop alone, Triton 3.6 and 3.7 take nothing with them
-        for nth in range(idle + gl.maximum((task.kv_len + ROWS - 1) // ROWS, 1)):
-            start = (nth - idle) * ROWS
+        for nth in range(idle + gl.maximum((task.kv_len + STEP - 1) // STEP, 1)):
+            start = (nth - idle) * STEP
             # before all that takes time: what is handed on is waited for at the end of the turn
             here = at
-            at = slots_of(found.index, gl.maximum(start + ROWS, 0), rows, WIDTH)
+            at = slots_of(found.index, gl.maximum(start + STEP, 0), rows, WIDTH, STEP)
             if ((steps >> (AHEAD - 1)) & 1) == 1:
                 async_copy.wait_group(AHEAD - 1)
                 _store_step(ring, turns % AHEAD, stored, VARIANT)

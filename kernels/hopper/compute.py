@@ -12,7 +12,12 @@ from triton.experimental.gluon import language as gl
 from sglang_codec.kernels.hopper.bundle_repair import repair
 from sglang_codec.kernels.hopper.hand_over import hand_over, rows_of_values, take_over
 from sglang_codec.kernels.hopper.ring import query_buffers, release
-from sglang_codec.kernels.hopper.rows import ROWS, computing_warpgroups, product_layout
+from sglang_codec.kernels.hopper.rows import (
+    ROWS,
+    computing_warpgroups,
+    product_layout,
+    step_tokens,
+)
 from sglang_codec.kernels.hopper.steps import Share, places_of, read_steps
 from sglang_codec.kernels.hopper.walk import (
     BUNDLE,
@@ -32,6 +37,7 @@ from sglang_codec.kernels.results import scaled, sinks_of, store_partials, store
 def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.constexpr):
     """The role of one computing warpgroup."""
     STAGES: gl.constexpr = VARIANT.STAGES
+    STEP: gl.constexpr = step_tokens(VARIANT.CLASSES)
     BUFFERS: gl.constexpr = query_buffers(VARIANT.KEY_DIM, VARIANT.VALUE_COLUMNS, STAGES)
     WARPGROUPS: gl.constexpr = computing_warpgroups(VARIANT.VALUE_COLUMNS)
     places = places_of(VARIANT)
@@ -47,7 +53,7 @@ def compute(given, ring, slot, kv_head, WARPGROUP: gl.constexpr, VARIANT: gl.con
         task1 = task_of(walk, turn + 1, VARIANT)
         is_both = task.kind == LARGE
         is_bundle = task.kind == BUNDLE
-        steps = (task.kv_len + ROWS - 1) // ROWS
+        steps = (task.kv_len + STEP - 1) // STEP
         base = 0
         own = (step + WARPGROUP) & (WARPGROUPS - 1)
         stride = WARPGROUPS

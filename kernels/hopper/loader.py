@@ -28,6 +28,7 @@ from sglang_codec.kernels.hopper.rows import (
     loading_layout,
     pool_width,
     rest_columns,
+    step_tokens,
     to_rows,
 )
 from sglang_codec.kernels.hopper.walk import BUNDLE, KEPT, LARGE, batch_rows, task_of, walk_of
@@ -49,13 +50,15 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
     COLUMNS: gl.constexpr = VARIANT.VALUE_COLUMNS
     COPIED: gl.constexpr = copied_columns(VARIANT.KEY_DIM, COLUMNS)
     REST: gl.constexpr = rest_columns(VARIANT.KEY_DIM, COLUMNS)
+    STEP: gl.constexpr = step_tokens(VARIANT.CLASSES)
     STAGES: gl.constexpr = VARIANT.STAGES
     ALONE: gl.constexpr = computing_warpgroups(COLUMNS) == 1
     layout: gl.constexpr = loading_layout(COPIED, [1, 8])
     rows: gl.constexpr = gl.SliceLayout(1, layout)
-    held = held_by(gl.arange(0, ROWS, rows), COPIED)
-    entry_row = gl.arange(0, ROWS, gl.BlockedLayout([1], [32], [LOADING_WARPS], [0]))
-    entry = held_by(entry_row, COPIED)
+    query = held_by(gl.arange(0, ROWS, rows), COPIED, ROWS)
+    held = held_by(gl.arange(0, STEP, rows), COPIED, STEP)
+    entry_row = gl.arange(0, STEP, gl.BlockedLayout([1], [32], [LOADING_WARPS], [0]))
+    entry = held_by(entry_row, COPIED, STEP)
     dim = gl.arange(0, COLUMNS, gl.SliceLayout(0, layout))
     k_head_ptr = given.k_ptr + kv_head.to(gl.int64) * given.k_head_stride
     v_head_ptr = given.v_ptr + kv_head.to(gl.int64) * given.v_head_stride
@@ -70,14 +73,14 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
         found1 = find(given, task1, rows, rows, VARIANT)
         task2 = task_of(walk, turn + 2, VARIANT)
 
-        load_queries(given, ring, task, found.low, held, kv_head, used, dim, VARIANT)
+        load_queries(given, ring, task, found.low, query, kv_head, used, dim, VARIANT)
         used += 1
         if task.kind == LARGE:
-            load_queries(given, ring, task, found.high, ROWS + held, kv_head, used, dim, VARIANT)
+            load_queries(given, ring, task, found.high, ROWS + query, kv_head, used, dim, VARIANT)
             used += 1
 
         at = found.slots
-        for start in range(0, task.kv_len, ROWS):
+        for start in range(0, task.kv_len, STEP):
             k_place, of_k, k_uses = place_of(step, 0, VARIANT)
             v_place, of_v, v_uses = place_of(step, 1, VARIANT)
             within = (start + held < task.kv_len)[:, None]
@@ -85,7 +88,7 @@ def load(given, ring, slot, kv_head, VARIANT: gl.constexpr):
                 # nor what all rows of the tile have left: it may be another request's
                 within = within & (start + held >= task.window[0])[:, None]
             here = at
-            at = slots_of(found.index, start + ROWS, rows, COPIED)
+            at = slots_of(found.index, start + STEP, rows, COPIED, STEP)
             mbarrier.wait(ring.empty.index(of_k), k_uses ^ 1)
             if task.kind == BUNDLE:
                 async_copy.async_copy_global_to_shared(
@@ -131,17 +134,17 @@ def find(given, task, query_rows: gl.constexpr, rows: gl.constexpr, VARIANT: gl.
     index = given.kv_index_ptr + task.kv_start
     if task.kind == BUNDLE:
         index = given.bundle_index_ptr + task.kv_start
-    slots = slots_of(index, 0, rows, WIDTH)
+    slots = slots_of(index, 0, rows, WIDTH, step_tokens(VARIANT.CLASSES))
     low = _loaded_rows(given, task, 0, query_rows, VARIANT)
     high = _loaded_rows(given, task, ROWS, query_rows, VARIANT)
     return Found(index, slots, low, high)
 
 
 @gluon.jit
-def slots_of(index, start, rows: gl.constexpr, WIDTH: gl.constexpr):
+def slots_of(index, start, rows: gl.constexpr, WIDTH: gl.constexpr, STEP: gl.constexpr):
     """KV slots of the step of a task that begins at token `start`; any behind the task's end."""
-    together: gl.constexpr = loading_layout(WIDTH, [copied_by(WIDTH)[1], 1])
-    token = gl.arange(0, ROWS, gl.SliceLayout(1, together))
+    together: gl.constexpr = loading_layout(WIDTH, [copied_by(WIDTH, STEP)[1], 1])
+    token = gl.arange(0, STEP, gl.SliceLayout(1, together))
     return to_rows(gl.load(index + start + token, eviction_policy=KEPT), WIDTH, rows)
 
 
@@ -149,7 +152,7 @@ def slots_of(index, start, rows: gl.constexpr, WIDTH: gl.constexpr):
 def _loaded_rows(given, task, base: gl.constexpr, rows: gl.constexpr, VARIANT: gl.constexpr):
     """`batch_rows` of the 64 rows from `base` on, for copies: no thread loads a query twice."""
     COPIED: gl.constexpr = copied_columns(VARIANT.KEY_DIM, VARIANT.VALUE_COLUMNS)
-    OF_THREAD: gl.constexpr = copied_by(COPIED)[1]
+    OF_THREAD: gl.constexpr = copied_by(COPIED, ROWS)[1]
     SAME: gl.constexpr = common_factor(VARIANT.GROUP, OF_THREAD)
     pairs: gl.constexpr = loading_layout(COPIED, [OF_THREAD // SAME, SAME])
     nth = gl.arange(0, ROWS // SAME, gl.SliceLayout(1, pairs))

@@ -13,6 +13,7 @@ from sglang_codec.kernels.hopper.rows import (
     ROWS,
     computing_warpgroups,
     rest_columns,
+    step_tokens,
 )
 
 
@@ -41,11 +42,11 @@ class Ring(NamedTuple):
     """
 
     q: Any  # [query_buffers, 64, D] with the columns D of V
-    kv: Any  # [kv_places, 64, D]
+    kv: Any  # [kv_places, tokens of a step, D]
     as_v: Any  # what it is where a place holds V: with an fp8 pool fp16
-    rest: Any  # of Q and K, [query_buffers or STAGES, 64, rest_columns]: what is behind D, if any
-    readers: Any  # [STAGES, 64] int32: of a bundle, who sees each token of a step
-    staged: Any  # K and V that are fp8, in turn, [2 AHEAD, 64, D] uint8, and their `readers`
+    rest: Any  # of Q and of K, as many, of rest_columns: what is behind D, if any
+    readers: Any  # [STAGES, tokens] int32: of a bundle, who sees each token of a step
+    staged: Any  # K and V that are fp8, in turn, [2 AHEAD, tokens, D] uint8, and their `readers`
     q_full: Any
     q_empty: Any
     k_full: Any
@@ -61,30 +62,33 @@ def make_ring(dtype: gl.constexpr, VARIANT: gl.constexpr):
     REST: gl.constexpr = rest_columns(VARIANT.KEY_DIM, COLUMNS)
     STAGES: gl.constexpr = VARIANT.STAGES
     BUFFERS: gl.constexpr = query_buffers(VARIANT.KEY_DIM, COLUMNS, STAGES)
-    layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, COLUMNS], dtype)
+    STEP: gl.constexpr = step_tokens(VARIANT.CLASSES)
+    of_queries: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, COLUMNS], dtype)
+    layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([STEP, COLUMNS], dtype)
     barrier_layout: gl.constexpr = mbarrier.MBarrierLayout()
     PAIRS: gl.constexpr = computing_warpgroups(COLUMNS) == 2
     PLACES: gl.constexpr = kv_places(COLUMNS, STAGES)
-    kv = gl.allocate_shared_memory(dtype, [PLACES, ROWS, COLUMNS], layout)
-    q = gl.allocate_shared_memory(dtype, [BUFFERS, ROWS, COLUMNS], layout)
+    kv = gl.allocate_shared_memory(dtype, [PLACES, STEP, COLUMNS], layout)
+    q = gl.allocate_shared_memory(dtype, [BUFFERS, ROWS, COLUMNS], of_queries)
     rest = ()
     if REST:
         of_rest: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, REST], dtype)
+        k_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([STEP, REST], dtype)
         q_rest = gl.allocate_shared_memory(dtype, [BUFFERS, ROWS, REST], of_rest)
-        k_rest = gl.allocate_shared_memory(dtype, [STAGES, ROWS, REST], of_rest)
+        k_rest = gl.allocate_shared_memory(dtype, [STAGES, STEP, REST], k_layout)
         rest = (q_rest, k_rest)
     line: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    readers = gl.allocate_shared_memory(gl.int32, [STAGES, ROWS], line)
+    readers = gl.allocate_shared_memory(gl.int32, [STAGES, STEP], line)
     as_v = kv
     staged = ()
     if VARIANT.EXPONENT:
-        of_v: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, COLUMNS], gl.float16)
-        as_v = kv._reinterpret(gl.float16, [PLACES, ROWS, COLUMNS], of_v)
+        of_v: gl.constexpr = gl.NVMMASharedLayout.get_default_for([STEP, COLUMNS], gl.float16)
+        as_v = kv._reinterpret(gl.float16, [PLACES, STEP, COLUMNS], of_v)
         in_order: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-        size: gl.constexpr = [2 * VARIANT.AHEAD, ROWS, COLUMNS]
+        size: gl.constexpr = [2 * VARIANT.AHEAD, STEP, COLUMNS]
         staged = (
             gl.allocate_shared_memory(gl.uint8, size, in_order),
-            gl.allocate_shared_memory(gl.int32, [VARIANT.AHEAD, ROWS], line),
+            gl.allocate_shared_memory(gl.int32, [VARIANT.AHEAD, STEP], line),
         )
     FILLING: gl.constexpr = 1 if VARIANT.EXPONENT else 32 * LOADING_WARPS
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier_layout)

@@ -10,8 +10,14 @@ from triton import language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-ROWS = gl.constexpr(64)  # query rows of a computing warpgroup, and tokens of a step
+ROWS = gl.constexpr(64)  # query rows of a computing warpgroup
 LOADING_WARPS = gl.constexpr(4)
+
+
+@gluon.constexpr_function
+def step_tokens(classes):
+    """KV tokens of a step, of all classes of tasks alike."""
+    return classes[0][2]
 
 
 @gluon.constexpr_function
@@ -40,16 +46,16 @@ def pool_width(copied, exponent):
 
 
 @gluon.constexpr_function
-def copied_by(copied):
-    """Rows of a copy that one instruction of the loading warps writes, and those of each thread."""
-    rows = 32 * LOADING_WARPS.value // (copied // 8)  # 16 bytes a thread
-    return rows, ROWS.value // rows
+def copied_by(copied, rows):
+    """Of a copy's rows, those that one instruction of the loading warps writes, and a thread's."""
+    at_once = 32 * LOADING_WARPS.value // (copied // 8)  # 16 bytes a thread
+    return at_once, rows // at_once
 
 
 @gluon.constexpr_function
 def loading_layout(copied, of_thread):
     """Of two-dimensional tensors whose rows the loading warps share as they do a copy's."""
-    rows = copied_by(copied)[0]
+    rows = copied_by(copied, ROWS.value)[0]
     warps = LOADING_WARPS.value
     return gl.BlockedLayout(of_thread, [rows // warps, 32 * warps // rows], [warps, 1], [1, 0])
 
@@ -67,25 +73,26 @@ def common_factor(group, rows):
 
 
 @gluon.jit
-def held_by(row, COPIED: gl.constexpr):
-    """Which of 64 query rows, or of 64 tokens of a step, a row of shared memory holds."""
-    AT_ONCE: gl.constexpr = copied_by(COPIED)[0]
-    OF_THREAD: gl.constexpr = copied_by(COPIED)[1]
+def held_by(row, COPIED: gl.constexpr, OF: gl.constexpr):
+    """Which of `OF` query rows, or tokens of a step, a row of shared memory holds."""
+    AT_ONCE: gl.constexpr = copied_by(COPIED, OF)[0]
+    OF_THREAD: gl.constexpr = copied_by(COPIED, OF)[1]
     return row % AT_ONCE * OF_THREAD + row // AT_ONCE
 
 
 @gluon.jit
 def to_rows(held, COPIED: gl.constexpr, layout: gl.constexpr):
-    """What belongs to 64 queries or tokens, neighbours in a thread, as rows of shared memory."""
-    AT_ONCE: gl.constexpr = copied_by(COPIED)[0]
-    OF_THREAD: gl.constexpr = copied_by(COPIED)[1]
-    held = held.reshape([AT_ONCE, OF_THREAD]).permute([1, 0]).reshape([ROWS])
+    """What belongs to queries or tokens, neighbours in a thread, as rows of shared memory."""
+    OF: gl.constexpr = held.shape[0]
+    AT_ONCE: gl.constexpr = copied_by(COPIED, OF)[0]
+    OF_THREAD: gl.constexpr = copied_by(COPIED, OF)[1]
+    held = held.reshape([AT_ONCE, OF_THREAD]).permute([1, 0]).reshape([OF])
     return gl.convert_layout(held, layout, assert_trivial=True)
 
 
 @gluon.jit
 def copied_from(heads_ptr, row, row_stride, dim):
-    """Addresses ``[64, D]`` of rows that lie `row_stride` elements apart.
+    """Addresses ``[rows, D]`` of rows that lie `row_stride` elements apart.
 
     One multiplication each, because it adds bytes: 32 bits times 32 bits to a 64-bit address.
     """

@@ -23,6 +23,7 @@ from sglang_codec.kernels.hopper.rows import (
     pool_width,
     product_layout,
     rest_columns,
+    step_tokens,
 )
 from sglang_codec.kernels.hopper.walk import batch_rows
 from sglang_codec.kernels.query_rows import reader_of, seen_end
@@ -30,9 +31,9 @@ from sglang_codec.kernels.softmax import capped, softmax_step
 
 
 @gluon.constexpr_function
-def tokens_at_once(exact_weights):
-    """Of a step: the second product of exact weights needs registers, and takes half of it."""
-    return ROWS.value // 2 if exact_weights else ROWS.value
+def tokens_at_once(classes, exact_weights):
+    """Of a step: the second product of exact weights needs registers, and takes a part of it."""
+    return 32 if exact_weights else step_tokens(classes)
 
 
 class Places(NamedTuple):
@@ -60,12 +61,12 @@ def places_of(VARIANT: gl.constexpr):
     """The places, the same for every task."""
     COLUMNS: gl.constexpr = VARIANT.VALUE_COLUMNS
     COPIED: gl.constexpr = copied_columns(VARIANT.KEY_DIM, COLUMNS)
-    TOKENS: gl.constexpr = tokens_at_once(VARIANT.EXACT_WEIGHTS)
+    TOKENS: gl.constexpr = tokens_at_once(VARIANT.CLASSES, VARIANT.EXACT_WEIGHTS)
     of_scores: gl.constexpr = product_layout(TOKENS)
     of_values: gl.constexpr = product_layout(COLUMNS)
-    scores_row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_scores)), COPIED)
+    scores_row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_scores)), COPIED, ROWS)
     column = gl.arange(0, TOKENS, gl.SliceLayout(0, of_scores))
-    row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_values)), COPIED)
+    row = held_by(gl.arange(0, ROWS, gl.SliceLayout(1, of_values)), COPIED, ROWS)
     dim = gl.arange(0, COLUMNS, gl.SliceLayout(0, of_values))
     no_scores = gl.zeros([ROWS, TOKENS], gl.float32, of_scores)
     return Places(scores_row, column, row, dim, no_scores)
@@ -89,7 +90,8 @@ def read_steps(
     COPIED: gl.constexpr = copied_columns(VARIANT.KEY_DIM, COLUMNS)
     HAS_REST: gl.constexpr = rest_columns(VARIANT.KEY_DIM, COLUMNS) > 0
     STAGES: gl.constexpr = VARIANT.STAGES
-    TOKENS: gl.constexpr = tokens_at_once(VARIANT.EXACT_WEIGHTS)
+    STEP: gl.constexpr = step_tokens(VARIANT.CLASSES)
+    TOKENS: gl.constexpr = tokens_at_once(VARIANT.CLASSES, VARIANT.EXACT_WEIGHTS)
     ALONE: gl.constexpr = computing_warpgroups(COLUMNS) == 1
     of_values: gl.constexpr = product_layout(COLUMNS)
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, of_values, 2)
@@ -129,7 +131,7 @@ def read_steps(
         v_place, of_v, v_uses = place_of(my_step, 1, VARIANT)
         mbarrier.wait(ring.k_full.index(of_k), k_uses)
         fence_async_shared()
-        for half in gl.static_range(ROWS // TOKENS):
+        for half in gl.static_range(STEP // TOKENS):
             k = ring.kv.index(k_place).slice(half * TOKENS, TOKENS)
             pending = warpgroup_mma(
                 q, k.permute((1, 0)), places.no_scores, use_acc=False, is_async=True
@@ -145,7 +147,7 @@ def read_steps(
                 if nth > share.own:
                     release(ring.empty.index(last), is_both)
                 last = of_v
-            if ALONE and half == ROWS // TOKENS - 1:
+            if ALONE and half == STEP // TOKENS - 1:
                 release(ring.empty.index(of_k), False)
             if is_bundle:
                 readers = ring.readers.index(my_step % STAGES).slice(half * TOKENS, TOKENS)
@@ -154,15 +156,15 @@ def read_steps(
                     reader[:, None] < (readers >> 16)[None, :]
                 )
                 scores = gl.where(seen, scores, -float("inf"))
-            elif nth * ROWS + ROWS > border:
-                token = nth * ROWS + held_by(half * TOKENS + places.column, WIDTH)
+            elif nth * STEP + STEP > border:
+                token = nth * STEP + held_by(half * TOKENS + places.column, WIDTH, STEP)
                 within = (token < task.kv_len)[None, :]
                 if VARIANT.QUERY_ROWS > 1:
                     within = token[None, :] < seen_to[:, None]
                 scores = gl.where(within, scores, -float("inf"))
             if VARIANT.WINDOW:  # noqa: SIM102  known to the compiler, unlike the other
-                if nth * ROWS < masked:
-                    token = nth * ROWS + held_by(half * TOKENS + places.column, WIDTH)
+                if nth * STEP < masked:
+                    token = nth * STEP + held_by(half * TOKENS + places.column, WIDTH, STEP)
                     seen = token[None, :] >= edge[:, None]
                     scores = gl.where(seen, scores, -float("inf"))
             highest = gl.max(gl.max(by_thread(scores), 1), 2)
@@ -188,6 +190,9 @@ def read_steps(
                 accumulator = warpgroup_mma(
                     gl.convert_layout(rest, weights_layout), v, accumulator, is_async=True
                 )
+            if TOKENS > ROWS:
+                # their weights would take the registers of the next scores
+                accumulator = warpgroup_mma_init(warpgroup_mma_wait(0, deps=(accumulator,)))
     values = warpgroup_mma_wait(0, deps=(accumulator,))
     if is_both | (steps < 2) | ALONE:
         mbarrier.arrive(ring.q_empty.index(share.buffer), count=2)

@@ -32,7 +32,7 @@ PIECE_FIELDS = (
 MOST_PIECES = 128  # of one bundle
 # where a run begins in the KV index, or a bundle in its own: 16 bytes, which are loaded at once
 ALIGNED_ENTRIES = 4
-READ_AHEAD = 128  # entries behind the last of an index that PAC may read, but does not use
+READ_AHEAD = 256  # entries behind the last of an index that PAC may read, but does not use
 
 
 SPAN_INTS = 4  # batch row, first token, tokens, first entry

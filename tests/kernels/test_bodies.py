@@ -35,7 +35,8 @@ BATCHES: dict[str, Counts] = {
     "many parts": [[("long", 9000), (f"tail {row}", 1)] for row in range(2)],
 }
 SHAPES = {  # group, key dim, value dim
-    "exact weights": (2, 64, 64),
+    "64 columns": (8, 64, 64),
+    "64 columns, exact weights": (2, 64, 64),
     "group of 4": (4, 128, 128),
     "256 columns": (8, 256, 256),
     "256 columns, exact weights": (1, 256, 256),
@@ -47,6 +48,7 @@ SHAPES = {  # group, key dim, value dim
 VERIFIED = {  # query rows, group, key dim, value dim, dtype of the cache
     "4 rows": (4, 8, 128, 128, None),
     "3 rows of an odd group": (3, 5, 128, 128, None),
+    "4 rows of 64 columns": (4, 8, 64, 64, None),
     "2 rows, exact weights": (2, 1, 64, 64, None),
     "64 rows": (8, 8, 128, 128, None),
     "64 rows of 256 columns": (4, 16, 256, 256, None),

@@ -20,8 +20,9 @@ ROLES = launch_config((9, 0), SHAPE)
         ({"tiles": (Tile(16, 64), Tile(64, 64))}, "64 and 128 rows"),
         ({"tiles": (Tile(128, 64),)}, "64 and 128 rows"),
         ({"bundle": Tile(32, 64)}, "bundles of 64"),
-        ({"tiles": (Tile(64, 64), Tile(128, 32))}, "steps of 64 KV tokens"),
-        ({"bundle": Tile(64, 32)}, "steps of 64 KV tokens"),
+        ({"tiles": (Tile(64, 64), Tile(128, 32))}, "steps of 64 or of 128 KV tokens"),
+        ({"tiles": (Tile(64, 64), Tile(128, 128))}, "steps of 64 or of 128 KV tokens"),
+        ({"bundle": Tile(64, 32)}, "steps of 64 or of 128 KV tokens"),
     ],
 )
 def test_warp_roles_refuse_what_their_kernel_does_not_have(
