@@ -162,8 +162,9 @@ def pac(
             "[num_slots, Hkv, Dv], of one dtype or K and V in fp8, the last dimension contiguous "
             f"(on Hopper rows that begin at multiples of {_COPIED_BYTES} bytes, Dk and Dv up to "
             "64, 128 or 256 or 192 and 128, no tiles of 128 rows for Dv above 128, no steps of "
-            "128 tokens for Dv above 64 or fp8, and of fp8 Dk as Dv and steps ahead), lse [rows, Hq] fp32 contiguous, sinks [Hq] contiguous floats, "
-            "with a window or several query rows the rows' lengths, int32, and partial_out [parts, "
+            "128 tokens for Dv above 64 or fp8, and of fp8 Dk as Dv and steps ahead), lse [rows, "
+            "Hq] fp32 contiguous, sinks [Hq] contiguous floats, with a window or several query "
+            "rows the rows' lengths, int32, and partial_out [parts, "
             f"{query_rows} query rows x Hq, Dv], as rows of q belong to a request",
             q=q,
             k_buffer=k_buffer,
@@ -251,7 +252,7 @@ def _do_not_fit(key_dim: int, value_dim: int, config: LaunchConfig) -> bool:
 
 
 def _no_bytes(key_dim: int, value_dim: int, config: LaunchConfig) -> bool:
-    """Whether the warps that load fp8 cannot: rows of other widths, no steps ahead, or long ones."""
+    """Whether the warps that load fp8 cannot: other widths, no steps ahead, long ones."""
     has_place = config.ahead > 0 and config.block_kv == 64
     return not (has_place and key_dim == value_dim == columns_for(value_dim))
 

@@ -13,6 +13,7 @@ from sglang_codec.attention_shape import AttentionShape
 from sglang_codec.batch_planner import BatchPlanner, MovedRows, NewPlan
 from sglang_codec.config import CodecConfig
 from sglang_codec.dump import PlanDump, path_of_rank
+from sglang_codec.graph_sizes import OutgrownGraphs, largest_decode_graph
 from sglang_codec.layer_groups import LayerGroup, LayerGroups, check_arguments
 from sglang_codec.patches.fallbacks import FALLBACKS
 from sglang_codec.profiled import profiled
@@ -55,6 +56,7 @@ class CodecDecodeBackend(AttentionBackend):
         self.config = config
         self.query_rows = query_rows(model_runner)
         self.max_context_len = getattr(model_runner.model_config, "context_len", None)
+        self._graphs = OutgrownGraphs(largest_decode_graph(model_runner))
         self._verify_mask: Any = None
         self._ordinary, self._exact_weights = ordinary, exact_weights
         self.groups: tuple[ServedGroup, ...] = ()
@@ -87,6 +89,7 @@ class CodecDecodeBackend(AttentionBackend):
             self.ordinary.init_forward_metadata(forward_batch)
         # SGLang asks nothing of attention in an idle step that is not replayed
         if not _is_idle(forward_batch):
+            self._graphs.look(forward_batch.batch_size)
             self._prepare(forward_batch, in_capture=False)
             self._record(forward_batch)
 

@@ -1,10 +1,39 @@
-"""Up to which batch size a server decodes by replaying a CUDA graph, for the start-up line."""
+"""Up to which batch size a server decodes by replaying a CUDA graph, and what larger ones cost."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from sglang_codec.settings import setting
+
+logger = logging.getLogger(__name__)
+
+
+class OutgrownGraphs:
+    """Says once that more requests decode than the largest graph holds, and what changes it.
+
+    Args:
+        largest: requests of the largest decode graph; 0 for none, which is said at start-up.
+    """
+
+    def __init__(self, largest: int) -> None:
+        self.largest, self._is_said = largest, False
+
+    def look(self, requests: int) -> None:
+        """At a step that no graph is replayed for."""
+        if self._is_said or not 0 < self.largest < requests:
+            return
+        self._is_said = True
+        logger.warning(
+            "codec: %d requests decode at once, and the largest CUDA graph holds %d. Larger steps "
+            "wait for the host, which makes them several times as long, whatever attention takes. "
+            "Pass --cuda-graph-max-bs-decode %d, or --max-running-requests %d to run no more.",
+            requests,
+            self.largest,
+            1 << (requests - 1).bit_length(),
+            self.largest,
+        )
 
 
 def largest_decode_graph(model_runner: Any) -> int:

@@ -15,6 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from sglang_codec.kernels.hopper.ring import place_of, release
+from sglang_codec.kernels.hopper.row_totals import highest_of, no_sum, sum_at_last, summed
 from sglang_codec.kernels.hopper.rows import (
     ROWS,
     computing_warpgroups,
@@ -73,12 +74,6 @@ def places_of(VARIANT: gl.constexpr):
 
 
 @gluon.jit
-def by_thread(scores):
-    """``[64, tokens]`` as ``[64, tokens / 8, 4, 2]``: four threads hold a row, pair by pair."""
-    return scores.reshape([ROWS, scores.shape[1] // 8, 4, 2])
-
-
-@gluon.jit
 def read_steps(
     given, ring, task, share, places, step, steps, is_both, is_bundle, VARIANT: gl.constexpr
 ):
@@ -120,7 +115,7 @@ def read_steps(
         tile_row = share.base + places.scores_row
         seen_to = seen_end(tokens, tile_row, task.kv_len, VARIANT)
     running_max = gl.full([ROWS], -float("inf"), gl.float32, rows)
-    running_sum = gl.sum(gl.sum(by_thread(places.no_scores), 1), 2)
+    running_sum = no_sum(places.no_scores)
     accumulator = warpgroup_mma_init(gl.zeros([ROWS, COLUMNS], gl.float32, of_values))
     mbarrier.wait(ring.q_full.index(share.buffer), share.phase)
     q = ring.q.index(share.buffer)
@@ -167,15 +162,10 @@ def read_steps(
                     token = nth * STEP + held_by(half * TOKENS + places.column, WIDTH, STEP)
                     seen = token[None, :] >= edge[:, None]
                     scores = gl.where(seen, scores, -float("inf"))
-            highest = gl.max(gl.max(by_thread(scores), 1), 2)
-            highest = gl.convert_layout(gl.max(highest, 1), rows, assert_trivial=True)
             weights, rescale, running_max = softmax_step(
-                scores, highest, running_max, given.qk_scale, True
+                scores, highest_of(scores), running_max, given.qk_scale, True
             )
-            # each thread's own until the last step
-            own_sum = gl.sum(gl.sum(by_thread(weights), 1), 2)
-            again = gl.convert_layout(rescale, gl.SliceLayout(1, own_sum.type.layout))
-            running_sum = running_sum * again[:, None] + own_sum
+            running_sum = summed(running_sum, rescale, weights)
             values = values * gl.convert_layout(rescale, values_rows)[:, None]
             rounded = weights.to(dtype)
             if half == 0:
@@ -199,7 +189,7 @@ def read_steps(
     else:
         mbarrier.arrive(ring.q_empty.index(share.buffer), count=1)
 
-    running_sum = gl.convert_layout(gl.sum(running_sum, 1), rows, assert_trivial=True)
+    running_sum = sum_at_last(running_sum, places.no_scores)
     # an open chunk may still be empty: weight zero, LSE -inf
     is_empty = running_sum == 0.0
     inverse = 1.0 / gl.where(is_empty, 1.0, running_sum)

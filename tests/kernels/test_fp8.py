@@ -283,3 +283,17 @@ def test_warp_roles_need_steps_ahead(device: torch.device) -> None:
     planned = dataclasses.replace(plan_batch(paths, problem), config=of_bf16)
     with pytest.raises(ValueError, match="fp8 Dk as Dv and steps ahead"):
         planned.attend(problem)
+
+
+@pytest.mark.parametrize(("dim", "kv_dtype"), [(64, [*EXPONENTS][0]), (128, None)])
+def test_warp_roles_have_long_steps_for_64_columns_of_two_bytes_only(
+    dim: int, kv_dtype: torch.dtype | None, device: torch.device
+) -> None:
+    paths, problem = layer_problem(
+        BATCHES["rows of one part"], device, torch.bfloat16, kv_dtype=kv_dtype, head_dim=dim
+    )
+    narrow = launch_config((9, 0), AttentionShape.plain(8, 2, 64))
+    long_steps = dataclasses.replace(narrow, ahead=4)
+    planned = dataclasses.replace(plan_batch(paths, problem), config=long_steps)
+    with pytest.raises(ValueError, match="no steps of 128 tokens for Dv above 64 or fp8"):
+        planned.attend(problem)

@@ -50,6 +50,13 @@ def test_narrow_heads_are_launched_as_those_that_hold_them(capability: tuple[int
         )
 
 
+def test_rows_of_64_columns_take_steps_of_as_many_bytes() -> None:
+    narrow = launch_config((9, 0), AttentionShape.plain(64, 8, 64))
+    assert narrow.warp_roles
+    assert narrow.block_kv * 64 == ROLES.block_kv * 128
+    assert (narrow.row_tiles, narrow.bundle_rows) == (ROLES.row_tiles, ROLES.bundle_rows)
+
+
 def test_long_keys_have_large_tiles_with_fewer_steps_at_hand() -> None:
     shape = AttentionShape(64, 4, 192, 128, "bfloat16", "bfloat16")
     config = launch_config((9, 0), shape)

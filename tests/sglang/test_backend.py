@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,15 @@ def test_an_eager_batch() -> None:
         bench.eager(batch)
     assert bench.backend.planner.totals.plans == 1
     assert bench.backend.planner.totals.kv_tokens_saved == 3 * 2 * SHARED
+
+
+def test_steps_that_outgrow_the_graphs_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    graphs = SimpleNamespace(decode=SimpleNamespace(backend="full", bs=[1, len(ROWS) - 1]))
+    bench = Bench(cuda_graph_config=graphs)
+    for batch, _ in zip(steps(bench), range(3), strict=False):
+        bench.eager(batch)
+    [said] = [message for message in caplog.messages if "CUDA graph" in message]
+    assert "3 requests decode at once, and the largest CUDA graph holds 2" in said
 
 
 @pytest.mark.parametrize("exact_weights", [True, False])

@@ -1,4 +1,4 @@
-"""What the start-up line says of decode steps without a CUDA graph."""
+"""What is said of decode steps without a CUDA graph, at start-up and when there are some."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sglang_codec.graph_sizes import decode_graphs, largest_decode_graph
+from sglang_codec.graph_sizes import OutgrownGraphs, decode_graphs, largest_decode_graph
 
 
 def runner(sizes: list[int], *, most: int, backend: str = "full") -> Any:
@@ -46,6 +46,23 @@ def test_without_graphs_all_steps_are_eager() -> None:
         assert "--disable-cuda-graph" in decode_graphs(without)
 
 
+def test_batches_that_outgrow_the_graphs_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    graphs = OutgrownGraphs(256)
+    for requests in (1, 256):  # a step at start-up, and one whose graph has another reason
+        graphs.look(requests)
+    assert not caplog.messages
+    for requests in (300, 400):
+        graphs.look(requests)
+    [said] = caplog.messages
+    assert "300 requests decode at once, and the largest CUDA graph holds 256" in said
+    assert "--cuda-graph-max-bs-decode 512, or --max-running-requests 256" in said
+
+
+def test_without_graphs_nothing_is_said_again(caplog: pytest.LogCaptureFixture) -> None:
+    OutgrownGraphs(0).look(300)
+    assert not caplog.messages
+
+
 def test_the_flag_is_sglangs() -> None:
     import argparse
 
@@ -54,4 +71,8 @@ def test_the_flag_is_sglangs() -> None:
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
     flags = {flag for action in parser._actions for flag in action.option_strings}
-    assert {"--cuda-graph-max-bs-decode", "--disable-cuda-graph"} <= flags
+    assert {
+        "--cuda-graph-max-bs-decode",
+        "--disable-cuda-graph",
+        "--max-running-requests",
+    } <= flags
